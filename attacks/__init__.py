@@ -1,0 +1,1 @@
+"""Attacks: one module per attack written here, one adapter per library."""

@@ -1,0 +1,206 @@
+"""Cards: what is declared about a plugin, and the decorators that attach them.
+
+A decorator only attaches its card to the function; `bench.registry` finds the functions that carry one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+from bench.errors import UserError, unknown
+from bench.norms import NORMS
+
+Access = Literal["gradient", "score", "decision", "latent", "transfer"]
+"""What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; `latent` is scores and
+class-conditional reconstructions; `transfer` is decisions and the gradient of a substitute."""
+Kind = Literal["minimal", "bounded"]
+"""An attack that minimises the distance, or one that fills an epsilon ball."""
+GRANTS: dict[str, frozenset[str]] = {
+    "decision": frozenset({"decision"}),
+    "score": frozenset({"decision", "score"}),
+    "gradient": frozenset({"decision", "score", "gradient"}),
+    "latent": frozenset({"decision", "score", "latent"}),
+    "transfer": frozenset({"decision", "transfer"}),
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?")
+_ATTRIBUTE = "__assay_card__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseCard:
+    """What is declared about a defense.
+
+    Attributes:
+        name: lower_snake_case; a variant follows a colon.
+        datasets: names of the datasets it classifies.
+        citation: where it was published.
+        randomized: its ``logits`` take ``(x, rng)`` and differ between calls.
+        access: the strongest query it answers: ``gradient``, ``score`` or ``decision``. Reconstructions (``latent``)
+            are found by protocol.
+        binarization_threshold: intensity at which it binarises its input (pixel >= threshold becomes 1), or None.
+        batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
+        version: raised whenever a change can alter results.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    citation: str = ""
+    randomized: bool = False
+    access: Literal["gradient", "score", "decision"] = "gradient"
+    binarization_threshold: float | None = None
+    batch_size: int = 64
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        _check_name("defense", self.name)
+        _check_choice(self.name, "access", [self.access], ("gradient", "score", "decision"))
+        if self.batch_size < 1:
+            raise UserError(f"defense {self.name!r}: batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackCard:
+    """What is declared about an attack.
+
+    Attributes:
+        name: lower_snake_case.
+        norms: threat models it attacks: ``L0``, ``L2``, ``Linf``.
+        access: what it asks the oracle for.
+        kinds: ``minimal``, ``bounded`` or both.
+        stochastic: it draws random numbers.
+        budget: forward plus backward passes per sample at most; the oracle stops a sample there.
+        library: it runs a library's code through `Oracle.as_module`, which knows no sample ids: a sample's counts are
+            its chunk's mean, and the budget stops the chunk.
+        citation: where it was published.
+        version: raised whenever a change can alter results.
+    """
+
+    name: str
+    norms: tuple[str, ...]
+    access: Access
+    kinds: tuple[Kind, ...] = ("minimal",)
+    stochastic: bool = False
+    budget: int
+    library: bool = False
+    citation: str = ""
+    version: int = 1
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name("attack", self.name)
+        _check_choice(self.name, "norms", self.norms, NORMS)
+        _check_choice(self.name, "access", [self.access], get_args(Access))
+        _check_choice(self.name, "kinds", self.kinds, get_args(Kind))
+        if self.budget < 1:
+            raise UserError(f"attack {self.name!r}: budget is {self.budget}; it must be at least 1")
+
+
+Card = DefenseCard | AttackCard
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def defense(
+    name: str,
+    *,
+    datasets: Sequence[str],
+    citation: str = "",
+    randomized: bool = False,
+    access: Literal["gradient", "score", "decision"] = "gradient",
+    binarization_threshold: float | None = None,
+    batch_size: int = 64,
+    version: int = 1,
+) -> Callable[[Function], Function]:
+    """Declares a factory as a defense; the arguments are `DefenseCard`'s.
+
+    The factory takes nothing, or the `bench.datasets.Dataset` it is built for as ``dataset``, and returns a
+    ``torch.nn.Module`` from images to logits or an object with ``logits(x)`` (see `bench.protocols.Defense`).
+    """
+    card = DefenseCard(
+        name=name,
+        datasets=tuple(datasets),
+        citation=citation,
+        randomized=randomized,
+        access=access,
+        binarization_threshold=binarization_threshold,
+        batch_size=batch_size,
+        version=version,
+    )
+    return _attach(card)
+
+
+def attack(
+    name: str,
+    *,
+    norms: Sequence[str],
+    access: Access,
+    budget: int,
+    kinds: Sequence[Kind] = ("minimal",),
+    stochastic: bool = False,
+    library: bool = False,
+    citation: str = "",
+    version: int = 1,
+) -> Callable[[Function], Function]:
+    """Declares ``function(oracle, x, y, *, parameters...)`` as an attack; the arguments are `AttackCard`'s.
+
+    The function's keyword parameters, with their defaults, are the attack's parameters in a matrix.
+    """
+
+    def decorate(function: Function) -> Function:
+        card = AttackCard(
+            name=name,
+            norms=tuple(norms),
+            access=access,
+            budget=budget,
+            kinds=tuple(kinds),
+            stochastic=stochastic,
+            library=library,
+            citation=citation,
+            version=version,
+            parameters=_keyword_defaults(name, function),
+        )
+        return _attach(card)(function)
+
+    return decorate
+
+
+def card_of(plugin: object) -> Card | None:
+    """The card that a decorator attached, or None."""
+    card = getattr(plugin, _ATTRIBUTE, None)
+    return card if isinstance(card, Card) else None
+
+
+def _attach(card: Card) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        setattr(function, _ATTRIBUTE, card)
+        return function
+
+    return decorate
+
+
+def _keyword_defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = list(inspect.signature(function).parameters.values())
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(positional) != 3 or len(positional) + len(keywords) != len(parameters):
+        raise UserError(f"attack {name!r}: its signature must be (oracle, x, y, *, parameters...)")
+    for parameter in keywords:
+        if parameter.default is parameter.empty:
+            raise UserError(f"attack {name!r}: parameter {parameter.name!r} needs a default")
+    return {p.name: p.default for p in keywords}
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{what} name {name!r} is not lower_snake_case with an optional variant (abs:schott2019)")
+
+
+def _check_choice(name: str, key: str, values: Sequence[str], allowed: Sequence[str]) -> None:
+    if not values:
+        raise UserError(f"card of {name!r}: {key} is empty. Allowed: {', '.join(allowed)}")
+    for value in values:
+        if value not in allowed:
+            raise unknown(key, value, allowed, where=f"card of {name!r}")

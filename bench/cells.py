@@ -1,0 +1,133 @@
+"""Cells: the unit of work, of caching and of distribution, and how a matrix becomes cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bench.cards import Access
+from bench.datasets import Dataset
+from bench.ledger import SCHEMA_VERSION
+from bench.loading import LoadedDefense
+from bench.matrix import AttackEntry, Matrix
+from bench.norms import Norm
+from bench.protocols import offers
+from bench.registry import Plugin, Registry
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (dataset, defense, attack, threat model, samples, seed).
+
+    Attributes:
+        defense, attack: names; the attack's has its variant after a colon.
+        function: the attack's registered name.
+        samples: the first so many images of the test set.
+        chunk: samples that are attacked together.
+        batch_size: rows of one forward pass at most.
+        timeout: seconds after which the cell fails; does not change what a finished cell holds.
+        state: hashes of everything else that can change the result: data, weights, code.
+    """
+
+    dataset: str
+    defense: str
+    attack: str
+    function: str
+    norm: Norm
+    epsilon: float | None
+    access: Access
+    parameters: dict[str, Any]
+    budget: int
+    seed: int
+    samples: int
+    chunk: int
+    batch_size: int
+    timeout: float | None
+    state: dict[str, str]
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of everything that can change the result, and of nothing else."""
+        identity = {key: value for key, value in vars(self).items() if key not in ("timeout", "id")}
+        text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def file(self) -> str:
+        """The name of the cell's result in the ledger's folder."""
+        stem = "--".join((self.defense, self.attack, self.norm, self.id))
+        return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
+
+    @property
+    def title(self) -> str:
+        """For people: defense, attack and threat model."""
+        ball = "" if self.epsilon is None else f" {self.epsilon:g}"
+        return f"{self.defense} · {self.attack} · {self.norm}{ball}"
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """A place in the matrix that has no cell, and why."""
+
+    defense: str
+    attack: str
+    norm: Norm
+    reason: str
+
+
+def plan(
+    matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense], registry: Registry
+) -> tuple[list[Cell], list[NotApplicable]]:
+    """The cells of a matrix in its order, and the places that have none."""
+    cells: list[Cell] = []
+    missing: list[NotApplicable] = []
+    for entry in matrix.attacks:
+        attack = registry.get("attacks", entry.name)
+        for norm in matrix.norms_of(entry, attack.attack_card):
+            for name in matrix.defenses:
+                if not entry.covers(name):
+                    continue
+                loaded = defenses[name]
+                reason = _obstacle(loaded, attack, dataset)
+                if reason is not None:
+                    missing.append(NotApplicable(name, entry.label, norm, reason))
+                else:
+                    cells.append(_cell(matrix, entry, attack, norm, loaded, dataset))
+    return cells, missing
+
+
+def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | None:
+    return offers(loaded.card, loaded.defense, attack.attack_card.access)
+
+
+def _cell(
+    matrix: Matrix, entry: AttackEntry, attack: Plugin, norm: Norm, loaded: LoadedDefense, dataset: Dataset
+) -> Cell:
+    card = attack.attack_card
+    return Cell(
+        dataset=dataset.name,
+        defense=loaded.card.name,
+        attack=entry.label,
+        function=entry.name,
+        norm=norm,
+        epsilon=matrix.thresholds[norm] if entry.bounded else None,
+        access=card.access,
+        parameters={**card.parameters, **entry.parameters},
+        budget=entry.budget or card.budget,
+        seed=matrix.seed,
+        samples=matrix.samples,
+        chunk=matrix.chunk or loaded.card.batch_size,
+        batch_size=loaded.card.batch_size,
+        timeout=matrix.cell_timeout,
+        state={
+            "train": dataset.train.hash,
+            "test": dataset.test.hash,
+            "weights": loaded.fingerprint,
+            "defense": f"{loaded.card.version} {loaded.plugin.digest}",
+            "attack": f"{card.version} {attack.digest}",
+        },
+    )

@@ -1,0 +1,373 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.errors import UserError, unknown
+from bench.provenance import check_packages
+
+app = typer.Typer(
+    help="A robustness benchmark for image classifiers: attacks propose, the engine judges.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+# Typer carries its own copy of click in some versions and the real one in others: this is UsageError in both.
+_USAGE_ERRORS: Any = typer.BadParameter.__bases__
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="ASSAY_DATA", help="Folder with the data sets' files.")
+]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file with defenses or attacks; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
+Names = Annotated[str | None, typer.Option(help="Only these, separated by commas; may name others than the matrix.")]
+Samples = Annotated[int | None, typer.Option(help="Use the first so many test images.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of training and attacks.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value of the matrix (thresholds.L2=2) or an attack (boundary.steps=99)."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<matrix>).")]
+MatrixName = Annotated[str, typer.Argument(help="An embedded matrix (see: assay list matrices) or a .toml file.")]
+
+
+@app.command()
+def run(
+    matrix: MatrixName = "digits",
+    samples: Samples = None,
+    defenses: Names = None,
+    attacks: Names = None,
+    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
+    runner: Annotated[str, typer.Option(help="auto, serial or process.")] = "auto",
+    seed: Seed = None,
+    settings: Settings = None,
+    out: Out = None,
+) -> None:
+    """Run a matrix: train what is untrained, run the cells that are missing, write the report."""
+    from bench.running import choose_device, default_out, execute, prepare
+
+    built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    folder = out or default_out(built)
+    torch_device = choose_device(device)
+    planned = prepare(built, registry, folder, data_dir, torch_device, train=True)
+    before = len(planned.cells) - len(planned.done)
+    if not before:
+        typer.echo(f"Nothing to do: all {len(planned.cells)} cells of {built.name} are in {folder / 'ledger'}.")
+    outcome = execute(planned, folder, data_dir, torch_device, workers, _choice("--runner", runner))
+    if outcome.ran:
+        typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
+    for title in outcome.failed:
+        typer.echo(f"failed: {title}", err=True)
+    index = folder / "report" / "index.html"
+    if not index.exists() or index.stat().st_mtime_ns < _newest(folder):
+        from reports import write_report
+
+        index = write_report(folder, folder / "report")
+    typer.echo(f"Report: {index}")
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    matrix: MatrixName = "digits",
+    samples: Samples = None,
+    defenses: Names = None,
+    attacks: Names = None,
+    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    out: Out = None,
+) -> None:
+    """Show a matrix's cells: which are there, which are not applicable and why, what the rest may cost."""
+    import torch
+
+    from bench.running import cost, default_out, prepare
+
+    built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    planned = prepare(built, registry, out or default_out(built), data_dir, torch.device("cpu"), train=False)
+    rows = [
+        (
+            cell.attack,
+            cell.norm if cell.epsilon is None else f"{cell.norm} {cell.epsilon:g}",
+            cell.defense,
+            "untrained" if cell.defense in planned.untrained else "there" if cell.id in planned.done else "missing",
+            f"{cell.budget:,}",
+            f"{cost(cell, planned.defenses[cell.defense]):,.0f}",
+        )
+        for cell in planned.cells
+    ]
+    _print_table(["attack", "threat", "defense", "state", "budget per sample", "passes at most"], rows)
+    places = [(place.attack, place.norm, place.defense, place.reason) for place in planned.not_applicable]
+    if places:
+        typer.echo("Not applicable:")
+        _print_table(["attack", "norm", "defense", "why"], places)
+    left = [cell for cell in planned.cells if cell.id not in planned.done]
+    passes = sum(cost(cell, planned.defenses[cell.defense]) for cell in left)
+    typer.echo(
+        f"{len(planned.cells)} cells of {built.samples} samples: {len(planned.done)} there, {len(left)} to run, "
+        f"{passes:,.0f} passes at most (inner optimisation steps included); {len(planned.untrained)} defenses to train."
+    )
+
+
+@app.command()
+def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
+    """Say how far runs are."""
+    from bench.ledger import ledger_dir, load_manifest, read_cell
+
+    rows = []
+    for folder in runs:
+        manifest = load_manifest(folder)
+        files = [ledger_dir(folder) / cell["file"] for cell in manifest["cells"]]
+        frames = [read_cell(file)[0] for file in files if file.exists()]
+        failed = sum(bool(frame["status"].eq("failed").any()) for frame in frames)
+        violated = sum(bool(frame["status"].eq("violation").any()) for frame in frames)
+        rows.append((str(folder), manifest["matrix"], f"{len(frames)}/{len(files)}", str(failed), str(violated)))
+    _print_table(["run", "matrix", "cells there", "with failures", "with violations"], rows)
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
+    """Write the report of each run from its ledger alone."""
+    from reports import write_report
+
+    for folder in runs:
+        typer.echo(f"Report: {write_report(folder, folder / 'report')}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="defenses, attacks, datasets or matrices.")],
+    plugin: Plugins = None,
+) -> None:
+    """List what can be selected, with cards and, for broken plugins, their errors."""
+    from bench.api import list_attacks, list_defenses
+    from bench.datasets import DATASETS
+    from bench.matrix import matrices, read_matrix
+
+    if what in ("defenses", "attacks"):
+        frame = list_defenses(plugin or []) if what == "defenses" else list_attacks(plugin or [])
+        columns = [column for column in frame.columns if column != "error" or frame["error"].any()]
+        _print_table(columns, frame[columns].astype(str).itertuples(index=False, name=None))
+    elif what == "datasets":
+        cards = DATASETS.values()
+        shapes = [(c.name, str(c.classes), "x".join(map(str, c.shape)), f"{c.train}/{c.test}", c.source) for c in cards]
+        _print_table(["name", "classes", "shape", "train/test", "source"], shapes)
+    elif what == "matrices":
+        embedded = [(name, read_matrix(name)[1]) for name in matrices()]
+        rows = [
+            (n, d["dataset"], str(d["samples"]), str(len(d["defenses"])), str(len(d["attacks"]))) for n, d in embedded
+        ]
+        _print_table(["name", "dataset", "samples", "defenses", "attacks"], rows)
+    else:
+        raise unknown("list", what, ["defenses", "attacks", "datasets", "matrices"])
+
+
+@app.command()
+def train(
+    defense: Annotated[str, typer.Argument(help="A defense's name.")],
+    dataset: Annotated[str, typer.Option(help="The dataset to train it on.")],
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+) -> None:
+    """Train a defense, unless its checkpoint is there, and say where it is and how accurate."""
+    from bench.datasets import load_dataset
+    from bench.loading import load_trained
+    from bench.protocols import Trainable
+    from bench.registry import Registry
+    from bench.running import choose_device
+    from bench.training import checkpoint_path, clean_accuracy
+
+    data = load_dataset(dataset, data_dir)
+    torch_device = choose_device(device)
+    loaded = load_trained(defense, data, Registry(plugin or []), seed, torch_device)
+    accuracy = clean_accuracy(loaded.defense, data.test, torch_device)
+    if isinstance(loaded.defense, Trainable):
+        path = checkpoint_path(loaded.defense, data, seed, loaded.plugin.digest)
+        typer.echo(f"{defense} on {dataset}: clean accuracy {accuracy:.2%}, checkpoint {path}")
+    else:
+        typer.echo(f"{defense} on {dataset}: clean accuracy {accuracy:.2%}, nothing to train")
+
+
+@app.command()
+def check(
+    plugin: Annotated[str, typer.Argument(help="A defense's or attack's name, or a Python file with some.")],
+    plugins: Plugins = None,
+    dataset: Annotated[str | None, typer.Option(help="For defenses (default: the card's first).")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run the conformance suite on one plugin, or on all of a file."""
+    from bench.conformance import check_attack, check_defense
+    from bench.datasets import load_dataset
+    from bench.loading import load_trained
+    from bench.registry import Registry
+
+    files = [Path(plugin)] if plugin.endswith(".py") else []
+    registry = Registry([*(plugins or []), *files])
+    targets = _targets(registry, plugin, files)
+    failures = 0
+    for group, name in targets:
+        found = registry.get(group, name)
+        if group == "attacks":
+            checks = check_attack(found)
+        else:
+            import torch
+
+            data = load_dataset(dataset or found.defense_card.datasets[0], data_dir)
+            checks = check_defense(load_trained(name, data, registry, 0, torch.device("cpu")), data)
+        typer.echo(f"{group.removesuffix('s')} {name} ({found.source})")
+        for result in checks:
+            mark = "ok  " if result.passed else "FAIL"
+            detail = f" ({result.detail})" if result.detail and not result.passed else ""
+            typer.echo(f"  {mark} {result.name}{detail}")
+            failures += not result.passed
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    what: Annotated[str, typer.Argument(help="defense")],
+    name: Annotated[str, typer.Argument(help="Its name, in lower_snake_case.")],
+) -> None:
+    """Write a ten-line plugin, ready to run, to NAME.py."""
+    from bench.cards import DefenseCard
+
+    if what != "defense":
+        raise unknown("kind of plugin", what, ["defense"])
+    DefenseCard(name=name, datasets=("digits",))
+    path = Path(f"{name.replace(':', '_')}.py")
+    if path.exists():
+        raise UserError(f"{path} exists; choose another name or remove it")
+    path.write_text(TEMPLATE.format(name=name, function=name.replace(":", "_")))
+    typer.echo(f"Wrote {path}. Check it:  assay check {path}")
+    typer.echo(f"Run it:    assay run digits --samples 20 --plugin {path} --defenses cnn,{name} --out runs/{path.stem}")
+
+
+TEMPLATE = """import torch
+from bench import defense
+
+
+@defense("{name}", datasets=["digits"], citation="you, today")
+def {function}(dataset) -> torch.nn.Module:
+    images, labels = dataset.train.images.flatten(1), dataset.train.labels
+    net = torch.nn.Linear(images.shape[1], dataset.classes)
+    net.weight.data = torch.stack([images[labels == c].mean(0) for c in range(dataset.classes)])
+    net.bias.data = -net.weight.data.square().sum(1) / 2
+    return torch.nn.Sequential(torch.nn.Flatten(), net)
+"""
+"""What ``assay new defense`` writes: a classifier by class means."""
+
+
+def main() -> None:
+    """Runs the command; what the user did wrong is one line on standard error and exit status 2."""
+    try:
+        check_packages()
+        exit_code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UserError as error:
+        _refuse(str(error))
+    except _USAGE_ERRORS as error:
+        _refuse(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("assay: interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    else:
+        sys.exit(exit_code if isinstance(exit_code, int) else 0)
+
+
+def _refuse(message: str) -> None:
+    typer.echo(f"assay: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _matrix(
+    matrix: str,
+    plugin: list[Path] | None,
+    settings: list[str] | None,
+    samples: int | None,
+    seed: int | None,
+    defenses: str | None,
+    attacks: str | None,
+    norms: str | None,
+) -> tuple[Any, Any]:
+    """The validated matrix and the registry of a command."""
+    from bench.matrix import build_matrix, read_matrix, with_settings
+    from bench.registry import Registry
+
+    where, data = read_matrix(matrix)
+    registry = Registry(plugin or [])
+    built = build_matrix(
+        where,
+        with_settings(where, data, settings or []),
+        registry,
+        samples=samples,
+        seed=seed,
+        defenses=_split(defenses),
+        attacks=_split(attacks),
+        norms=_split(norms),
+    )
+    return built, registry
+
+
+def _targets(registry: Any, plugin: str, files: list[Path]) -> list[tuple[Any, str]]:
+    """What ``assay check`` checks: group and name."""
+    if files:
+        groups = ("defenses", "attacks")
+        mine = f"file {files[0]}"
+        found = [(group, name) for group in groups for name, source, _ in registry.rows(group) if source == mine]
+        return list(dict.fromkeys(found))
+    for group in ("defenses", "attacks"):
+        if plugin in registry.names(group):
+            return [(group, plugin)]
+    raise unknown("plugin", plugin, [*registry.names("defenses"), *registry.names("attacks")])
+
+
+def _split(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _choice(option: str, value: str) -> Any:
+    from bench.running import RUNNERS
+
+    if value not in RUNNERS:
+        raise unknown("runner", value, RUNNERS, option)
+    return value
+
+
+def _newest(run: Path) -> int:
+    """When a run's ledger changed last, in nanoseconds."""
+    return max(file.stat().st_mtime_ns for file in (run / "ledger").iterdir())
+
+
+def _print_table(columns: list[str], rows: Any) -> None:
+    """Prints aligned columns; in a narrow terminal the last one is cut, in a file nothing is."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns, start=1):
+        table.add_column(column, no_wrap=True, ratio=1 if number == len(columns) else None)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=1000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())

@@ -1,0 +1,211 @@
+"""The conformance suite: what every defense and every attack must satisfy, checked on one plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.cards import DefenseCard
+from bench.cells import Cell
+from bench.datasets import Dataset, load_dataset
+from bench.engine import CellResult, run_cell
+from bench.loading import LoadedDefense
+from bench.norms import Norm
+from bench.protocols import Defense, HasInputGradient, HasReconstruction, ModuleDefense
+from bench.randomness import Streams
+from bench.registry import Plugin
+
+_SAMPLES = 8
+_EPSILONS: dict[Norm, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One demand, whether it is met, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def check_defense(loaded: LoadedDefense, dataset: Dataset) -> list[Check]:
+    """Checks a loaded defense on images of a dataset: shape, type, range, logits, evaluation mode, batch invariance,
+    randomness, gradient, reconstructions."""
+    return _run(_defense_checks(loaded.defense, dataset))
+
+
+def check_attack(plugin: Plugin) -> list[Check]:
+    """Checks an attack in each of its norms and kinds against a classifier by class means on ``digits``: it runs, stays
+    in bounds and in the ball, depends on the seed and on each sample alone, copes with a single sample, leaves its
+    input alone, and finds adversarials."""
+    return _run(_attack_checks(plugin))
+
+
+class ClassMeans(nn.Module):
+    """Logits are minus the squared distances to the classes' mean images; it "reconstructs" an image as such a mean.
+
+    Its decision boundaries are hyperplanes, its gradient is exact, and it answers every kind of access.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        images, labels = dataset.train.images, dataset.train.labels
+        means = torch.stack([images[labels == c].mean(0) for c in range(dataset.classes)])
+        self.means: Tensor
+        self.register_buffer("means", means)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+        flat = self.means.flatten(1)
+        return 2 * x.flatten(1) @ flat.T - flat.square().sum(1)
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """The mean images of the classes ``y``."""
+        return self.means[y]
+
+
+def _run(checks: Iterator[Check]) -> list[Check]:
+    """All checks up to the first exception, which fails the one it interrupts."""
+    done: list[Check] = []
+    try:
+        for check in checks:
+            done.append(check)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        done.append(Check("runs without an exception", False, f"{type(error).__name__}: {text}"))
+    return done
+
+
+def _defense_checks(defense: Defense, dataset: Dataset) -> Iterator[Check]:
+    x = dataset.test.images[:_SAMPLES]
+    card = defense.card
+    logits = _query(defense, x, seed=0)
+    expected = (len(x), dataset.classes)
+    yield Check("logits have one column per class", logits.shape == expected, f"{tuple(logits.shape)}, want {expected}")
+    yield Check("logits are float32", logits.dtype == torch.float32, str(logits.dtype))
+    corners = torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1]), x])
+    finite = bool(torch.isfinite(_query(defense, corners, seed=0)).all())
+    yield Check("logits are finite, on black and white images too", finite)
+    sums = logits.sum(1)
+    probabilities = bool(((logits >= 0) & (logits <= 1)).all() and torch.allclose(sums, torch.ones_like(sums)))
+    yield Check("logits are not probabilities", not probabilities, "rows sum to one" if probabilities else "")
+    module = defense.module if isinstance(defense, ModuleDefense) else defense
+    training = isinstance(module, nn.Module) and any(part.training for part in module.modules())
+    yield Check("in evaluation mode", not training)
+    before = x.clone()
+    _query(defense, x, seed=0)
+    yield Check("leaves its input alone", torch.equal(before, x))
+    single = torch.cat([_query(defense, row[None], seed=0, first=i) for i, row in enumerate(x)])
+    error = float((single - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
+    yield Check("a row's logits do not depend on the batch", error < 1e-4, f"relative difference {error:.1g}")
+    again, other = _query(defense, x, seed=0), _query(defense, x, seed=1)
+    if card.randomized:
+        yield Check("randomised: the same streams give the same logits", torch.equal(again, logits))
+        yield Check("randomised: other streams give other logits", not torch.equal(other, logits))
+    else:
+        yield Check("deterministic", torch.equal(again, logits))
+    if card.access == "gradient":
+        yield from _gradient_checks(defense, x)
+    if isinstance(defense, HasReconstruction):
+        images = defense.reconstruct(x, torch.zeros(len(x), dtype=torch.int64))
+        good = images.shape == x.shape and bool(torch.isfinite(images).all())
+        yield Check("reconstructions are finite images", good, str(tuple(images.shape)))
+
+
+def _gradient_checks(defense: Defense, x: Tensor) -> Iterator[Check]:
+    leaf = x.clone().requires_grad_(True)
+    if isinstance(defense, HasInputGradient):
+        logits, product = defense.input_gradient(x)
+        gradient = product(torch.ones_like(logits) * torch.arange(logits.shape[1]))
+    else:
+        with torch.enable_grad():
+            logits = defense.logits(leaf, _rng(x, 0)) if defense.card.randomized else defense.logits(leaf)
+            has_gradient = logits.requires_grad
+            weighted = (logits * torch.arange(logits.shape[1])).sum()
+        yield Check("logits are differentiable", has_gradient, "" if has_gradient else 'declare access="score"')
+        if not has_gradient:
+            return
+        gradient = torch.autograd.grad(weighted, leaf)[0]
+    yield Check("gradients are finite", bool(torch.isfinite(gradient).all()))
+    zeros = int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    yield Check("gradients are not zero", zeros < len(x), f"zero for {zeros} of {len(x)} samples")
+
+
+def _attack_checks(plugin: Plugin) -> Iterator[Check]:
+    dataset = load_dataset("digits")
+    card = DefenseCard(name="class_means", datasets=("digits",), batch_size=_SAMPLES)
+    defense: Any = ClassMeans(dataset).eval()
+    defense.card = card
+    attack = plugin.attack_card
+    for norm, epsilon in _EPSILONS.items():
+        for kind in attack.kinds:
+            if norm not in attack.norms:
+                continue
+            cell = Cell(
+                dataset="digits",
+                defense=card.name,
+                attack=attack.name,
+                function=attack.name,
+                norm=norm,
+                epsilon=epsilon if kind == "bounded" else None,
+                access=attack.access,
+                parameters=attack.parameters,
+                budget=attack.budget,
+                seed=0,
+                samples=_SAMPLES,
+                chunk=_SAMPLES,
+                batch_size=_SAMPLES,
+                timeout=None,
+                state={},
+            )
+            yield from _cell_checks(f"{norm} {kind}", cell, defense, plugin.function, dataset, attack.library)
+
+
+def _cell_checks(
+    title: str, cell: Cell, defense: Defense, function: Callable[..., Tensor], dataset: Dataset, library: bool
+) -> Iterator[Check]:
+    untouched: list[bool] = []
+
+    def watched(oracle: Any, x: Tensor, y: Tensor, **parameters: Any) -> Tensor:
+        before = x.clone(), y.clone()
+        candidates = function(oracle, x, y, **parameters)
+        untouched.append(torch.equal(before[0], x) and torch.equal(before[1], y))
+        return candidates
+
+    def result(of: Cell) -> CellResult:
+        return run_cell(of, defense, watched, dataset, torch.device("cpu"))
+
+    first = result(cell)
+    records = first.records
+    reasons = sorted(set(records.loc[records["status"].isin(["violation", "failed"]), "reason"]))
+    yield Check(f"{title}: candidates are lawful", not reasons, "; ".join(reasons))
+    yield Check(f"{title}: leaves its input alone", all(untouched))
+    found = records["broken"] & (records["status"] != "clean_error")
+    yield Check(f"{title}: finds an adversarial of a linear classifier", bool(found.any()), f"{int(found.sum())} found")
+    again = result(cell)
+    same = again.records.drop(columns="seconds").equals(records.drop(columns="seconds"))
+    yield Check(f"{title}: the same seed gives the same result", same)
+    if library:
+        return
+    alone = result(replace(cell, chunk=1)).records
+    column = cell.norm.lower()
+    close = np.isclose(alone[column], records[column], rtol=0.01, equal_nan=True) & (
+        alone["status"] == records["status"]
+    )
+    yield Check(
+        f"{title}: a sample's result does not depend on its chunk", bool(close.all()), f"{int((~close).sum())} differ"
+    )
+
+
+def _rng(x: Tensor, seed: int, first: int = 0) -> Any:
+    return Streams(seed, range(first, first + len(x)), "conformance").rows(torch.arange(len(x)))
+
+
+@torch.no_grad()
+def _query(defense: Defense, x: Tensor, seed: int, first: int = 0) -> Tensor:
+    return defense.logits(x, _rng(x, seed, first)) if defense.card.randomized else defense.logits(x)

@@ -1,0 +1,214 @@
+"""The ledger: one Parquet file of records per cell, the images beside it, and a manifest that says what the run is.
+
+::
+
+    DIR/ledger/manifest.json                 matrix, thresholds, cells, what is not applicable and why, provenance
+    DIR/ledger/images-<hash>.npz             the run's clean images
+    DIR/ledger/<defense>--<attack>--<norm>--<id>.parquet   the records of one cell
+    DIR/ledger/<defense>--<attack>--<norm>--<id>.npz       its adversarial images
+
+Every file appears whole or not at all, and a cell's Parquet file is written last: a cell is done if its file exists and
+verifies. Nothing here knows torch, so that anyone who reads a ledger starts fast.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bench.atomic import write_atomically
+from bench.errors import UserError
+
+SCHEMA_VERSION = 1
+STATUSES = ("clean_error", "found", "not_found", "budget", "violation", "failed")
+
+_SCHEMA = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("dataset", pa.string()),
+        ("sample", pa.int64()),
+        ("sample_hash", pa.string()),
+        ("label", pa.int64()),
+        ("defense", pa.string()),
+        ("attack", pa.string()),
+        ("norm", pa.string()),
+        ("epsilon", pa.float64()),
+        ("clean_prediction", pa.int64()),
+        ("adversarial_prediction", pa.int64()),
+        ("status", pa.string()),
+        ("broken", pa.bool_()),
+        ("reason", pa.string()),
+        ("l0", pa.float64()),
+        ("l2", pa.float64()),
+        ("linf", pa.float64()),
+        ("success_rate", pa.float64()),
+        ("forwards", pa.float64()),
+        ("backwards", pa.float64()),
+        ("inner_steps", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+COLUMNS: dict[str, Any] = {
+    field.name: object if field.type == pa.string() else field.type.to_pandas_dtype() for field in _SCHEMA
+}
+"""The columns of a ledger's frame and their numpy types. Distances are 0 for a clean error, the judged distance where
+broken, infinity where not, NaN for a violation or a failure. Predictions are -1 where there is none; epsilon is NaN for
+minimal attacks."""
+
+
+def ledger_dir(run: Path | str) -> Path:
+    """The folder of a run's ledger."""
+    return Path(run) / "ledger"
+
+
+def write_cell(
+    path: Path, records: pd.DataFrame, adversarials: NDArray[np.float32], provenance: Mapping[str, Any]
+) -> None:
+    """Writes a cell's records (columns `COLUMNS`) to ``path`` and its adversarial images (S, C, H, W) beside it."""
+    images = _pack(adversarial=adversarials)
+    write_atomically(path.with_suffix(".npz"), lambda temporary: temporary.write_bytes(images))
+    metadata = {
+        "assay": json.dumps(
+            {"schema": SCHEMA_VERSION, "images_sha256": hashlib.sha256(images).hexdigest(), **provenance}
+        )
+    }
+    table = pa.Table.from_pandas(records[list(COLUMNS)], schema=_SCHEMA, preserve_index=False)
+    table = table.replace_schema_metadata(metadata)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+
+
+def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A cell's records and its provenance.
+
+    Raises:
+        UserError: when the file is corrupt or of another schema version.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+            provenance = json.loads((file.schema_arrow.metadata or {})[b"assay"])
+            frame = table.to_pandas()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"result {path}: corrupt ({detail}); delete it to run its cell again") from None
+    if provenance.get("schema") != SCHEMA_VERSION:
+        raise UserError(
+            f"result {path}: schema version {provenance.get('schema')}, this assay reads {SCHEMA_VERSION}; "
+            "delete it to run its cell again"
+        )
+    return frame, provenance
+
+
+def verify_cell(path: Path, cell_id: str) -> bool:
+    """True if the cell's result exists, is whole, is this cell's, and none of its samples failed.
+
+    Failed cells are run again, since what made them fail may be gone.
+
+    Raises:
+        UserError: when the result is corrupt.
+    """
+    if not path.exists():
+        return False
+    frame, provenance = read_cell(path)
+    if not frame["cell"].eq(cell_id).all():
+        raise UserError(f"result {path}: holds another cell than its name says; delete it to run its cell again")
+    _read_images(path.with_suffix(".npz"), provenance["images_sha256"])
+    return not frame["status"].eq("failed").any()
+
+
+def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes what the run is (see the module's docstring), unless that is written already but for its provenance."""
+    path = ledger_dir(run) / "manifest.json"
+    text = json.dumps({"schema": SCHEMA_VERSION, **manifest}, indent=1)
+    if path.exists():
+        old, new = load_manifest(run), json.loads(text)
+        if {**old, "provenance": None} == {**new, "provenance": None}:
+            return
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def load_manifest(run: Path | str) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Raises:
+        UserError: when there is none, or it is not one of this schema.
+    """
+    path = ledger_dir(run) / "manifest.json"
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"run {run}: no ledger there ({path} is missing); make one with: assay run") from None
+    except ValueError as error:
+        raise UserError(f"manifest {path}: corrupt ({error}); repeat the assay run that made it") from None
+    if manifest.get("schema") != SCHEMA_VERSION:
+        raise UserError(f"manifest {path}: schema version {manifest.get('schema')}, this assay reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def load_ledger(run: Path | str) -> pd.DataFrame:
+    """All records of a run's current cells that are done, one row per cell and sample, with the columns `COLUMNS`.
+
+    Raises:
+        UserError: when there is no ledger or a result is corrupt.
+    """
+    files = [ledger_dir(run) / cell["file"] for cell in load_manifest(run)["cells"]]
+    frames = [read_cell(file)[0] for file in files if file.exists()]
+    if not frames:
+        return pd.DataFrame(_SCHEMA.empty_table().to_pandas())
+    return pd.concat(frames, ignore_index=True)
+
+
+def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
+    """Writes the run's clean images (S, C, H, W) and returns the file's name, for the manifest."""
+    packed = _pack(images=images, labels=labels)
+    name = f"images-{hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()[:12]}.npz"
+    path = ledger_dir(run) / name
+    if not path.exists():
+        write_atomically(path, lambda temporary: temporary.write_bytes(packed))
+    return name
+
+
+def load_clean(run: Path | str) -> NDArray[np.float32]:
+    """The run's clean images (S, C, H, W), float32 in [0, 1], in the order of the manifest's samples."""
+    return _read_images(ledger_dir(run) / load_manifest(run)["images"])["images"]
+
+
+def load_adversarials(run: Path | str, cell_id: str) -> NDArray[np.float32]:
+    """A cell's adversarial images (S, C, H, W), float32 in [0, 1]; zeros for samples that are not broken.
+
+    Raises:
+        UserError: when the run has no such cell, or its files are missing or corrupt.
+    """
+    for cell in load_manifest(run)["cells"]:
+        if cell["id"] == cell_id:
+            path = ledger_dir(run) / cell["file"]
+            return _read_images(path.with_suffix(".npz"), read_cell(path)[1]["images_sha256"])["adversarial"]
+    raise UserError(f"run {run}: no cell {cell_id}")
+
+
+def _pack(**arrays: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _read_images(path: Path, sha256: str | None = None) -> dict[str, NDArray[Any]]:
+    try:
+        packed = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
+            raise ValueError("SHA-256 differs from the one in the cell's result")
+        with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"images {path}: missing or corrupt ({error}); delete them and the result beside") from None

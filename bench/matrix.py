@@ -1,0 +1,258 @@
+"""Matrix files: what ``assay run`` executes. TOML, validated; unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bench.cards import AttackCard
+from bench.errors import UserError, unknown
+from bench.norms import NORMS, Norm
+from bench.registry import Registry
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AttackEntry(_Strict):
+    """One attack of a matrix.
+
+    Attributes:
+        name: the attack's registered name.
+        variant: what tells two entries of the same attack apart; shown after a colon.
+        norms: threat models (default: all that the attack and the matrix share).
+        bounded: fill the ball of the norm's threshold instead of minimising the distance.
+        parameters: the attack's own, as its function declares them.
+        budget: forward plus backward passes per sample (default: the card's).
+        defenses: only against these; others have entries of their own, or none.
+    """
+
+    name: str
+    variant: str = Field("", pattern=r"^[a-z0-9_]*$")
+    norms: tuple[Norm, ...] | None = None
+    bounded: bool = False
+    parameters: dict[str, Any] = {}
+    budget: int | None = Field(None, ge=1)
+    defenses: tuple[str, ...] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name in ledgers and tables."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+    def covers(self, defense: str) -> bool:
+        """True if this entry is meant for a defense."""
+        return self.defenses is None or defense in self.defenses
+
+
+class Matrix(_Strict):
+    """A benchmark: one dataset, some defenses, some attacks.
+
+    Attributes:
+        name: of the run's folder; the file's stem unless given.
+        samples: the first so many images of the test set.
+        thresholds: per norm, the epsilon of accuracies and of bounded attacks; its keys are the norms attacked.
+        seed: of training and attacks.
+        chunk: samples attacked together (default: the defense's batch size).
+        cell_timeout: seconds after which a cell fails.
+    """
+
+    name: str = ""
+    dataset: str
+    samples: int = Field(ge=1)
+    thresholds: dict[Norm, float] = Field(min_length=1)
+    defenses: tuple[str, ...] = Field(min_length=1)
+    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    chunk: int | None = Field(None, ge=1)
+    cell_timeout: float | None = Field(None, gt=0)
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _names_are_entries(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @model_validator(mode="after")
+    def _no_place_twice(self) -> Matrix:
+        seen: set[tuple[str, str, Norm | None]] = set()
+        for entry in self.attacks:
+            for defense in self.defenses:
+                for norm in entry.norms or (None,):
+                    place = (entry.label, defense, norm)
+                    if entry.covers(defense) and place in seen:
+                        raise ValueError(f"attack {entry.label!r} stands twice for {defense!r}; give one a variant")
+                    if entry.covers(defense):
+                        seen.add(place)
+        return self
+
+    def norms_of(self, entry: AttackEntry, card: AttackCard) -> list[Norm]:
+        """The norms an entry attacks, in the order of the thresholds."""
+        wanted = set(card.norms) if entry.norms is None else set(entry.norms)
+        return [norm for norm in self.thresholds if norm in wanted]
+
+
+def matrices() -> list[str]:
+    """Names of the embedded matrices."""
+    folder = resources.files("bench") / "matrices"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_matrix(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    """Where a matrix comes from, for messages, and its TOML as a dictionary with ``name`` filled in.
+
+    Raises:
+        UserError: when there is no such matrix or it is not TOML.
+    """
+    path = Path(name_or_path)
+    if name_or_path in matrices():
+        where = f"matrix {name_or_path}"
+        text = (resources.files("bench") / "matrices" / f"{name_or_path}.toml").read_text()
+    elif path.suffix == ".toml" and path.is_file():
+        where, text = f"matrix {path}", path.read_text()
+    else:
+        raise UserError(f"{unknown('matrix', name_or_path, matrices())}, or the path of a .toml file")
+    try:
+        return where, {"name": path.stem, **tomllib.loads(text)}
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML: {error}") from None
+
+
+def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A matrix with ``key=value`` changes; values are TOML.
+
+    ``thresholds.L2=2`` and ``chunk=7`` change the matrix's keys, ``boundary.steps=100`` an attack's parameter,
+    ``boundary.budget=500`` its budget.
+
+    Raises:
+        UserError: for a setting that names no key.
+    """
+    data = {**data, "attacks": [dict(_entry(entry)) for entry in data.get("attacks", [])]}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UserError(f"--set {setting}: write key=value, for example thresholds.L2=2 or boundary.steps=100")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        head, _, tail = key.partition(".")
+        labels = {_label(entry) for entry in data["attacks"]}
+        if not tail and head in Matrix.model_fields:
+            data[head] = value
+        elif head == "thresholds":
+            data["thresholds"] = {**data.get("thresholds", {}), tail: value}
+        elif tail and head in labels:
+            for entry in data["attacks"]:
+                if _label(entry) == head and tail == "budget":
+                    entry["budget"] = value
+                elif _label(entry) == head:
+                    entry["parameters"] = {**entry.get("parameters", {}), tail: value}
+        else:
+            raise unknown("key", key, [*Matrix.model_fields, *(f"{label}.PARAMETER" for label in labels)], "--set")
+    return data
+
+
+def build_matrix(
+    where: str,
+    data: dict[str, Any],
+    registry: Registry,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    defenses: Sequence[str] | None = None,
+    attacks: Sequence[str] | None = None,
+    norms: Sequence[str] | None = None,
+) -> Matrix:
+    """A validated matrix, with the command line's choices.
+
+    ``defenses`` and ``attacks`` may name plugins that the matrix does not; ``attacks`` selects by name or label.
+
+    Raises:
+        UserError: with one line that names the file, the key, the value and what is allowed.
+    """
+    data = dict(data)
+    if samples is not None:
+        data["samples"] = samples
+    if seed is not None:
+        data["seed"] = seed
+    if defenses is not None:
+        data["defenses"] = list(defenses)
+    if attacks is not None:
+        data["attacks"] = _selected(data.get("attacks", []), attacks)
+    if norms is not None:
+        for norm in norms:
+            if norm not in NORMS:
+                raise unknown("norm", norm, NORMS, "--norms")
+            if norm not in data.get("thresholds", {}):
+                raise UserError(f"--norms {norm}: {where} has no threshold for it; add --set thresholds.{norm}=...")
+        data["thresholds"] = {norm: data["thresholds"][norm] for norm in norms}
+    try:
+        matrix = Matrix.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error)}") from None
+    _check_plugins(where, matrix, registry)
+    return matrix
+
+
+def _entry(entry: str | dict[str, Any]) -> dict[str, Any]:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+def _label(entry: dict[str, Any]) -> str:
+    return ":".join(filter(None, (str(entry.get("name", "")), str(entry.get("variant", "")))))
+
+
+def _selected(entries: Sequence[str | dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
+    chosen = []
+    for name in wanted:
+        matching = [e for e in map(_entry, entries) if name in (e.get("name"), AttackEntry.model_construct(**e).label)]
+        chosen += matching or [{"name": name}]
+    return chosen
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model: type[BaseModel] = AttackEntry if problem["loc"][0] == "attacks" else Matrix
+        return str(unknown("key", key, model.model_fields))
+    message = problem["msg"].removeprefix("Value error, ")
+    value = "" if problem["type"] in ("missing", "value_error") else f" (it is {problem['input']!r})"
+    return f"{key}: {message}{value}" if key else message
+
+
+def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
+    for name in matrix.defenses:
+        registry.get("defenses", name)
+    for entry in matrix.attacks:
+        card = registry.get("attacks", entry.name).attack_card
+        for parameter, value in entry.parameters.items():
+            if parameter not in card.parameters:
+                raise unknown(f"parameter of {entry.name}", parameter, card.parameters, where)
+            if not _same_type(value, card.parameters[parameter]):
+                wanted = type(card.parameters[parameter]).__name__
+                raise UserError(f"{where}: {entry.name}.{parameter} is {value!r}; it must be of type {wanted}")
+        for norm in entry.norms or ():
+            if norm not in card.norms:
+                raise unknown(f"norm of {entry.name}", norm, card.norms, where)
+        kind = "bounded" if entry.bounded else "minimal"
+        if kind not in card.kinds:
+            raise UserError(f"{where}: attack {entry.name!r} is {' and '.join(card.kinds)}, not {kind} (key bounded)")
+        if entry.bounded and not entry.variant and "minimal" in card.kinds:
+            raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
+
+
+def _same_type(value: object, default: object) -> bool:
+    """True if a parameter's value is of its default's type (an integer will do for a float, anything for None)."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return type(value) is type(default)
+    allowed = (int, float) if isinstance(default, float) else type(default)
+    return default is None or isinstance(value, allowed)

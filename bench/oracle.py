@@ -1,0 +1,331 @@
+"""The only door through which an attack sees a defense.
+
+It grants the access that the attack's card declares, counts every query per sample, stops samples at the budget,
+averages over draws of randomised defenses, and remembers the closest adversarial among all queries (for a binarised
+defense, of the queries' nearest equivalents).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.cards import GRANTS, Access
+from bench.protocols import Defense, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
+from bench.randomness import Streams
+from bench.threat import ThreatModel, snap_to_threshold
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits (N, K) and labels (N,) to one loss per row (N,); differentiable by torch."""
+
+
+DRAWS = 16
+"""Draws over which answers of a randomised defense are averaged unless the attack asks for another number."""
+
+
+class AccessDenied(Exception):
+    """The attack asked for more than its card declares."""
+
+
+class BudgetExhausted(Exception):
+    """Every sample of a query has used up its budget; the engine takes what was found so far."""
+
+
+class CellTimeout(Exception):
+    """The cell ran out of wall-clock time."""
+
+
+class Oracle:
+    """Answers an attack's queries about one chunk of correctly classified samples.
+
+    Attributes:
+        ids: the chunk's sample ids, 0 ... n-1, int64. Every query says which samples its rows belong to; a sample may
+            have any number of rows in a query.
+        threat: the threat model under attack.
+        random: one random stream per sample (`Streams`), to be drawn with ids.
+        classes: number of classes.
+        pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; what an adversary is
+            assumed to have. May be empty.
+        substitute: for transfer attacks, an oracle with gradient access on the substitute; counted apart.
+        refused: True (n,) for samples of which a query was refused because their budget was used up.
+    """
+
+    def __init__(
+        self,
+        defense: Defense,
+        access: Access,
+        threat: ThreatModel,
+        x: Tensor,
+        y: Tensor,
+        *,
+        classes: int,
+        random: Streams,
+        noise: Streams,
+        budget: int,
+        batch_size: int,
+        pool: tuple[Tensor, Tensor] | None = None,
+        deadline: float | None = None,
+        substitute: Oracle | None = None,
+    ) -> None:
+        self.ids = torch.arange(len(x), device=x.device)
+        self.threat = threat
+        self.random = random
+        self.classes = classes
+        self.pool = (x[:0], y[:0]) if pool is None else pool
+        self.substitute = substitute
+        self.refused = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._defense, self._access, self._granted = defense, access, GRANTS[access]
+        self._x, self._y = x, y
+        self._noise, self._budget, self._batch_size, self._deadline = noise, budget, batch_size, deadline
+        self._forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self._backwards = torch.zeros_like(self._forwards)
+        self._shared_forwards = self._shared_backwards = 0
+        self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
+        self._closest = x.clone()
+        self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+
+    # What an attack asks.
+
+    def decision(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
+        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over ``draws`` if randomised."""
+        self._require("decision")
+        return self._forward(x, ids, draws, votes=True).argmax(1)
+
+    def scores(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
+        """Logits (N, K) of images ``x``, averaged over ``draws`` if the defense is randomised."""
+        self._require("score")
+        return self._forward(x, ids, draws, votes=False)
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
+        """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
+
+        For a randomised defense these are the logits averaged over ``draws`` and the gradient of the loss of that
+        average (expectation over transformation).
+        """
+
+        def cotangents(logits: Tensor, rows: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_(True)
+                return [torch.autograd.grad(loss(leaf, y[rows]).sum(), leaf)[0]]
+
+        products, logits = self._products(x, ids, draws, 1, cotangents)
+        return products[:, 0], logits
+
+    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
+        """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M) in ``x``, and all logits (N, K)."""
+        width = classes.shape[1]
+
+        def cotangents(logits: Tensor, rows: Tensor) -> list[Tensor]:
+            return [torch.zeros_like(logits).scatter_(1, classes[rows, m, None], 1) for m in range(width)]
+
+        return self._products(x, ids, draws, width, cotangents)
+
+    def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        """The defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``; counted as a forward pass."""
+        self._require("latent")
+        assert isinstance(self._defense, HasReconstruction)
+        output = x.clone()
+        for rows in self._admitted(ids):
+            output[rows] = self._defense.reconstruct(x[rows], y[rows]).detach()
+            self._count(ids[rows], forwards=1)
+        return output
+
+    def closest(self, fallback: Tensor) -> Tensor:
+        """Per sample, the closest adversarial (in the ball, where there is one) among all queries so far, else the
+        row of ``fallback`` (n, C, H, W): what most attacks return."""
+        return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest, fallback)
+
+    @property
+    def found(self) -> Tensor:
+        """True (n,) for samples with an adversarial (in the ball, where there is one) among their queries so far."""
+        return torch.isfinite(self._closest_distance)
+
+    @property
+    def closest_distance(self) -> Tensor:
+        """Distance (n,) float64 of the closest adversarial so far in the threat model's norm; infinity without one."""
+        return self._closest_distance.clone()
+
+    @property
+    def exhausted(self) -> Tensor:
+        """True (n,) for samples that have used up their budget; their queries are no longer evaluated."""
+        return self.forwards + self.backwards >= self._budget
+
+    def affordable(self, ids: Tensor) -> Tensor:
+        """True (N,) for rows whose sample still has budget; the other samples are marked as refused.
+
+        An attack of several phases shrinks its working set with it: `BudgetExhausted`, raised where only spent samples
+        are asked about, would cut short the samples that wait for the next phase.
+        """
+        spent = self.exhausted[ids]
+        self.refused[ids[spent]] = True
+        return ~spent
+
+    @property
+    def forwards(self) -> Tensor:
+        """Forward passes per sample (n,), float64 (queries without ids count in equal shares)."""
+        return self._forwards + self._shared_forwards / max(len(self.ids), 1)
+
+    @property
+    def backwards(self) -> Tensor:
+        """Backward passes per sample (n,), float64."""
+        return self._backwards + self._shared_backwards / max(len(self.ids), 1)
+
+    @property
+    def inner_steps(self) -> Tensor:
+        """Optimisation steps inside the defense per sample (n,), float64."""
+        return self.forwards * self._inner_steps
+
+    def as_module(self) -> nn.Module:
+        """The defense as a ``torch.nn.Module`` for attack libraries: images to logits, differentiable if granted.
+
+        It knows no ids: each row counts as an equal share of the chunk's totals, the budget stops the whole chunk
+        (`BudgetExhausted`), and nothing is remembered as closest.
+        """
+        self._require("score")
+        return _OracleModule(self)
+
+    # How it answers.
+
+    def _require(self, wanted: str) -> None:
+        if wanted not in self._granted:
+            raise AccessDenied(f"the card declares {self._access} access, the attack asked for {wanted}")
+
+    def _admitted(self, ids: Tensor) -> list[Tensor]:
+        """The rows that may still be evaluated, in batches of the card's size."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise CellTimeout
+        refused = self.exhausted[ids]
+        self.refused[ids[refused]] = True
+        rows = (~refused).nonzero()[:, 0]
+        if len(ids) and not len(rows):
+            raise BudgetExhausted
+        return [batch for batch in torch.split(rows, self._batch_size) if len(batch)]
+
+    def _count(self, ids: Tensor, forwards: int = 0, backwards: int = 0) -> None:
+        rows = torch.bincount(ids, minlength=len(self.ids))
+        self._forwards += forwards * rows
+        self._backwards += backwards * rows
+
+    def _draws(self, wanted: int) -> int:
+        return wanted if self._defense.card.randomized else 1
+
+    def _unanswered(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits that name the true class: the answer to rows whose sample is out of budget."""
+        return nn.functional.one_hot(self._y[ids], self.classes).to(x.dtype)
+
+    def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        if self._defense.card.randomized:
+            return self._defense.logits(x, self._noise.rows(ids))
+        return self._defense.logits(x)
+
+    def _forward(self, x: Tensor, ids: Tensor, draws: int, votes: bool) -> Tensor:
+        draws = self._draws(draws)
+        output = self._unanswered(x, ids)
+        for rows in self._admitted(ids):
+            with torch.no_grad():
+                logits = torch.stack([self._logits(x[rows], ids[rows]) for _ in range(draws)])
+            if votes and draws > 1:
+                logits = nn.functional.one_hot(logits.argmax(2), self.classes).to(x.dtype)
+            output[rows] = logits.mean(0)
+            self._count(ids[rows], forwards=draws)
+            self._observe(x[rows], output[rows], ids[rows])
+        return output
+
+    def _linearize(self, x: Tensor, ids: Tensor, draws: int) -> tuple[Tensor, VectorJacobian]:
+        """The logits at ``x``, averaged over ``draws``, and their vector-Jacobian product."""
+        if isinstance(self._defense, HasInputGradient) and draws == 1:
+            return self._defense.input_gradient(x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            logits = torch.stack([self._logits(leaf, ids) for _ in range(draws)]).mean(0)
+
+        def vector_jacobian(cotangent: Tensor) -> Tensor:
+            gradient = torch.autograd.grad(logits, leaf, cotangent, retain_graph=True, allow_unused=True)[0]
+            return torch.zeros_like(x) if gradient is None else gradient
+
+        return logits.detach(), vector_jacobian
+
+    def _products(
+        self, x: Tensor, ids: Tensor, draws: int, width: int, cotangents: Callable[[Tensor, Tensor], list[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Products (N, width, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits."""
+        self._require("gradient")
+        draws = self._draws(draws)
+        logits_out = self._unanswered(x, ids)
+        products = torch.zeros(len(x), width, *x.shape[1:], dtype=x.dtype, device=x.device)
+        for rows in self._admitted(ids):
+            logits, vector_jacobian = self._linearize(x[rows], ids[rows], draws)
+            for m, cotangent in enumerate(cotangents(logits, rows)):
+                products[rows, m] = vector_jacobian(cotangent)
+            logits_out[rows] = logits
+            self._count(ids[rows], forwards=draws, backwards=width * draws)
+            self._observe(x[rows], logits, ids[rows])
+        return products, logits_out
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor, logits: Tensor, ids: Tensor) -> None:
+        """Remembers the rows that are adversarial, in bounds and closer than what their sample had."""
+        rows = (logits.argmax(1) != self._y[ids]).nonzero()[:, 0]
+        if not len(rows):
+            return
+        x, ids = x[rows].detach(), ids[rows]
+        if (threshold := self._defense.card.binarization_threshold) is not None:
+            x = snap_to_threshold(x, self._x[ids], threshold)
+        distances = self.threat.distance(x, self._x[ids])
+        valid = self.threat.allows(distances) & (x >= 0).all(3).all(2).all(1) & (x <= 1).all(3).all(2).all(1)
+        closer = (valid & (distances < self._closest_distance[ids])).nonzero()[:, 0]
+        nearest_first = closer[torch.argsort(distances[closer], stable=True)]
+        by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
+        first = torch.ones(len(by_sample), dtype=torch.bool, device=x.device)
+        first[1:] = ids[by_sample][1:] != ids[by_sample][:-1]
+        winners = by_sample[first]
+        self._closest[ids[winners]] = x[winners]
+        self._closest_distance[ids[winners]] = distances[winners]
+
+    def _module_query(self, x: Tensor) -> tuple[Tensor, VectorJacobian | None]:
+        """Logits of rows without ids, and their vector-Jacobian product where gradients are granted."""
+        self._admitted(self.ids)
+        draws = self._draws(DRAWS)
+        noise_ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        parts = torch.split(torch.arange(len(x), device=x.device), self._batch_size)
+        self._shared_forwards += draws * len(x)
+        if "gradient" not in self._granted:
+            with torch.no_grad():
+                logits = [
+                    torch.stack([self._logits(x[part], noise_ids[part]) for _ in range(draws)]).mean(0)
+                    for part in parts
+                ]
+            return torch.cat(logits), None
+        linear = [self._linearize(x[part], noise_ids[part], draws) for part in parts]
+
+        def vector_jacobian(cotangent: Tensor) -> Tensor:
+            self._shared_backwards += draws * len(x)
+            return torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
+
+        return torch.cat([logits for logits, _ in linear]), vector_jacobian
+
+
+class _OracleModule(nn.Module):
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__()
+        self._oracle = oracle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, _ModuleQuery.apply(x, self._oracle))
+
+
+class _ModuleQuery(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, oracle: Oracle) -> Tensor:
+        logits, ctx.vector_jacobian = oracle._module_query(x.detach())
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        if ctx.vector_jacobian is None:
+            raise AccessDenied("the library asked for a gradient that the card does not declare")
+        return ctx.vector_jacobian(cotangents[0]), None

@@ -1,0 +1,145 @@
+"""What a defense is: a card, ``logits(x)``, and optional capabilities that are found by protocol.
+
+A factory may return a ``torch.nn.Module``; `as_defense` turns it into a defense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from bench.cards import DefenseCard
+from bench.errors import UserError
+from bench.randomness import RowStreams
+
+VectorJacobian = Callable[[Tensor], Tensor]
+"""Maps a cotangent on the logits (N, K) to the gradient on the images (N, C, H, W); may be called repeatedly."""
+
+
+class Defense(Protocol):
+    """A classifier under test.
+
+    ``logits`` maps images (N, C, H, W), float32 in [0, 1], to logits (N, K), float32, never probabilities, with each
+    row independent of the others. A randomised defense takes ``logits(x, rng)`` with `bench.randomness.RowStreams`.
+    """
+
+    card: DefenseCard
+
+    @property
+    def logits(self) -> Callable[..., Tensor]:
+        """Maps images, and for a randomised defense its streams, to logits."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """Moves the defense to a device, in place."""
+
+
+@runtime_checkable
+class HasInputGradient(Protocol):
+    """A defense that computes its own derivative, where autograd has none to give."""
+
+    def input_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
+        """The logits at ``x`` and the function that multiplies cotangents with their Jacobian there."""
+
+
+@runtime_checkable
+class HasReconstruction(Protocol):
+    """A generative defense: what Latent Descent walks towards."""
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """The reconstruction (N, C, H, W) of each row of ``x`` under the class in ``y`` (N,)."""
+
+
+@runtime_checkable
+class HasInnerSteps(Protocol):
+    """A defense that optimises at inference."""
+
+    inner_steps: int
+    """Optimisation steps per image and forward pass, summed over classes."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A defense that is trained on first use; its state is then cached (see `bench.training`)."""
+
+    def fit(self, data: Any, trainer: Any) -> None:
+        """Learns from a `bench.datasets.Split` with the `bench.training.Trainer` given."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learned tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Takes the learned tensors back."""
+
+
+class ModuleDefense:
+    """A plain ``torch.nn.Module`` as a defense: evaluation mode, parameters frozen, output taken as logits."""
+
+    def __init__(self, card: DefenseCard, module: nn.Module) -> None:
+        self.card = card
+        self.module = module.eval().requires_grad_(False)
+
+    def logits(self, x: Tensor, rng: RowStreams | None = None) -> Tensor:
+        """The module's output for images ``x``; a randomised module is called with ``(x, rng)``."""
+        output: Tensor = self.module(x, rng) if self.card.randomized else self.module(x)
+        return output
+
+    def to(self, device: torch.device | str) -> ModuleDefense:
+        """Moves the module to a device, in place."""
+        self.module.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The module's tensors."""
+        return self.module.state_dict()
+
+
+def as_defense(card: DefenseCard, made: object) -> Defense:
+    """What a factory returned, as a defense with this card.
+
+    Raises:
+        UserError: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
+    """
+    if callable(getattr(made, "logits", None)):
+        made.card = card  # type: ignore[attr-defined]
+        if isinstance(made, nn.Module):
+            made.eval().requires_grad_(False)
+        if not hasattr(made, "to"):
+            made.to = lambda device: made  # type: ignore[attr-defined]
+        return made  # type: ignore[return-value]
+    if isinstance(made, nn.Module):
+        return ModuleDefense(card, made)
+    raise UserError(
+        f"defense {card.name!r}: its factory returned {type(made).__name__}; "
+        "it must return a torch.nn.Module or an object with logits(x)"
+    )
+
+
+def fingerprint(defense: Defense) -> str:
+    """A hash of the defense's tensors (its ``state_dict``, where it has one), for cell identities."""
+    digest = hashlib.sha256()
+    state: dict[str, Any] = getattr(defense, "state_dict", dict)()
+    for key in sorted(state):
+        value = state[key]
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous().numpy()
+            digest.update(json.dumps([key, str(array.dtype), array.shape]).encode())
+            digest.update(array.data)
+        else:
+            digest.update(json.dumps([key, repr(value)]).encode())
+    return digest.hexdigest()[:16]
+
+
+def offers(defense_card: DefenseCard, defense: object, access: str) -> str | None:
+    """None when the defense can answer an attack with this access, otherwise the reason why not."""
+    order = ("decision", "score", "gradient")
+    if access == "latent":
+        return None if isinstance(defense, HasReconstruction) else "has no reconstructions"
+    needed = "decision" if access == "transfer" else access
+    if order.index(needed) <= order.index(defense_card.access):
+        return None
+    return f"gives {defense_card.access} access only"

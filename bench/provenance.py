@@ -1,0 +1,63 @@
+"""Where a result comes from: versions, machine, command, state of the source."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+
+_PACKAGES = ("bench", "defenses", "attacks", "reports")
+_LIBRARIES = ("assay", "torch", "numpy", "scipy", "pandas", "foolbox", "pyautoattack", "robustbench")
+
+
+def check_packages() -> None:
+    """Makes sure that all four import packages are ours: their names are generic, another package may hide one.
+
+    Raises:
+        UserError: that names the intruder.
+    """
+    root = Path(__file__).resolve().parents[1]
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        where = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if where != root / name:
+            raise UserError(
+                f"package {name!r} comes from {where or 'nowhere'}, expected {root / name}; remove the former"
+            )
+
+
+def provenance(device: str, seed: int) -> dict[str, Any]:
+    """What is stored with every result; none of it is part of a cell's identity."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "seed": seed,
+        "git": _git_state(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_state() -> str:
+    """Commit of the source tree this runs from, with ``-dirty`` where it was changed; empty outside a git checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

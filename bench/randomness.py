@@ -1,0 +1,70 @@
+"""Random numbers that belong to a sample, not to a batch.
+
+Every sample of a cell has a counter-based generator of its own (Philox, Salmon et al. 2011), keyed on the cell's seed,
+the purpose and the sample. What one sample draws depends on nothing but how much it drew before, so results do not
+depend on the chunk, the worker or the samples beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Streams:
+    """Independent random streams, one per sample; ``ids`` say which streams the rows of a draw come from.
+
+    Args:
+        seed: the cell's seed.
+        keys: one integer per stream, for example the samples' indices in their dataset; stream ``i`` has ``keys[i]``.
+        purpose: separates streams of the same seed and keys (an attack's from a judge's).
+        device: where the drawn tensors go.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> None:
+        tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
+        self._generators = [
+            np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, tag, int(key)]))) for key in keys
+        ]
+        self._device = device
+
+    def _stack(self, rows: list[NDArray[np.float32]], shape: Sequence[int]) -> Tensor:
+        array = np.stack(rows) if rows else np.empty((0, *shape), np.float32)
+        return torch.from_numpy(array).to(self._device)
+
+    def normal(self, ids: Tensor, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws, float32, of shape (len(ids), *shape); row r from the stream of sample ids[r]."""
+        return self._stack([self._generators[i].standard_normal(shape, np.float32) for i in ids.tolist()], shape)
+
+    def uniform(self, ids: Tensor, shape: Sequence[int]) -> Tensor:
+        """Uniform draws in [0, 1), float32, of shape (len(ids), *shape)."""
+        return self._stack([self._generators[i].random(shape, np.float32) for i in ids.tolist()], shape)
+
+    def permutation(self, ids: Tensor, n: int) -> Tensor:
+        """A random order of 0 ... n-1 per row, int64, of shape (len(ids), n)."""
+        rows = [self._generators[i].permutation(n) for i in ids.tolist()]
+        return torch.from_numpy(np.stack(rows) if rows else np.empty((0, n), np.int64)).to(self._device)
+
+    def rows(self, ids: Tensor) -> RowStreams:
+        """The streams of ``ids`` as a randomised defense takes them: row r of every draw from sample ids[r]."""
+        return RowStreams(self, ids)
+
+
+class RowStreams:
+    """What a randomised defense's ``logits(x, rng)`` gets: draws with one independent stream per row of ``x``."""
+
+    def __init__(self, streams: Streams, ids: Tensor) -> None:
+        self._streams, self._ids = streams, ids
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal draws, float32, of shape (rows of x, *shape)."""
+        return self._streams.normal(self._ids, shape)
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """Uniform draws in [0, 1), float32, of shape (rows of x, *shape)."""
+        return self._streams.uniform(self._ids, shape)

@@ -1,0 +1,201 @@
+"""Runners: where cells are executed. A result depends on the cell alone, whatever the runner and the order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cells import Cell
+from bench.datasets import Dataset, load_dataset
+from bench.engine import CellResult, failed_result, run_cell
+from bench.errors import UserError
+from bench.ledger import ledger_dir, write_cell
+from bench.loading import LoadedDefense, load_trained
+from bench.registry import Registry
+
+_GRACE_SECONDS = 60
+"""How long after a cell's timeout its worker is killed: between two queries a worker notices the timeout itself."""
+
+OnDone = Callable[[Cell, float], None]
+"""Told of a cell that is done, and how many of its samples failed."""
+OnChunk = Callable[[Cell, int], None]
+"""Told of samples of a cell that are done."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know besides the cell; it can be sent to another process."""
+
+    run: Path
+    dataset: str
+    data_dir: Path | None
+    plugins: tuple[str, ...]
+    seed: int
+    device: str
+    provenance: dict[str, Any]
+
+
+class Workshop:
+    """Runs cells in this process; loads each defense once."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._registry = Registry(job.plugins)
+        self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
+        self._defenses: dict[str, LoadedDefense] = {}
+
+    def execute(self, cell: Cell, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
+        """Runs one cell and writes its result; returns how many of its samples failed."""
+        try:
+            result = self._run(cell, on_chunk)
+        except UserError as error:
+            result = failed_result(cell, self._dataset, str(error))
+        return self.write(cell, result)
+
+    def write(self, cell: Cell, result: CellResult) -> int:
+        """Writes a cell's result; returns how many of its samples failed."""
+        provenance = {
+            **self._job.provenance,
+            "parameters": cell.parameters,
+            "budget": cell.budget,
+            "chunk": cell.chunk,
+            "batch_size": cell.batch_size,
+            "state": cell.state,
+        }
+        write_cell(ledger_dir(self._job.run) / cell.file, result.records, result.adversarials, provenance)
+        return int((result.records["status"] == "failed").sum())
+
+    def fail(self, cell: Cell, reason: str) -> int:
+        """Writes a failed result for a cell that nobody could run."""
+        return self.write(cell, failed_result(cell, self._dataset, reason))
+
+    def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
+        device = torch.device(self._job.device)
+        if cell.defense not in self._defenses:
+            self._defenses[cell.defense] = load_trained(
+                cell.defense, self._dataset, self._registry, self._job.seed, device
+            )
+        loaded = self._defenses[cell.defense]
+        if loaded.fingerprint != cell.state["weights"]:
+            raise UserError(f"defense {cell.defense!r} has other weights each time it is built; save and load them")
+        attack = self._registry.get("attacks", cell.function)
+        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk)
+
+
+def run_serial(job: Job, cells: Sequence[Cell], on_done: OnDone, on_chunk: OnChunk) -> None:
+    """Runs cells one after the other in this process."""
+    threads = torch.get_num_threads()
+    workshop = Workshop(job)
+    for cell in cells:
+        on_done(cell, workshop.execute(cell, partial(on_chunk, cell)))
+    torch.set_num_threads(threads)
+
+
+class _Worker:
+    """A process that runs cells, and the one it is at."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(job, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.cell: Cell | None = None
+        self.started = 0.0
+
+    def give(self, cell: Cell) -> None:
+        self.cell, self.started = cell, time.monotonic()
+        self.connection.send(cell)
+
+    @property
+    def overdue(self) -> bool:
+        limit = None if self.cell is None else self.cell.timeout
+        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def run_processes(job: Job, cells: Sequence[Cell], workers: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+    """Runs cells in worker processes. A worker that dies or hangs fails its cell and is replaced."""
+    waiting = iter(cells)
+    lost: list[tuple[Cell, str]] = []
+    crew = [_Worker(job) for _ in range(min(workers, len(cells)))]
+    try:
+        crew = [worker for worker in crew if _assign(worker, waiting)]
+        while crew:
+            ready = wait([worker.connection for worker in crew], timeout=1.0)
+            for worker in list(crew):
+                reason = None
+                if worker.connection in ready:
+                    reason = _hear(worker, on_done, on_chunk)
+                elif worker.overdue:
+                    reason = "timeout: its worker hung and was killed"
+                if reason is not None:
+                    assert worker.cell is not None
+                    lost.append((worker.cell, reason))
+                    crew.remove(worker)
+                    worker.stop()
+                    worker = _Worker(job)
+                    crew.append(worker)
+                    worker.cell = None
+                if worker.cell is None and not _assign(worker, waiting):
+                    crew.remove(worker)
+                    worker.stop()
+    finally:
+        for worker in crew:
+            worker.stop()
+    workshop = Workshop(job) if lost else None
+    for cell, reason in lost:
+        assert workshop is not None
+        on_done(cell, workshop.fail(cell, reason))
+
+
+def _assign(worker: _Worker, waiting: Iterator[Cell]) -> bool:
+    cell = next(waiting, None)
+    if cell is not None:
+        worker.give(cell)
+    return cell is not None
+
+
+def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
+    """Takes one message of a worker; returns why it is lost, if it is."""
+    assert worker.cell is not None
+    try:
+        what, value = worker.connection.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join(timeout=5)
+        return f"worker lost (exit code {worker.process.exitcode})"
+    if what == "chunk":
+        on_chunk(worker.cell, value)
+        return None
+    if what == "crashed":
+        return f"worker crashed: {value}"
+    on_done(worker.cell, value)
+    worker.cell = None
+    return None
+
+
+def _serve(job: Job, connection: Connection) -> None:
+    """A worker's main loop: receives cells, runs them, reports; ends when the other side is gone."""
+    try:
+        workshop = Workshop(job)
+        while True:
+            cell = connection.recv()
+            failed = workshop.execute(cell, lambda samples: connection.send(("chunk", samples)))
+            connection.send(("done", failed))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        connection.send(("crashed", f"{type(error).__name__}: {' '.join(str(error).split())}"))

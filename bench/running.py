@@ -1,0 +1,210 @@
+"""Runs a matrix: loads and trains its defenses, plans its cells, runs those that are missing, keeps the ledger."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench.cells import Cell, NotApplicable, plan
+from bench.datasets import Dataset, load_dataset
+from bench.errors import UserError
+from bench.ledger import ledger_dir, verify_cell, write_clean, write_manifest
+from bench.loading import LoadedDefense, load_trained, make_defense, needs_training
+from bench.matrix import Matrix
+from bench.progress import bar
+from bench.protocols import HasInnerSteps
+from bench.provenance import provenance
+from bench.registry import Registry
+from bench.runners import Job, run_processes, run_serial
+
+RunnerName = Literal["auto", "serial", "process"]
+RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A matrix with its defenses, its cells and what is already there.
+
+    Attributes:
+        done: ids of cells whose result exists.
+        untrained: defenses that were not trained; their cells' ids are not known yet.
+    """
+
+    matrix: Matrix
+    dataset: Dataset
+    registry: Registry
+    defenses: dict[str, LoadedDefense]
+    cells: list[Cell]
+    not_applicable: list[NotApplicable]
+    done: set[str]
+    untrained: set[str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        ran: cells run now.
+        kept: cells that were there.
+        failed: titles of cells with failed samples.
+    """
+
+    ran: int
+    kept: int
+    failed: list[str]
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        UserError: when there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device {name}: not available here. Allowed: auto, cpu, cuda, cuda:N") from None
+    return device
+
+
+def prepare(
+    matrix: Matrix,
+    registry: Registry,
+    run: Path,
+    data_dir: Path | None,
+    device: torch.device,
+    train: bool,
+) -> Planned:
+    """Plans a matrix; with ``train``, trains the defenses that are not.
+
+    Raises:
+        UserError: for whatever the user has to mend.
+    """
+    dataset = load_dataset(matrix.dataset, data_dir)
+    available = len(dataset.test.labels)
+    if matrix.samples > available:
+        raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
+    defenses: dict[str, LoadedDefense] = {}
+    untrained: set[str] = set()
+    for name in matrix.defenses:
+        if not train and needs_training(
+            defenses.setdefault(name, make_defense(name, dataset, registry)), dataset, matrix.seed
+        ):
+            untrained.add(name)
+        else:
+            defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
+    cells, not_applicable = plan(matrix, dataset, defenses, registry)
+    known = [cell for cell in cells if cell.defense not in untrained]
+    done = {cell.id for cell in known if verify_cell(ledger_dir(run) / cell.file, cell.id)}
+    return Planned(matrix, dataset, registry, defenses, cells, not_applicable, done, untrained)
+
+
+def execute(
+    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, workers: int | None, runner: RunnerName
+) -> Outcome:
+    """Runs the cells that are not done and writes the manifest.
+
+    ``workers`` is the number of processes of the process runner (default: one per core; one on a GPU). Every cell
+    computes with one thread on a CPU, so that its result does not depend on it.
+    """
+    if runner not in RUNNERS:
+        raise UserError(f"--runner {runner}: unknown. Allowed: {', '.join(RUNNERS)}")
+    matrix = planned.matrix
+    job = Job(
+        run=run,
+        dataset=matrix.dataset,
+        data_dir=data_dir,
+        plugins=planned.registry.plugins,
+        seed=matrix.seed,
+        device=str(device),
+        provenance=provenance(str(device), matrix.seed),
+    )
+    write_manifest(run, manifest(planned, run, job.provenance))
+    pending = sorted(
+        (cell for cell in planned.cells if cell.id not in planned.done),
+        key=lambda cell: -cost(cell, planned.defenses[cell.defense]),
+    )
+    count = workers or (1 if device.type != "cpu" else len(os.sched_getaffinity(0)))
+    failed: list[str] = []
+    if pending:
+        samples = matrix.samples * len(pending)
+        with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
+
+            def on_chunk(cell: Cell, amount: int) -> None:
+                progress.advance(amount, cell.title)
+
+            def on_done(cell: Cell, failures: float) -> None:
+                if failures:
+                    failed.append(cell.title)
+
+            if runner == "serial" or (runner == "auto" and (count == 1 or len(pending) == 1)):
+                run_serial(job, pending, on_done, on_chunk)
+            else:
+                run_processes(job, pending, count, on_done, on_chunk)
+    return Outcome(len(pending), len(planned.done), failed)
+
+
+def cost(cell: Cell, loaded: LoadedDefense) -> float:
+    """A cell's cost at most, in forward and backward passes, an inner optimisation step counting as one."""
+    inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
+    return cell.budget * cell.samples * (1.0 + inner)
+
+
+def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """What a run is, for `bench.ledger.write_manifest`; also writes the clean images it names."""
+    matrix, dataset = planned.matrix, planned.dataset
+    images = dataset.test.images[: matrix.samples].numpy()
+    labels = dataset.test.labels[: matrix.samples].numpy()
+    cards = {entry.label: planned.registry.get("attacks", entry.name).attack_card for entry in matrix.attacks}
+    return {
+        "matrix": matrix.name,
+        "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
+        "samples": list(range(matrix.samples)),
+        "images": write_clean(run, images, labels),
+        "seed": matrix.seed,
+        "thresholds": dict(matrix.thresholds),
+        "defenses": [
+            {"name": name, "citation": loaded.card.citation, "randomized": loaded.card.randomized}
+            for name, loaded in planned.defenses.items()
+        ],
+        "attacks": [
+            {
+                "name": entry.label,
+                "norms": matrix.norms_of(entry, cards[entry.label]),
+                "kind": "bounded" if entry.bounded else "minimal",
+                "access": cards[entry.label].access,
+                "parameters": {**cards[entry.label].parameters, **entry.parameters},
+                "budget": entry.budget or cards[entry.label].budget,
+                "citation": cards[entry.label].citation,
+            }
+            for entry in {entry.label: entry for entry in reversed(matrix.attacks)}.values()
+        ][::-1],
+        "cells": [
+            {
+                "id": cell.id,
+                "defense": cell.defense,
+                "attack": cell.attack,
+                "norm": cell.norm,
+                "epsilon": cell.epsilon,
+                "file": cell.file,
+                "parameters": cell.parameters,
+                "budget": cell.budget,
+            }
+            for cell in planned.cells
+        ],
+        "not_applicable": [asdict(place) for place in planned.not_applicable],
+        "provenance": origin,
+    }
+
+
+def default_out(matrix: Matrix) -> Path:
+    """Where a matrix runs unless told otherwise."""
+    return Path("runs") / matrix.name

@@ -1,0 +1,86 @@
+"""Threat models: what an adversary may change, how far an image has moved, and how to bring it back.
+
+Images are float32 tensors of shape (N, C, H, W) in [0, 1]. Distances are computed in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.norms import Norm, within
+
+_ROUNDING = 2.0**-24
+"""The most by which rounding to float32 moves a number below 1."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A norm and, for bounded attacks, the radius of its ball; pixels stay in [0, 1].
+
+    ``epsilon`` is in the norm's unit: changed pixels for L0, pixel intensity for L2 and Linf. ``None`` asks for the
+    smallest perturbation.
+    """
+
+    norm: Norm
+    epsilon: float | None = None
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances of the rows of ``a`` and ``b`` in this threat model's norm; see `distance`."""
+        return distance(a, b, self.norm)
+
+    def allows(self, distances: Tensor) -> Tensor:
+        """True where a distance lies in the ball (everywhere when there is no epsilon)."""
+        if self.epsilon is None:
+            return torch.isfinite(distances)
+        inside: Tensor = within(distances, self.epsilon)
+        return inside
+
+
+def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
+    """Distance of each row of ``a`` (N, C, H, W) to the same row of ``b``, as float64 (N,).
+
+    L0 counts the pixels that differ in any channel (Schott et al. 2019, section 6).
+    """
+    difference = a.double() - b.double()
+    if norm == "L0":
+        return (difference != 0).any(dim=1).flatten(1).sum(1).double()
+    if norm == "L2":
+        return difference.flatten(1).square().sum(1).sqrt()
+    return difference.flatten(1).abs().amax(1)
+
+
+def project(x: Tensor, center: Tensor, norm: Norm, epsilon: Tensor | float) -> Tensor:
+    """The nearest point to ``x`` in the L2 or Linf ball around ``center``, clipped to [0, 1].
+
+    ``epsilon`` is one radius or one per row (N,). With ``center`` in [0, 1], clipping cannot leave the ball, and the
+    radius is taken smaller by what rounding to float32 can add to the distance.
+
+    Raises:
+        ValueError: for L0, which has no unique projection.
+    """
+    radius = torch.as_tensor(epsilon, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
+    pixels = x[0].numel() if len(x) else 1
+    radius = (radius - _ROUNDING * (pixels**0.5 if norm == "L2" else 1)).clamp_min(0)
+    delta = x - center
+    if norm == "Linf":
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
+    elif norm == "L2":
+        length = delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        delta = delta * (radius / length.clamp_min(1e-30)).clamp_max(1)
+    else:
+        raise ValueError(f"no projection for {norm}")
+    return (center + delta).clamp(0, 1)
+
+
+def snap_to_threshold(candidate: Tensor, x: Tensor, threshold: float) -> Tensor:
+    """The nearest image to ``x`` that binarises as ``candidate`` does (Schott et al. 2019, section 5, post-processing).
+
+    Pixels whose bit is the clean one take the clean value; a bit raised takes the threshold, a bit lowered the next
+    float below it. The binarised image stays as it is, so the decision does too.
+    """
+    level = torch.tensor(threshold, dtype=x.dtype, device=x.device)
+    bit, clean_bit = candidate >= level, x >= level
+    return torch.where(bit == clean_bit, x, torch.where(bit, level, torch.nextafter(level, torch.zeros_like(level))))

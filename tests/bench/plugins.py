@@ -1,0 +1,40 @@
+"""A local plugin file for tests: a classifier that answers every kind of access, fast."""
+
+import torch
+
+from bench import attack, defense
+from bench.conformance import ClassMeans
+
+
+@defense("class_means", datasets=["digits"], batch_size=4, citation="this test")
+def class_means(dataset):
+    return ClassMeans(dataset)
+
+
+@attack("crash", norms=["L2"], access="decision", budget=10)
+def crash(oracle, x, y):
+    raise RuntimeError("as it happens")
+
+
+@attack("die", norms=["L2"], access="decision", budget=10)
+def die(oracle, x, y):
+    import os
+
+    os._exit(9)
+
+
+@attack("slow_noise", norms=["L2"], access="decision", budget=100, stochastic=True)
+def slow_noise(oracle, x, y):
+    import time
+
+    time.sleep(0.5)
+    last = x
+    for scale in (0.1, 0.3, 1.0):
+        last = (x + scale * oracle.random.normal(oracle.ids, x.shape[1:])).clamp(0, 1)
+        oracle.decision(last, oracle.ids)
+    return oracle.closest(last)
+
+
+@defense("moody", datasets=["digits"])
+def moody() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))

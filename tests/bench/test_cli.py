@@ -1,0 +1,231 @@
+"""The command line: what it says, and that a mistake is one line and exit status 2."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).with_name("plugins.py")
+README = Path(__file__).parents[2] / "README.md"
+CI = Path(__file__).parents[2] / ".ci" / "run"
+SMALL = """
+dataset = "{dataset}"
+samples = {samples}
+defenses = ["{defense}"]
+attacks = ["gaussian_noise", "fgm"]
+{extra}
+[thresholds]
+L2 = 1.0
+"""
+
+
+def assay(*arguments, cwd=None, **environment):
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'assay'; from bench.cli import main; main()"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=cwd,
+        env={**{k: v for k, v in os.environ.items() if k != "ASSAY_DATA"}, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def refused(result):
+    """The one line of a refusal."""
+    assert result.returncode == 2, result
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    def write(dataset="digits", samples=4, defense="class_means", extra=""):
+        path = tmp_path / "small.toml"
+        path.write_text(SMALL.format(dataset=dataset, samples=samples, defense=defense, extra=extra))
+        return path
+
+    return write
+
+
+def run(matrix, tmp_path, *more):
+    return assay("run", matrix, "--plugin", PLUGIN, "--out", tmp_path / "out", "--workers", "1", *more)
+
+
+def test_a_run_ends_with_the_path_of_its_report_and_repeated_has_nothing_to_do(matrix, tmp_path):
+    path = matrix()
+    first = run(path, tmp_path)
+    assert first.returncode == 0, first.stderr
+    index = tmp_path / "out" / "report" / "index.html"
+    assert first.stdout.splitlines() == ["2 cells run, 0 were there already.", f"Report: {index}"]
+    assert index.read_text().lstrip().lower().startswith("<!doctype html")
+    assert "small: 2 cells: 100%" in first.stderr
+    before = index.stat().st_mtime_ns
+    again = run(path, tmp_path)
+    assert again.stdout.startswith("Nothing to do: all 2 cells of small are in")
+    assert index.stat().st_mtime_ns == before
+    (tmp_path / "out" / "report" / "index.html").unlink()
+    assert assay("report", tmp_path / "out").returncode == 0
+    assert index.exists()
+    assert "2/2" in assay("status", tmp_path / "out").stdout
+    assert "2 there, 0 to run" in assay("plan", path, "--plugin", PLUGIN, "--out", tmp_path / "out").stdout
+
+
+def test_a_run_with_a_failed_cell_ends_with_status_1_and_a_report(matrix, tmp_path):
+    result = run(matrix(), tmp_path, "--attacks", "gaussian_noise,crash")
+    assert result.returncode == 1
+    assert "failed: class_means · crash · L2" in result.stderr
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+
+
+def test_unknown_defense(tmp_path):
+    assert "unknown defense 'cnm'; did you mean 'cnn'?" in refused(assay("run", "--defenses", "cnm"))
+
+
+def test_unknown_key_in_a_matrix(matrix, tmp_path):
+    line = refused(run(matrix(extra="sampels = 3"), tmp_path))
+    assert "small.toml: unknown key 'sampels'; did you mean 'samples'?" in line
+
+
+def test_missing_data_that_cannot_be_downloaded(matrix, tmp_path):
+    (tmp_path / "empty").mkdir()
+    line = refused(run(matrix(dataset="mnist", defense="cnn"), tmp_path, "--data-dir", tmp_path / "empty"))
+    assert "mnist" in line
+    assert "--data-dir" in line
+    assert "ASSAY_DATA" in line
+
+
+def test_corrupt_idx(matrix, tmp_path):
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte.gz").write_bytes(b"not gzip")
+    line = refused(run(matrix(dataset="mnist", defense="cnn"), tmp_path, "--data-dir", tmp_path / "data"))
+    assert "-ubyte.gz" in line
+
+
+def test_corrupt_checkpoint(matrix, tmp_path):
+    cache = tmp_path / "cache"
+    assert assay("train", "cnn", "--dataset", "digits", ASSAY_CACHE=str(cache)).returncode == 0
+    checkpoint = next(cache.rglob("*.safetensors"))
+    content = bytearray(checkpoint.read_bytes())
+    content[-1] ^= 0xFF
+    checkpoint.write_bytes(content)
+    arguments = ["run", matrix(defense="cnn"), "--out", tmp_path / "out"]
+    line = refused(assay(*arguments, ASSAY_CACHE=str(cache)))
+    assert checkpoint.name in line
+    assert "SHA-256 differs" in line
+    checkpoint.write_bytes(content[:100])
+    assert "not a readable safetensors file" in refused(assay(*arguments, ASSAY_CACHE=str(cache)))
+
+
+def test_corrupt_result_file(matrix, tmp_path):
+    path = matrix()
+    assert run(path, tmp_path).returncode == 0
+    result = next((tmp_path / "out" / "ledger").glob("*fgm*.parquet"))
+    result.write_bytes(result.read_bytes()[:-20])
+    for line in (refused(run(path, tmp_path)), refused(assay("report", tmp_path / "out"))):
+        assert result.name in line
+        assert "corrupt" in line
+
+
+def test_sample_count_above_the_test_set(matrix, tmp_path):
+    assert "the test set of digits has 600 images" in refused(run(matrix(samples=601), tmp_path))
+
+
+def test_weights_of_the_wrong_shape(tmp_path, data_dir, matrix):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(data_dir / "weights" / "schott2019_abs.safetensors")
+    state["3.Decoder.conv_0.weight"] = torch.zeros(8, 32, 3, 3)
+    (tmp_path / "data" / "weights").mkdir(parents=True)
+    (tmp_path / "data" / "mnist").symlink_to(data_dir / "mnist")
+    save_file(state, tmp_path / "data" / "weights" / "schott2019_abs.safetensors")
+    path = matrix(dataset="mnist", defense="abs:schott2019")
+    line = refused(run(path, tmp_path, "--data-dir", tmp_path / "data"))
+    assert "schott2019_abs.safetensors" in line
+    assert "3.Decoder.conv_0.weight" in line
+    assert "(8, 32, 3, 3)" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--bogus"], "No such option: --bogus"),
+        (["run", "digit"], "unknown matrix 'digit'; did you mean 'digits'?"),
+        (["run", "--norms", "L3"], "--norms: unknown norm 'L3'"),
+        (["run", "--device", "tpu9"], "--device tpu9: not available here"),
+        (["run", "--runner", "slurm"], "--runner: unknown runner 'slurm'"),
+        (["run", "--set", "samples"], "write key=value"),
+        (["run", "--plugin", "none.py"], "--plugin none.py: no such file"),
+        (["list", "models"], "Allowed: attacks, datasets, defenses, matrices"),
+        (["status", "nowhere"], "run nowhere: no ledger there"),
+        (["check", "cnnn"], "unknown plugin 'cnnn'; did you mean 'cnn'?"),
+        (["train", "cnn", "--dataset", "minst"], "unknown dataset 'minst'; did you mean 'mnist'?"),
+        (["new", "attack", "a"], "unknown kind of plugin 'attack'"),
+        (["new", "defense", "Bad-Name"], "not lower_snake_case"),
+    ],
+)
+def test_every_other_mistake_is_one_line_too(arguments, message):
+    assert message in refused(assay(*arguments))
+
+
+def test_a_new_defense_is_ten_lines_passes_the_checks_and_runs(tmp_path):
+    made = assay("new", "defense", "my_defense", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert len([line for line in (tmp_path / "my_defense.py").read_text().splitlines() if line]) <= 10
+    checked = assay("check", "my_defense.py", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    command = ["run", "--samples", "4", "--plugin", "my_defense.py", "--defenses", "my_defense", "--attacks", "fgm"]
+    assert assay(*command, cwd=tmp_path).returncode == 0
+    assert "my_defense.py exists" in refused(assay("new", "defense", "my_defense", cwd=tmp_path))
+
+
+def test_check_fails_a_defense_that_returns_probabilities_in_training_mode(tmp_path):
+    text = PLUGIN.read_text().replace(
+        "return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))",
+        "torch.manual_seed(0); return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), "
+        "torch.nn.Softmax(1))",
+    )
+    (tmp_path / "probable.py").write_text(text)
+    result = assay("check", "moody", "--plugin", tmp_path / "probable.py")
+    assert result.returncode == 1
+    assert "FAIL logits are not probabilities (rows sum to one)" in result.stdout
+
+
+def test_another_package_of_our_names_is_found_out(tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "__init__.py").write_text("")
+    result = assay("list", "matrices", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert f"package 'reports' comes from {tmp_path / 'reports'}, expected" in refused(result)
+
+
+def test_the_readmes_plugin_runs_as_it_stands(tmp_path):
+    code = re.search(r"```python\n(import torch\n.*?@defense.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    assert len([line for line in code[1].splitlines() if line.strip()]) <= 10
+    (tmp_path / "class_means.py").write_text(code[1])
+    assert assay("check", "class_means.py", cwd=tmp_path).returncode == 0
+    command = ["run", "--samples", "4", "--plugin", "class_means.py", "--defenses", "class_means", "--attacks", "fgm"]
+    result = assay(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ci_runs_the_readmes_test_command():
+    commands = re.findall(r"^python3 -m venv .*$", README.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    assert commands[1] in CI.read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "list", "train", "check", "new"])
+def test_every_command_has_help(command):
+    assert command in assay("--help").stdout
+    result = assay(command, "--help")
+    assert result.returncode == 0
+    assert "Usage: assay" in result.stdout

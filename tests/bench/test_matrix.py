@@ -1,0 +1,96 @@
+"""Matrix files are validated whole; the first mistake is one line."""
+
+import pytest
+
+from bench.errors import UserError
+from bench.matrix import build_matrix, matrices, read_matrix, with_settings
+from bench.registry import Registry
+
+VALID = {
+    "name": "test",
+    "dataset": "digits",
+    "samples": 10,
+    "thresholds": {"L2": 1.5, "Linf": 0.3, "L0": 12},
+    "defenses": ["cnn"],
+    "attacks": ["boundary", {"name": "pgd", "variant": "bounded", "bounded": True}],
+}
+
+
+def build(settings=(), changes=(), **choices):
+    data = with_settings("matrix test", {**VALID, **dict(changes)}, settings)
+    return build_matrix("matrix test", data, Registry(), **choices)
+
+
+def test_names_become_entries_with_the_cards_norms_in_the_thresholds_order():
+    matrix = build()
+    registry = Registry()
+    pgd = matrix.attacks[1]
+    assert pgd.label == "pgd:bounded"
+    assert matrix.norms_of(pgd, registry.get("attacks", "pgd").attack_card) == ["L2", "Linf"]
+
+
+def test_the_command_lines_choices_win():
+    matrix = build(samples=3, seed=7, defenses=["binary_cnn"], attacks=["pgd:bounded", "bim"], norms=["L2"])
+    assert (matrix.samples, matrix.seed, matrix.defenses) == (3, 7, ("binary_cnn",))
+    assert [entry.label for entry in matrix.attacks] == ["pgd:bounded", "bim"]
+    assert dict(matrix.thresholds) == {"L2": 1.5}
+
+
+def test_settings_change_keys_thresholds_parameters_and_budgets():
+    matrix = build(["samples=4", "thresholds.L2=2.5", "boundary.steps=9", "boundary.budget=77"])
+    assert matrix.samples == 4
+    assert matrix.thresholds["L2"] == 2.5
+    assert matrix.attacks[0].parameters == {"steps": 9}
+    assert matrix.attacks[0].budget == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": 3}, "unknown key 'sample'; did you mean 'samples'?"),
+        ({"attacks": [{"name": "pgd", "paramters": {}}]}, "did you mean 'parameters'?"),
+        ({"samples": 0}, "samples: Input should be greater than or equal to 1 (it is 0)"),
+        ({"samples": "many"}, "samples: Input should be a valid integer"),
+        ({"thresholds": {"L3": 1}}, "thresholds.L3"),
+        ({"thresholds": {}}, "thresholds"),
+        ({"attacks": ["pdg"]}, "unknown attack 'pdg'; did you mean 'pgd'?"),
+        ({"attacks": [{"name": "pgd", "parameters": {"stepps": 3}}]}, "did you mean 'steps'?"),
+        ({"attacks": [{"name": "pgd", "parameters": {"steps": "x"}}]}, "pgd.steps is 'x'; it must be of type int"),
+        ({"attacks": [{"name": "mim", "norms": ["L2"]}]}, "unknown norm of mim 'L2'"),
+        ({"attacks": [{"name": "boundary", "bounded": True, "variant": "b"}]}, "'boundary' is minimal, not bounded"),
+        ({"attacks": [{"name": "pgd", "bounded": True}]}, "give it a variant"),
+        ({"attacks": ["bim", "bim"]}, "attack 'bim' stands twice for 'cnn'"),
+        ({"defenses": ["cmn"]}, "did you mean 'cnn'?"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_key_and_value(changes, message):
+    with pytest.raises(UserError) as caught:
+        build(changes=changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["samples", "sampels=3", "boundry.steps=3"])
+def test_a_wrong_setting_is_refused(setting):
+    with pytest.raises(UserError, match="--set"):
+        build([setting])
+
+
+def test_the_same_attack_may_differ_between_defenses():
+    entries = [{"name": "bim", "defenses": ["cnn"]}, {"name": "bim", "defenses": ["binary_cnn"], "budget": 5}]
+    matrix = build(changes={"attacks": entries, "defenses": ["cnn", "binary_cnn"]})
+    assert [entry.covers("cnn") for entry in matrix.attacks] == [True, False]
+
+
+def test_a_matrix_that_is_not_there_or_not_toml_is_named(tmp_path):
+    with pytest.raises(UserError, match="unknown matrix 'digit'; did you mean 'digits'"):
+        read_matrix("digit")
+    (tmp_path / "bad.toml").write_text("samples = ")
+    with pytest.raises(UserError, match=r"bad.toml: not valid TOML"):
+        read_matrix(str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize("name", matrices())
+def test_every_embedded_matrix_is_valid(name):
+    where, data = read_matrix(name)
+    assert build_matrix(where, data, Registry()).name == name

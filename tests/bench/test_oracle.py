@@ -1,0 +1,184 @@
+"""The oracle grants, counts, stops and remembers."""
+
+import foolbox
+import pytest
+import torch
+from torch import nn
+
+from bench.cards import DefenseCard
+from bench.oracle import AccessDenied, BudgetExhausted, CellTimeout, Oracle
+from bench.protocols import ModuleDefense
+from bench.randomness import Streams
+from bench.threat import ThreatModel
+
+X = torch.full((3, 1, 2, 2), 0.5)
+Y = torch.tensor([0, 0, 1])
+MINIMAL = ThreatModel("L2")
+WEIGHT = torch.tensor([[1.0, 1, 1, 1], [0.0, 0, 0, 0]])  # class 0 where the pixels sum to more than the bias
+
+
+class Linear(nn.Module):
+    """Logits (sum of the pixels, 1.9): class 0 above a sum of 1.9, class 1 below; counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def forward(self, x, rng=None):
+        self.rows.append(len(x))
+        return x.flatten(1) @ WEIGHT.T + torch.tensor([0.0, 1.9])
+
+
+class Noisy(Linear):
+    def forward(self, x, rng=None):
+        return super().forward(x + 0.1 * rng.normal(x.shape[1:]))
+
+
+def make(access="gradient", threat=MINIMAL, budget=1000, module=None, randomized=False, **options):
+    module = module or (Noisy() if randomized else Linear())
+    defense = ModuleDefense(DefenseCard(name="linear", datasets=("none",), randomized=randomized), module)
+    streams = {"random": Streams(0, range(3), "attack"), "noise": Streams(0, range(3), "noise")}
+    defaults = {"classes": 2, "budget": budget, "batch_size": 2, **streams}
+    return Oracle(defense, access, threat, X, Y, **{**defaults, **options})
+
+
+def cross_entropy(logits, y):
+    return nn.functional.cross_entropy(logits, y, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("access", "forbidden"),
+    [
+        ("decision", ["scores", "gradient", "jacobian", "reconstruct", "as_module"]),
+        ("score", ["gradient", "jacobian", "reconstruct"]),
+        ("gradient", ["reconstruct"]),
+        ("latent", ["gradient", "jacobian"]),
+        ("transfer", ["scores", "gradient", "jacobian", "reconstruct", "as_module"]),
+    ],
+)
+def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
+    oracle = make(access)
+    queries = {
+        "scores": lambda: oracle.scores(X, oracle.ids),
+        "gradient": lambda: oracle.gradient(X, Y, cross_entropy, oracle.ids),
+        "jacobian": lambda: oracle.jacobian(X, Y[:, None], oracle.ids),
+        "reconstruct": lambda: oracle.reconstruct(X, Y, oracle.ids),
+        "as_module": oracle.as_module,
+    }
+    assert oracle.decision(X, oracle.ids).tolist() == [0, 0, 0]
+    for name in forbidden:
+        with pytest.raises(AccessDenied, match=access):
+            queries[name]()
+
+
+def test_queries_are_counted_per_sample_and_batched_as_the_card_says():
+    module = Linear()
+    oracle = make(module=module)
+    oracle.decision(X[[0, 0, 0, 2]], torch.tensor([0, 0, 0, 2]))
+    oracle.gradient(X[1:2], Y[1:2], cross_entropy, torch.tensor([1]))
+    oracle.jacobian(X[2:], torch.tensor([[0, 1]]), torch.tensor([2]))
+    assert oracle.forwards.tolist() == [3, 1, 2]
+    assert oracle.backwards.tolist() == [0, 1, 2]
+    assert module.rows == [2, 2, 1, 1]
+
+
+def test_gradients_are_those_of_the_loss_and_come_with_their_logits():
+    oracle = make()
+    gradient, logits = oracle.gradient(X, Y, cross_entropy, oracle.ids)
+    leaf = X.clone().requires_grad_(True)
+    expected_logits = Linear()(leaf)
+    expected = torch.autograd.grad(cross_entropy(expected_logits, Y).sum(), leaf)[0]
+    assert torch.allclose(gradient, expected)
+    assert torch.allclose(logits, expected_logits)
+    jacobian, _ = oracle.jacobian(X, torch.tensor([[1, 0]] * 3), oracle.ids)
+    assert torch.equal(jacobian.flatten(2), WEIGHT.flip(0).expand(3, 2, 4))
+
+
+def test_a_sample_out_of_budget_is_no_longer_evaluated_and_counts_as_unbroken():
+    module = Linear()
+    oracle = make(budget=2, module=module)
+    adversarial = torch.zeros_like(X)
+    oracle.decision(X[[0, 0]], torch.tensor([0, 0]))
+    answered = oracle.decision(adversarial, oracle.ids)
+    assert answered.tolist() == [0, 1, 1]  # the first was refused: its true class
+    assert oracle.refused.tolist() == [True, False, False]
+    assert oracle.found.tolist() == [False, True, False]
+    assert sum(module.rows) == 4
+
+
+def test_when_all_are_out_of_budget_the_attack_ends():
+    oracle = make(budget=1)
+    oracle.decision(X, oracle.ids)
+    with pytest.raises(BudgetExhausted):
+        oracle.decision(X, oracle.ids)
+
+
+def test_a_cell_past_its_deadline_ends():
+    with pytest.raises(CellTimeout):
+        make(deadline=0.0).decision(X, torch.arange(3))
+
+
+def test_the_closest_adversarial_of_all_queries_is_remembered():
+    oracle = make()
+    ids = torch.tensor([0, 0, 0, 1])
+    queries = torch.stack([X[0] - 0.3, X[0] - 0.1, X[0] - 0.2, X[0] + 0.1])
+    oracle.decision(queries, ids)
+    oracle.decision(torch.stack([X[0] - 0.4]), torch.tensor([0]))
+    assert oracle.found.tolist() == [True, False, False]
+    fallback = torch.full_like(X, 0.25)
+    closest = oracle.closest(fallback)
+    assert torch.equal(closest[0], X[0] - 0.1)
+    assert torch.equal(closest[1:], fallback[1:])
+    assert oracle.closest_distance[0] == pytest.approx(0.2, rel=1e-6)
+
+
+def test_outside_the_ball_or_the_box_nothing_is_remembered():
+    oracle = make(threat=ThreatModel("Linf", 0.2))
+    oracle.decision(X - 0.3, oracle.ids)
+    oracle.decision(torch.full_like(X, -1.0), oracle.ids)
+    assert not oracle.found[:2].any()
+    oracle.decision(X - 0.15, oracle.ids)
+    assert oracle.found[:2].all()
+
+
+def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
+    oracle = make(randomized=True, budget=10**6)
+    few = oracle.scores(X, oracle.ids, draws=1)
+    many = oracle.scores(X, oracle.ids, draws=2000)
+    truth = Linear()(X)
+    assert (many - truth).abs().max() < 0.03 < (few - truth).abs().max()
+    assert oracle.forwards.tolist() == [2001] * 3
+    gradient, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids, draws=5)
+    assert gradient.shape == X.shape
+    assert oracle.backwards.tolist() == [5] * 3
+
+
+def test_a_library_reaches_it_as_a_module_with_exact_totals():
+    oracle = make(budget=10**6)
+    module = oracle.as_module()
+    model = foolbox.PyTorchModel(module.eval(), bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2DeepFoolAttack(steps=10, candidates=2)
+    _, images, success = attack(model, X[:2], Y[:2], epsilons=None)
+    assert success.all()
+    assert (Linear()(images).argmax(1) == 1).all()
+    assert oracle.forwards.sum() > 0
+    assert torch.equal(oracle.forwards, oracle.forwards[:1].expand(3))
+    leaf = X.clone().requires_grad_(True)
+    cross_entropy(module(leaf), Y).sum().backward()
+    direct, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids)
+    assert torch.allclose(leaf.grad, direct)
+
+
+def test_a_library_without_gradient_access_is_denied_gradients():
+    leaf = X.clone().requires_grad_(True)
+    output = make("score").as_module()(leaf).sum()
+    with pytest.raises(AccessDenied):
+        output.backward()
+
+
+def test_the_budget_stops_a_librarys_chunk():
+    module = make(budget=2).as_module()
+    module(X)
+    module(X)
+    with pytest.raises(BudgetExhausted):
+        module(X)

@@ -1,0 +1,173 @@
+"""A run resumes, and a cell's result is the same whatever the runner, the workers, the order or the interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import bench
+from bench.errors import UserError
+from bench.ledger import load_manifest
+from bench.registry import BUILTINS, Registry
+
+PLUGIN = Path(__file__).with_name("plugins.py")
+MATRIX = """
+dataset = "digits"
+samples = 6
+defenses = ["class_means"]
+attacks = [{attacks}]
+[thresholds]
+L2 = 1.0
+Linf = 0.2
+L0 = 6
+"""
+
+CHEAP = [
+    f"{name}_ge.{key}"
+    for name in ("fgm", "fgsm", "bim", "mim", "pgd", "deepfool")
+    for key in ("method='nes'", "pairs=8")
+] + ["pgd_ge.steps=10", "boundary.steps=200"]
+"""Settings that keep the dearest attacks short."""
+
+
+def write_matrix(folder, attacks):
+    path = folder / "small.toml"
+    path.write_text(MATRIX.format(attacks=", ".join(f'"{name}"' for name in attacks)))
+    return str(path)
+
+
+def results(folder) -> pd.DataFrame:
+    """All columns of a ledger but the times, in a fixed order."""
+    frame = bench.load_ledger(folder).drop(columns="seconds")
+    return frame.sort_values(["cell", "sample"], ignore_index=True)
+
+
+def run(matrix, out, **options):
+    return bench.run(matrix, plugins=[PLUGIN], out=out, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def all_attacks(tmp_path_factory):
+    """A matrix of every built-in attack, and its ledger by the serial runner."""
+    folder = tmp_path_factory.mktemp("all")
+    matrix = write_matrix(folder, BUILTINS["attacks"])
+    run(matrix, folder / "serial", runner="serial", settings=CHEAP)
+    return matrix, folder / "serial"
+
+
+def test_every_built_in_attack_runs_and_breaks_a_linear_classifier(all_attacks):
+    _, serial = all_attacks
+    frame = results(serial)
+    assert set(frame["attack"]) == set(BUILTINS["attacks"])
+    assert set(frame["status"]) <= {"found", "not_found", "budget", "clean_error"}
+    found = frame[frame["status"] != "clean_error"].groupby(["attack", "norm"])["broken"].mean()
+    assert (found > 0).all()
+
+
+def test_two_workers_give_the_same_ledger(all_attacks, tmp_path):
+    matrix, serial = all_attacks
+    run(matrix, tmp_path, runner="process", workers=2, settings=CHEAP)
+    pd.testing.assert_frame_equal(results(tmp_path), results(serial), check_exact=True)
+    files = {cell["file"] for cell in load_manifest(tmp_path)["cells"]}
+    images = [Path(file).with_suffix(".npz") for file in files]
+    assert all((tmp_path / "ledger" / i).read_bytes() == (serial / "ledger" / i).read_bytes() for i in images)
+
+
+def test_the_order_of_cells_does_not_matter_and_what_is_there_is_not_run_again(all_attacks, tmp_path):
+    matrix, serial = all_attacks
+    last, first = list(BUILTINS["attacks"])[-1], next(iter(BUILTINS["attacks"]))
+    run(matrix, tmp_path, runner="serial", attacks=[last], settings=CHEAP)
+    run(matrix, tmp_path, runner="serial", attacks=[first], settings=CHEAP)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "ledger").glob("*.parquet")}
+    assert kept
+    run(matrix, tmp_path, runner="serial", settings=CHEAP)
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    pd.testing.assert_frame_equal(results(tmp_path), results(serial), check_exact=True)
+
+
+def test_a_killed_run_goes_on_to_the_same_ledger(tmp_path):
+    matrix = write_matrix(tmp_path, ["slow_noise", "gaussian_noise", "pointwise", "bim"])
+    whole = tmp_path / "whole"
+    run(matrix, whole, runner="serial")
+    killed = tmp_path / "killed"
+    arguments = ["run", matrix, "--plugin", str(PLUGIN), "--out", str(killed), "--workers", "2", "--device", "cpu"]
+    command = [sys.executable, "-c", "from bench.cli import main; main()", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("ledger/*.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None or list(killed.glob("ledger/*.parquet"))
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run(matrix, killed, workers=2)
+    pd.testing.assert_frame_equal(results(killed), results(whole), check_exact=True)
+
+
+@pytest.mark.parametrize("runner", ["serial", "process"])
+def test_a_failing_cell_does_not_stop_the_others_and_is_tried_again(tmp_path, runner):
+    matrix = write_matrix(tmp_path, ["crash", "gaussian_noise"])
+    frame = run(matrix, tmp_path / "out", runner=runner, workers=2)
+    crashed = frame[frame["attack"] == "crash"]
+    attacked = crashed[crashed["status"] != "clean_error"]
+    assert attacked["reason"].unique().tolist() == ["exception: RuntimeError: as it happens"]
+    assert not attacked["broken"].any()
+    assert attacked["l2"].isna().all()
+    assert "failed" not in set(frame[frame["attack"] == "gaussian_noise"]["status"])
+    file = next((tmp_path / "out" / "ledger").glob("*crash*.parquet"))
+    before = file.stat().st_mtime_ns
+    run(matrix, tmp_path / "out", runner="serial")
+    assert file.stat().st_mtime_ns > before
+
+
+def test_a_lost_worker_fails_its_cell_only(tmp_path):
+    matrix = write_matrix(tmp_path, ["die", "gaussian_noise", "slow_noise"])
+    frame = run(matrix, tmp_path / "out", runner="process", workers=1)
+    assert frame[frame["attack"] == "die"]["reason"].unique().tolist() == ["worker lost (exit code 9)"]
+    assert set(frame[frame["attack"] != "die"]["status"]) <= {"found", "not_found", "clean_error"}
+
+
+def test_a_defense_that_is_built_differently_each_time_is_not_measured(tmp_path):
+    matrix = write_matrix(tmp_path, ["gaussian_noise"])
+    frame = run(matrix, tmp_path / "out", runner="process", workers=1, defenses=["moody"])
+    assert frame["reason"].str.contains("has other weights each time it is built").all()
+
+
+def test_what_is_not_applicable_says_why(tmp_path):
+    matrix = write_matrix(tmp_path, ["latent_descent"])
+    run(matrix, tmp_path / "out", runner="serial", defenses=["class_means", "nearest_neighbour"])
+    assert load_manifest(tmp_path / "out")["not_applicable"] == [
+        {
+            "defense": "nearest_neighbour",
+            "attack": "latent_descent",
+            "norm": "L2",
+            "reason": "has no reconstructions",
+        }
+    ]
+
+
+def test_more_samples_than_the_test_set_has_are_refused(tmp_path):
+    matrix = write_matrix(tmp_path, ["gaussian_noise"])
+    with pytest.raises(UserError, match=r"samples is 601; the test set of digits has 600 images"):
+        run(matrix, tmp_path / "out", samples=601)
+
+
+def test_other_parameters_are_another_cell(tmp_path):
+    matrix = write_matrix(tmp_path, ["gaussian_noise"])
+    first = run(matrix, tmp_path / "out", runner="serial")
+    second = run(matrix, tmp_path / "out", runner="serial", seed=1)
+    assert set(first["cell"]).isdisjoint(second["cell"])
+    assert len(list((tmp_path / "out" / "ledger").glob("*.parquet"))) == 2
+
+
+def test_a_listing_has_the_card_of_every_plugin():
+    attacks = bench.list_attacks([PLUGIN])
+    assert set(BUILTINS["attacks"]) | {"crash"} <= set(attacks["name"])
+    assert attacks.set_index("name").loc["crash", "source"] == f"file {PLUGIN}"
+    assert (attacks["error"] == "").all()
+    assert set(Registry().names("defenses")) <= set(bench.list_defenses()["name"])

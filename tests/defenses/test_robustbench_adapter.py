@@ -1,0 +1,128 @@
+"""RobustBench runs with the AutoAttack of the package index, on made-up images and without a network."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.errors import UserError
+from defenses import robustbench_adapter
+from defenses.robustbench_adapter import AutoAttack
+
+N, CLASSES = 6, 10
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, CLASSES)).eval()
+
+
+@pytest.fixture
+def batch(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """CIFAR-10-shaped noise with the model's own predictions as labels, but for the last two."""
+    x = torch.rand(N, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    y[-2:] = (y[-2:] + 1) % CLASSES
+    return x, y
+
+
+def test_clean_accuracy_is_the_share_of_right_predictions(model, batch):
+    assert robustbench_adapter.clean_accuracy(model, *batch, batch_size=4) == pytest.approx(4 / 6)
+
+
+def test_auto_attack_returns_images_in_the_ball_and_leaves_clean_mistakes_alone(model, batch):
+    x, y = batch
+    adversary = AutoAttack(model, norm="Linf", eps=0.1, attacks_to_run=["apgd-ce"], version="custom")
+    images = adversary.run_standard_evaluation(x, y, bs=3)
+    assert images.shape == x.shape
+    assert ((images - x).abs().amax((1, 2, 3)) <= 0.1 + 1e-6).all()
+    assert ((images >= 0) & (images <= 1)).all()
+    assert (model(images).argmax(1) != y).all()
+    assert torch.equal(images[-2:], x[-2:])
+
+
+def test_auto_attack_returns_predictions_when_asked(model, batch):
+    x, y = batch
+    adversary = AutoAttack(model, norm="L2", eps=0.5, attacks_to_run=["apgd-ce"], version="custom")
+    images, predictions = adversary.run_standard_evaluation(x, y, return_labels=True)
+    assert torch.equal(predictions, model(images).argmax(1))
+
+
+def test_auto_attack_is_reproducible_and_leaves_the_tracer_alone(model, batch):
+    def trace(frame, event, argument):
+        return None
+
+    def attacked() -> Tensor:
+        adversary = AutoAttack(model, eps=0.02, attacks_to_run=["apgd-ce"], version="custom")
+        return adversary.run_standard_evaluation(*batch)
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        first = attacked()
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+    assert torch.equal(first, attacked())
+
+
+def test_benchmark_reports_clean_and_robust_accuracy(monkeypatch, model, batch):
+    monkeypatch.setattr(
+        robustbench_adapter._robustbench().eval, "load_clean_dataset", lambda *_: (batch[0][-3:], batch[1][-3:])
+    )
+    clean, robust = robustbench_adapter.benchmark(model, epsilon=0.5, n_examples=3)
+    assert clean == pytest.approx(1 / 3)
+    assert robust == 0
+
+
+def test_a_zoo_model_is_read_from_its_checkpoint(tmp_path):
+    zoo = robustbench_adapter._robustbench().model_zoo.model_dicts
+    name = "Wong2020Fast"
+    by_threat = {key.value: models for key, models in {k.value: v for k, v in zoo.items()}["cifar10"].items()}
+    reference = by_threat["Linf"][name]["model"]()
+    path = tmp_path / "cifar10" / "Linf" / f"{name}.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(reference.state_dict(), path)
+    loaded = robustbench_adapter.load_model(name, model_dir=tmp_path)
+    assert not loaded.training
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded(x), reference.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "Standrad"}, "unknown RobustBench model for cifar10 Linf 'Standrad'; did you mean 'Standard'?"),
+        ({"name": "Standard", "dataset": "mnist"}, "unknown RobustBench dataset 'mnist'"),
+        ({"name": "Standard", "threat_model": "L0"}, "unknown RobustBench threat model for cifar10 'L0'"),
+    ],
+)
+def test_a_wrong_name_is_one_clear_line(arguments, message):
+    with pytest.raises(UserError) as error:
+        robustbench_adapter.load_model(**arguments)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_else_imports_robustbench():
+    packages = [Path(sys.modules["defenses"].__file__).parent.parent / name for name in ("bench", "attacks", "reports")]
+    adapter = Path(robustbench_adapter.__file__)
+    files = [file for package in [*packages, adapter.parent] for file in package.rglob("*.py")]
+    assert {file for file in files if _imports(file) & {"robustbench", "autoattack"}} == {adapter}
+
+
+def _imports(file: Path) -> set[str]:
+    """Top-level packages that a source file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
