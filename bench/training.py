@@ -51,6 +51,15 @@ class Trainer:
     seed: int
     progress: Bar
 
+    def initialise(self, module: nn.Module) -> None:
+        """Draws a module's parameters anew, so that they depend on the seed (a factory draws before it is set), and
+        makes them trainable."""
+        for part in module.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        module.to(self.device).requires_grad_(True).train()
+
     def minimise(
         self,
         parameters: Iterable[nn.Parameter],

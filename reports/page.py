@@ -1,0 +1,82 @@
+"""The report's page: one HTML file that needs no other, and opens from disk."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from bench.norms import Norm
+from reports.gallery import Gallery
+from reports.render import print_table
+from reports.runs import Run
+from reports.tables import NORM_LABELS, Table, problems
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one norm.
+
+    Attributes:
+        norm: the norm.
+        summary: median distances and accuracies.
+        published: the same with published numbers beside them, where there are some; the page shows it instead.
+        mcnemar: the pairwise tests, where there are two defenses.
+        curves: accuracy-distortion curves as SVG.
+        gallery: the smallest adversarials.
+    """
+
+    norm: Norm
+    summary: Table
+    published: Table | None
+    mcnemar: Table | None
+    curves: bytes
+    gallery: Gallery
+
+    @property
+    def label(self) -> str:
+        """The norm's name in print."""
+        return NORM_LABELS[self.norm]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables of the section."""
+        return [table for table in (self.summary, self.published, self.mcnemar) if table is not None]
+
+    @property
+    def curves_uri(self) -> str:
+        """The curves as a ``data:`` URI."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.curves).decode("ascii")
+
+
+def page(run: Run, sections: Sequence[Section], appendix: Sequence[Table]) -> str:
+    """The page as HTML: ``sections`` in order, then the tables of ``appendix``, then where the numbers come from."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals["print_table"] = print_table
+    return environment.get_template("index.html.j2").render(
+        run=run,
+        sections=sections,
+        appendix=appendix,
+        problems=problems(run),
+        thresholds=", ".join(f"{NORM_LABELS[norm]} {run.threshold(norm):g}" for norm in run.norms),
+        provenance=_provenance(run.manifest),
+    )
+
+
+def _provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Name and value of everything that says where the results come from."""
+    facts = {"matrix": manifest["matrix"], "cells": len(manifest["cells"]), **manifest["provenance"]}
+    return {name: _fact(value) for name, value in facts.items() if value not in ("", None)}
+
+
+def _fact(value: object) -> str:
+    return ", ".join(f"{key} {entry}" for key, entry in value.items()) if isinstance(value, Mapping) else str(value)

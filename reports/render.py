@@ -1,0 +1,259 @@
+"""Renderers: a `reports.tables.Table` as CSV, Markdown or LaTeX. They know nothing of attacks or defenses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.tables import Cell, Quantity, Table
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "∞": r"$\infty$",
+    "ε": r"$\epsilon$",
+    "α": r"$\alpha$",
+    "σ": r"$\sigma$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "−": "$-$",
+    **{character: f"${character}$" for character in "<>|"},
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+_PLAIN_LATEX = set("–—‘’“”·×±") | {chr(code) for code in (*range(0x20, 0x7F), *range(0xC0, 0x180))}
+"""Characters that LaTeX sets as they are: ASCII, accented Latin letters, some punctuation."""
+
+
+@dataclass(frozen=True)
+class PrintedCell:
+    """A cell in print: its numbers or text (``words``: text in place of numbers), the published numbers, and the marks
+    of its footnotes."""
+
+    text: str
+    words: bool
+    published: str
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """A table in print.
+
+    Attributes:
+        header: heading of the row labels, then the column labels.
+        rows: label and cells of each row.
+        notes: footnotes by mark (a, b, ...), in the order in which they are met.
+    """
+
+    header: list[str]
+    rows: list[tuple[str, list[PrintedCell]]]
+    notes: dict[str, str]
+
+
+def print_table(table: Table) -> PrintedTable:
+    """The table's cells as text, its footnotes collected and marked."""
+    marks: dict[str, str] = {}
+
+    def print_cell(cell: Cell) -> PrintedCell:
+        return PrintedCell(
+            text=cell.text or print_numbers(cell.values, table.quantities),
+            words=bool(cell.text and table.quantities),
+            published=print_published(cell.published, table.quantities),
+            marks=tuple(sorted((marks.setdefault(note, _mark(len(marks))) for note in cell.notes), key=_mark_order)),
+        )
+
+    rows = [(label, [print_cell(cell) for cell in cells]) for label, cells in _rows(table)]
+    header = [str(table.frame.index.name), *map(str, table.frame.columns)]
+    return PrintedTable(header, rows, {mark: note for note, mark in marks.items()})
+
+
+def print_numbers(values: tuple[float, ...], quantities: tuple[Quantity, ...]) -> str:
+    """Numbers as in a paper, parted by slashes; a NaN is left out.
+
+    >>> print_numbers((float("inf"), 0.5), (Quantity("median", 2), Quantity("accuracy", percent=True)))
+    '∞ / 50%'
+    """
+    shown = [pair for pair in zip(values, quantities, strict=False) if not np.isnan(pair[0])]
+    return " / ".join(_print_number(value, quantity) for value, quantity in shown)
+
+
+def print_published(values: tuple[float, ...], quantities: tuple[Quantity, ...]) -> str:
+    """`print_numbers` with all the digits that a publication gives, and no more.
+
+    >>> print_published((1.1, 0.991), (Quantity("median", 2), Quantity("accuracy", percent=True)))
+    '1.1 / 99.1%'
+    """
+    shown = [pair for pair in zip(values, quantities, strict=False) if not np.isnan(pair[0])]
+    texts = [f"{100 * value:.4g}%" if quantity.percent else f"{value:.4g}" for value, quantity in shown]
+    return " / ".join(texts).replace("inf", "∞")
+
+
+def to_csv(table: Table) -> str:
+    """Comma-separated values, numbers in full: shares as fractions, infinity as ``inf``, an empty field for none.
+
+    A column of the table becomes one per quantity (``cnn median``, ``cnn accuracy``), then, where any of its cells has
+    some, published numbers (``cnn published median``) and a note (``cnn note``: text in place of numbers, footnotes).
+    """
+    lines = [[label] for label, _ in _rows(table)]
+    header = [str(table.frame.index.name)]
+    for position, name in enumerate(map(str, table.frame.columns)):
+        cells: list[Cell] = list(table.frame.iloc[:, position])
+        columns: dict[str, list[str]] = {}
+        if not table.quantities:
+            columns[name] = [cell.text for cell in cells]
+        for i, quantity in enumerate(table.quantities):
+            columns[f"{name} {quantity.name}"] = [_full(cell.values, i) for cell in cells]
+        for i, quantity in enumerate(table.quantities):
+            if any(cell.published for cell in cells):
+                columns[f"{name} published {quantity.name}"] = [_full(cell.published, i) for cell in cells]
+        notes = ["; ".join(filter(None, [cell.text if table.quantities else "", *cell.notes])) for cell in cells]
+        if any(notes):
+            columns[f"{name} note"] = notes
+        header += columns
+        for line, *values in zip(lines, *columns.values(), strict=True):
+            line += values
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([header, *lines])
+    return buffer.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table under its title, then caption and footnotes; published numbers stand in parentheses."""
+    shown = print_table(table)
+    alignment = [":--"] + [":--" if name in table.prose else ":-:" for name in shown.header[1:]]
+    lines = [shown.header, alignment]
+    for label, cells in shown.rows:
+        lines.append([_markdown(label), *(_markdown(_text(cell)) + _bracketed(cell.marks) for cell in cells)])
+    notes = [f"- [{mark}] {_markdown(note)}" for mark, note in shown.notes.items()]
+    body = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join(
+        [f"## {table.title}", "", *body, "", _markdown(table.caption), *([""] if notes else []), *notes, ""]
+    )
+
+
+def to_latex(table: Table) -> str:
+    r"""A ``table`` float for a document with ``\usepackage{booktabs}``; label ``tab:`` and the table's name."""
+    shown = print_table(table)
+    columns = "".join(_latex_column(name, table) for name in shown.header[1:])
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        r"\setlength{\belowcaptionskip}{6pt}",
+        rf"\caption{{{escape_latex(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        r"\scriptsize",
+        r"\setlength{\tabcolsep}{3pt}",
+        rf"\makebox[\linewidth][c]{{\begin{{tabular}}{{@{{}}l{columns}@{{}}}}",  # a wide one juts out on both sides
+        r"\toprule",
+        _latex_row([_stack(_wrapped(name, 10)) for name in shown.header]),
+        r"\midrule",
+    ]
+    for position, (label, cells) in enumerate(shown.rows):
+        if position in table.rules:
+            lines.append(r"\midrule")
+        elif r"\begin" in lines[-1]:
+            lines.append(r"\addlinespace[2pt]")
+        texts = [_latex_cell(cell, name in table.prose) for cell, name in zip(cells, shown.header[1:], strict=True)]
+        lines.append(_latex_row([_stack(_wrapped(label, 17), "l"), *texts]))
+    lines += [r"\bottomrule", r"\end{tabular}}"]
+    if shown.notes:
+        notes = " ".join(rf"\textsuperscript{{{mark}}}~{escape_latex(note)}." for mark, note in shown.notes.items())
+        lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\raggedright {notes}}}")
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def escape_latex(text: str) -> str:
+    r"""Text for LaTeX's text mode; a character it has no glyph for becomes its nearest ASCII or ``?``.
+
+    >>> print(escape_latex("binary_cnn, L∞ ≤ 30%"))
+    binary\_cnn, $L_\infty$ $\le$ 30\%
+    """
+    text = "".join(_LATEX.get(character) or _latex_glyph(character) for character in text)
+    return re.sub(r"\bL([02])\b", r"$L_\1$", text.replace(r"L$\infty$", r"$L_\infty$"))
+
+
+def _rows(table: Table) -> Iterator[tuple[str, list[Cell]]]:
+    for label, cells in zip(table.frame.index, table.frame.to_numpy(), strict=True):
+        yield str(label), list(cells)
+
+
+def _mark(position: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    first, last = divmod(position, 26)
+    return (_mark(first - 1) if first else "") + chr(ord("a") + last)
+
+
+def _mark_order(mark: str) -> tuple[int, str]:
+    return len(mark), mark
+
+
+def _print_number(value: float, quantity: Quantity) -> str:
+    if np.isinf(value):
+        return "∞"
+    if quantity.percent:
+        return f"{100 * value:.{quantity.decimals}f}%"
+    smallest = 10.0**-quantity.decimals
+    if quantity.decimals and 0 < value < smallest:
+        return f"<{smallest:g}"
+    return f"{value:.{quantity.decimals}f}"
+
+
+def _full(values: tuple[float, ...], position: int) -> str:
+    return f"{values[position]:.6g}" if values and not np.isnan(values[position]) else ""
+
+
+def _text(cell: PrintedCell) -> str:
+    return " ".join(filter(None, [cell.text, f"({cell.published})" if cell.published else ""]))
+
+
+def _bracketed(marks: tuple[str, ...]) -> str:
+    return f" [{', '.join(marks)}]" if marks else ""
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*<`])", r"\\\1", " ".join(text.split()))
+
+
+def _latex_column(name: str, table: Table) -> str:
+    return rf"p{{{0.42 / len(table.prose):.2f}\linewidth}}" if name in table.prose else "c"
+
+
+def _latex_row(texts: list[str]) -> str:
+    return " & ".join(texts) + r" \tabularnewline"
+
+
+def _latex_cell(cell: PrintedCell, prose: bool) -> str:
+    if prose:
+        return rf"\raggedright {escape_latex(cell.text)}"
+    marks = rf"\textsuperscript{{{','.join(cell.marks)}}}" if cell.marks else ""
+    published = [f"({cell.published})"] if cell.published else []
+    return _stack([*_wrapped(cell.text), *published]) + marks
+
+
+def _stack(lines: list[str], alignment: str = "c") -> str:
+    stack = r"\\".join(escape_latex(line).replace(" / ", r"\,/\,") for line in lines)
+    return stack if len(lines) == 1 else rf"\begin{{tabular}}[t]{{@{{}}{alignment}@{{}}}}{stack}\end{{tabular}}"
+
+
+def _wrapped(text: str, width: int = 14) -> list[str]:
+    """Lines of at most ``width`` characters where the text can be broken: after a space, comma, colon or underscore."""
+    lines = [""]
+    for piece in re.split(r"(?<=[\s_:,;])", text):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return [line.strip() for line in lines]
+
+
+def _latex_glyph(character: str) -> str:
+    if character in _PLAIN_LATEX:
+        return character
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return "".join(_LATEX.get(c, c) for c in plain) or ("" if character.isspace() else "?")

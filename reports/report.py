@@ -1,0 +1,55 @@
+"""The report of a run: every table and figure as a file, and one page that shows them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.norms import Norm
+from reports.figures import curve_figure, write_figure
+from reports.gallery import gallery
+from reports.page import Section, page
+from reports.published import REFERENCE, published_numbers
+from reports.render import to_csv, to_latex, to_markdown
+from reports.runs import Run, load_run
+from reports.tables import attacks_table, cost_table, defenses_table, mcnemar_table, summary_table, with_published
+
+_RENDERERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+
+
+def write_report(run_dir: Path, out_dir: Path) -> Path:
+    """Writes the report of the run in ``run_dir`` (which holds ``ledger/``) and returns the path of its page.
+
+    ``out_dir`` receives ``index.html``, each table as ``*.csv``, ``*.md`` and ``*.tex``, and ``figures/``. The same
+    ledger gives the same files, byte for byte.
+
+    Raises:
+        UserError: when there is no ledger or it is damaged.
+    """
+    return write_run_report(load_run(run_dir), out_dir)
+
+
+def write_run_report(run: Run, out_dir: Path) -> Path:
+    """`write_report` for a run that is already in memory."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
+    appendix = [cost_table(run), attacks_table(run), defenses_table(run)]
+    for table in [*(table for section in sections for table in section.tables), *appendix]:
+        for suffix, renderer in _RENDERERS.items():
+            (out_dir / f"{table.name}{suffix}").write_text(renderer(table), encoding="utf-8")
+    index = out_dir / "index.html"
+    index.write_text(page(run, sections, appendix), encoding="utf-8")
+    return index
+
+
+def _section(run: Run, norm: Norm, figures: Path) -> Section:
+    curves = figures / f"curves_{norm}"
+    write_figure(curve_figure(run, norm), curves)
+    summary = summary_table(run, norm)
+    return Section(
+        norm=norm,
+        summary=summary,
+        published=with_published(summary, published_numbers(run, norm), REFERENCE),
+        mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
+        curves=curves.with_suffix(".svg").read_bytes(),
+        gallery=gallery(run, norm),
+    )

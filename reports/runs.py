@@ -1,0 +1,114 @@
+"""A run as the reports see it: records, manifest and images, and which cell stands where in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest
+from bench.norms import Norm
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report is made from.
+
+    Attributes:
+        records: one row per sample and cell, with the ledger's columns (design.md, "Ledger").
+        manifest: what the run consists of; the order of its defenses and attacks is the order of columns and rows.
+        clean: images of the run's samples in the manifest's order, (S, C, H, W) float32 in [0, 1].
+        adversarials: from a cell's id to its adversarial images, (S, C, H, W) float32; zeros where none was found.
+    """
+
+    records: pd.DataFrame
+    manifest: Mapping[str, Any]
+    clean: NDArray[np.float32]
+    adversarials: Callable[[str], NDArray[np.float32]]
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name."""
+        return str(self.manifest["dataset"]["name"])
+
+    @property
+    def samples(self) -> list[int]:
+        """Indices of the samples in the dataset's test set, in the run's order."""
+        return list(self.manifest["samples"])
+
+    @property
+    def defenses(self) -> list[str]:
+        """Names of the defenses, in the run's order."""
+        return [defense["name"] for defense in self.manifest["defenses"]]
+
+    @property
+    def norms(self) -> list[Norm]:
+        """The norms in which anything was planned, in the order of the run's thresholds."""
+        planned = {entry["norm"] for entry in [*self.manifest["cells"], *self.manifest["not_applicable"]]}
+        return [norm for norm in self.manifest["thresholds"] if norm in planned]
+
+    def threshold(self, norm: Norm) -> float:
+        """The epsilon at which accuracies are stated."""
+        return float(self.manifest["thresholds"][norm])
+
+    def attack_rows(self, norm: Norm) -> list[AttackRow]:
+        """The rows of a table of ``norm``: each attack once, a bounded one once per epsilon."""
+        rows = []
+        for attack in self.manifest["attacks"]:
+            place = (attack["name"], norm)
+            cells = [cell for cell in self.manifest["cells"] if (cell["attack"], cell["norm"]) == place]
+            missing = [entry for entry in self.manifest["not_applicable"] if (entry["attack"], entry["norm"]) == place]
+            reasons = {entry["defense"]: entry["reason"] for entry in missing}
+            ids: dict[float | None, dict[str, str]] = {} if cells or not missing else {None: {}}
+            for cell in cells:
+                ids.setdefault(cell["epsilon"], {})[cell["defense"]] = cell["id"]
+            rows += [AttackRow(attack["name"], epsilon, of_defense, reasons) for epsilon, of_defense in ids.items()]
+        return rows
+
+    def cell_records(self, cell: str) -> pd.DataFrame | None:
+        """The records of one cell, or None where it has not run."""
+        rows = self._rows_of_cell.get(cell)
+        return None if rows is None else self.records.iloc[rows]
+
+    @cached_property
+    def _rows_of_cell(self) -> dict[str, NDArray[np.intp]]:
+        indices = self.records.groupby("cell", sort=False).indices
+        return {str(cell): np.asarray(rows, dtype=np.intp) for cell, rows in indices.items()}
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One attack (at one epsilon, where it is bounded) against every defense.
+
+    Attributes:
+        attack: its name.
+        epsilon: the ball that it fills; None for a minimal attack.
+        cells: id of the cell of each defense that has one.
+        not_applicable: for each defense that it cannot be run against, the reason.
+    """
+
+    attack: str
+    epsilon: float | None
+    cells: Mapping[str, str]
+    not_applicable: Mapping[str, str]
+
+    @property
+    def label(self) -> str:
+        """The row's heading."""
+        return self.attack if self.epsilon is None else f"{self.attack} (ε={self.epsilon:g})"
+
+
+def load_run(directory: Path) -> Run:
+    """Reads ``directory``'s ledger; raises `bench.errors.UserError` where it holds none or a damaged one."""
+    return Run(
+        records=load_ledger(directory),
+        manifest=load_manifest(directory),
+        clean=load_clean(directory),
+        adversarials=lambda cell: load_adversarials(directory, cell),
+    )

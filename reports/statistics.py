@@ -1,0 +1,94 @@
+"""Statistics of distances to the smallest adversarial: pure functions on arrays and on frames of records.
+
+A distance is 0 for a sample that is misclassified as it is, finite where an adversarial is known, infinite where none
+was found, and NaN where the attack failed or broke the rules (design.md, "Ledger").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+
+from bench.norms import Norm, within
+
+FloatArray = NDArray[np.float64]
+
+
+def median_distance(distances: ArrayLike) -> float:
+    """The mean of the two middle order statistics (they coincide for an odd count); infinite if the upper one is.
+
+    So half of the samples have an adversarial at most this far away (Schott et al. 2019, section 6). NaN for no
+    distances, or if any distance is NaN.
+    """
+    ordered = np.sort(np.asarray(distances, dtype=np.float64))
+    if ordered.size == 0 or np.isnan(ordered[-1]):  # np.sort puts NaN last
+        return np.nan
+    return float((ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2)
+
+
+def accuracy_at(distances: ArrayLike, epsilon: float) -> float:
+    """Share of samples that no adversarial within ``epsilon`` is known for; NaN for none, or if any distance is NaN."""
+    values = np.asarray(distances, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any():
+        return np.nan
+    return float(np.mean(~within(values, epsilon)))
+
+
+def accuracy_distortion_curve(distances: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """The steps of accuracy against epsilon, for distances that are not NaN.
+
+    Returns:
+        ``epsilons``, ascending from 0, and ``accuracies``: the share of distances greater than each. The accuracy
+        stays at a value until the next epsilon.
+    """
+    values = np.asarray(distances, dtype=np.float64)
+    epsilons, counts = np.unique(np.append(values[np.isfinite(values)], 0.0), return_counts=True)
+    counts[0] -= 1  # the appended 0 is no sample
+    return epsilons, 1 - np.cumsum(counts) / max(values.size, 1)
+
+
+def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
+    """For each defense and sample the record with the smallest distance in ``norm``: "All L2 attacks" of Schott et al.
+
+    Every attack in that threat model takes part, bounded ones with the adversarials they found. A NaN is passed over
+    where another attack found an adversarial; where none did, the answer is unknown and the distance NaN.
+
+    Returns:
+        The chosen records, with a column ``distance``, sorted by defense and sample.
+    """
+    own = records[records["norm"] == norm]
+    own = own.assign(distance=own[norm.lower()])
+    chosen = own.sort_values(["defense", "sample", "distance"], na_position="last", kind="stable")
+    chosen = chosen.drop_duplicates(["defense", "sample"])
+    unknown = own.loc[own["distance"].isna(), ["defense", "sample"]].drop_duplicates()
+    marked = chosen.merge(unknown, on=["defense", "sample"], how="left", indicator="_unknown")
+    hidden = np.isposinf(marked["distance"].to_numpy()) & (marked["_unknown"] == "both").to_numpy()
+    return marked.drop(columns="_unknown").assign(distance=marked["distance"].mask(hidden))
+
+
+def clean_accuracy(records: pd.DataFrame, samples: int) -> float:
+    """Share of ``samples`` samples that one defense classifies correctly when nobody attacks.
+
+    NaN if ``records`` (of that defense, any attack and norm) do not hold a clean prediction for every sample.
+    """
+    judged = records[records["clean_prediction"] >= 0]
+    mistaken = (judged["status"] == "clean_error").groupby(judged["sample"]).any()
+    return float(1 - mistaken.mean()) if len(mistaken) == samples else np.nan
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
+    """p-value of McNemar's exact test that two defenses survive equally often on the same samples.
+
+    With b samples that only the first survives and c that only the second does, it is the two-sided binomial test of b
+    out of b + c at one half: min(1, 2 P(X <= min(b, c))). It is 1 where they never differ.
+
+    Args:
+        first: survival of each sample under the first defense, bool (S,).
+        second: the same samples under the second.
+    """
+    survived, also = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    only_first, only_second = int(np.sum(survived & ~also)), int(np.sum(also & ~survived))
+    tail = binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
+    return min(1.0, 2 * float(tail))

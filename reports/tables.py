@@ -1,0 +1,356 @@
+"""Summary tables: a run's statistics laid out in rows and columns, ready for any renderer.
+
+Every cell of a table says numbers or, where there are none, why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from bench.norms import Norm, within
+from reports.runs import AttackRow, Run
+from reports.statistics import accuracy_at, clean_accuracy, mcnemar, median_distance, smallest_adversarials
+
+CLEAN = "clean"
+"""Label of the row of accuracies without attack."""
+NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
+_COSTS = {
+    "forwards": "forward passes",
+    "backwards": "backward passes",
+    "inner_steps": "steps of an optimisation inside the defense",
+}
+_DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One of the numbers that a table's cells hold; shares and p-values are fractions in [0, 1].
+
+    Attributes:
+        name: what it is called in data files.
+        decimals: digits after the point, in print.
+        percent: printed as a percentage.
+    """
+
+    name: str
+    decimals: int = 0
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell of a table says.
+
+    Attributes:
+        values: a number for each of the table's quantities, NaN where one does not apply; or nothing.
+        text: what stands there instead of numbers.
+        notes: footnotes.
+        published: numbers of a publication for the same quantities, NaN where it has none; or nothing.
+    """
+
+    values: tuple[float, ...] = ()
+    text: str = ""
+    notes: tuple[str, ...] = ()
+    published: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of `Cell`.
+
+    Attributes:
+        name: stem of its files and of its LaTeX label.
+        title: a few words.
+        caption: what the numbers are and what they were measured on.
+        frame: the cells; its index are the row labels, the index's name their heading, its columns the column labels.
+        quantities: what the cells' values are.
+        prose: columns that hold running text.
+        rules: positions of rows that are set off from the one above.
+    """
+
+    name: str
+    title: str
+    caption: str
+    frame: pd.DataFrame
+    quantities: tuple[Quantity, ...] = ()
+    prose: tuple[str, ...] = ()
+    rules: tuple[int, ...] = ()
+
+
+def all_attacks(norm: Norm) -> str:
+    """The label of the row of per-sample minima over attacks."""
+    return f"All {NORM_LABELS[norm]} attacks"
+
+
+def summary_table(run: Run, norm: Norm) -> Table:
+    """Median distance and accuracy at the threshold of each defense under each attack (Schott et al. 2019, Table 1).
+
+    A bounded attack has an accuracy at its epsilon and no median. The last row is the per-sample minimum over attacks.
+    """
+    attacks = run.attack_rows(norm)
+    rows: dict[str, list[Cell]] = {CLEAN: [_clean_cell(run, defense) for defense in run.defenses]}
+    rows |= {row.label: [_attack_cell(run, norm, row, defense) for defense in run.defenses] for row in attacks}
+    smallest = {
+        defense: frame["distance"] for defense, frame in smallest_adversarials(run.records, norm).groupby("defense")
+    }
+    rows[all_attacks(norm)] = [
+        _all_cell(run, norm, attacks, defense, smallest.get(defense)) for defense in run.defenses
+    ]
+    caption = (
+        f"Median {NORM_LABELS[norm]} distance of the smallest adversarials / accuracy at ε = {run.threshold(norm):g} "
+        f"on {_measured_on(run)}. A median of ∞: none found for at least half of the images. "
+        f"The last row takes each image's smallest adversarial over all attacks."
+    )
+    return Table(
+        name=f"summary_{norm}",
+        title=f"{NORM_LABELS[norm]}: median distance / accuracy at ε = {run.threshold(norm):g}",
+        caption=caption,
+        frame=_frame("attack", run.defenses, rows),
+        quantities=(
+            Quantity("median", _DECIMALS[norm]),
+            Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True),
+        ),
+        rules=(1, len(rows) - 1),
+    )
+
+
+def with_published(table: Table, numbers: Mapping[tuple[str, str], tuple[float, ...]], source: str) -> Table | None:
+    """``table`` with published numbers, by row and column label, in its cells; None where there are none."""
+    if not numbers:
+        return None
+    columns = [str(column) for column in table.frame]
+    rows = {
+        str(row): [
+            replace(cell, published=numbers.get((str(row), name), ()))
+            for name, cell in zip(columns, cells, strict=True)
+        ]
+        for row, cells in zip(table.frame.index, table.frame.to_numpy(), strict=True)
+    }
+    return replace(
+        table,
+        name=table.name.replace("summary", "published"),
+        caption=f"{table.caption} In parentheses: {source}.",
+        frame=_frame(str(table.frame.index.name), columns, rows),
+    )
+
+
+def mcnemar_table(run: Run, norm: Norm) -> Table:
+    """p-values of McNemar's exact test for each pair of defenses, under the per-sample minimum over attacks.
+
+    Compared is survival at the threshold, on the samples whose distance is known for both defenses.
+    """
+    smallest = smallest_adversarials(run.records, norm)
+    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
+    rows = {
+        first: [
+            _mcnemar_cell(run, norm, distances[first], distances[second]) if column < row else Cell()
+            for column, second in enumerate(run.defenses[:-1])
+        ]
+        for row, first in enumerate(run.defenses[1:], start=1)
+    }
+    caption = (
+        f"p-values of McNemar's exact test (two-sided, uncorrected) that two defenses survive all "
+        f"{NORM_LABELS[norm]} attacks within ε = {run.threshold(norm):g} equally often, on {_measured_on(run)}."
+    )
+    return Table(
+        name=f"mcnemar_{norm}",
+        title=f"{NORM_LABELS[norm]}: McNemar p-values",
+        caption=caption,
+        frame=_frame("defense", run.defenses[:-1], rows),
+        quantities=(Quantity("p", 3),),
+    )
+
+
+def attacks_table(run: Run) -> Table:
+    """What each attack may spend and with which parameters, once per setting."""
+    settings: dict[tuple[str, str, int], set[str]] = {}
+    for cell in run.manifest["cells"]:
+        key = (cell["attack"], _parameters(cell["parameters"]), cell["budget"])
+        settings.setdefault(key, set()).add(cell["defense"])
+    rows: list[tuple[str, list[Cell]]] = []
+    for attack in run.manifest["attacks"]:
+        own = [(key, defenses) for key, defenses in settings.items() if key[0] == attack["name"]]
+        for (name, parameters, budget), defenses in own:
+            against = "" if len(own) == 1 else ", ".join(d for d in run.defenses if d in defenses)
+            norms = ", ".join(NORM_LABELS[norm] for norm in attack["norms"])
+            texts = [norms, attack["kind"], attack["access"], f"{budget}", parameters, against, attack["citation"]]
+            rows.append((name, [Cell(text=text) for text in texts]))
+    columns = ["norms", "kind", "access", "budget", "parameters", "against", "citation"]
+    filled = [i for i, _ in enumerate(columns) if any(cells[i].text for _, cells in rows)]
+    frame = pd.DataFrame(
+        [[cells[i] for i in filled] for _, cells in rows],
+        index=pd.Index([name for name, _ in rows], name="attack"),
+        columns=[columns[i] for i in filled],
+        dtype=object,
+    )
+    return Table(
+        name="attacks",
+        title="Attacks and budgets",
+        caption="Attacks with their parameters. The budget is in forward plus backward passes per image.",
+        frame=frame,
+        prose=tuple(column for column in ("parameters", "against", "citation") if column in frame.columns),
+    )
+
+
+def cost_table(run: Run) -> Table:
+    """Mean passes and inner optimisation steps per attacked image, of each attack on each defense."""
+    rows = {
+        f"{row.label}, {NORM_LABELS[norm]}": [_cost_cell(run, row, defense) for defense in run.defenses]
+        for norm in run.norms
+        for row in run.attack_rows(norm)
+    }
+    return Table(
+        name="cost",
+        title="Cost",
+        caption=(
+            f"Mean {' / '.join(_COSTS.values())}, per attacked image (clean errors are not attacked), "
+            f"on {_measured_on(run)}."
+        ),
+        frame=_frame("attack", run.defenses, rows),
+        quantities=tuple(map(Quantity, _COSTS)),
+    )
+
+
+def defenses_table(run: Run) -> Table:
+    """What each defense is."""
+    rows = {
+        defense["name"]: [Cell(text="yes" if defense["randomized"] else "no"), Cell(text=defense["citation"])]
+        for defense in run.manifest["defenses"]
+    }
+    return Table(
+        name="defenses",
+        title="Defenses",
+        caption="Defenses of this run. Randomised ones are judged over many draws.",
+        frame=_frame("defense", ["randomised", "citation"], rows),
+        prose=("citation",),
+    )
+
+
+def problems(run: Run) -> list[str]:
+    """One line for each cell that has not run or holds samples without a valid result."""
+    return [
+        f"{defense}, {NORM_LABELS[norm]}: {gap}"
+        for norm in run.norms
+        for attacks in [run.attack_rows(norm)]
+        for defense in run.defenses
+        for gap in _gaps(run, norm, attacks, defense)
+    ]
+
+
+def _clean_cell(run: Run, defense: str) -> Cell:
+    records = run.records[run.records["defense"] == defense]
+    accuracy = clean_accuracy(records, len(run.samples))
+    if np.isnan(accuracy):
+        return Cell(text="not run yet" if records.empty else "failed")
+    return Cell((np.nan, accuracy))
+
+
+def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
+    records = _records(run, row, defense)
+    if isinstance(records, Cell):
+        return records
+    invalid = _invalid(records, norm)
+    if invalid:
+        return Cell(text=invalid, notes=_details(records, norm))
+    distances = records[norm.lower()]
+    if row.epsilon is not None:
+        return Cell((np.nan, accuracy_at(distances, row.epsilon)))
+    return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))))
+
+
+def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, distances: pd.Series | None) -> Cell:
+    """The per-sample minimum, with a footnote that names the attacks which could not take part in full."""
+    gaps = _gaps(run, norm, attacks, defense)
+    notes = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
+    if distances is None:
+        return Cell(text="not run yet", notes=notes) if gaps else Cell(text="—", notes=("no attack applies",))
+    unknown = int(distances.isna().sum())
+    if unknown:
+        return Cell(text=f"unknown ({unknown}/{len(distances)})", notes=notes)
+    # adversarials of bounded attacks lie near their epsilon: alone, they say nothing about the smallest ones
+    minimal = any(row.epsilon is None and defense in row.cells for row in attacks)
+    median = median_distance(distances) if minimal else np.nan
+    return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes)
+
+
+def _gaps(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:
+    """The attacks on a defense whose cell has not run or holds samples without a valid result."""
+    gaps = []
+    for row in attacks:
+        if defense in row.cells:
+            records = run.cell_records(row.cells[defense])
+            problem = "not run yet" if records is None else _invalid(records, norm)
+            gaps += [f"{row.label} {problem}"] if problem else []
+    return gaps
+
+
+def _mcnemar_cell(run: Run, norm: Norm, first: pd.Series, second: pd.Series) -> Cell:
+    valid = first.notna() & second.notna()
+    if not valid.any():
+        return Cell(text="—", notes=("no image with a known distance for both",))
+    epsilon = run.threshold(norm)
+    samples = len(run.samples)
+    notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
+    attacks = run.attack_rows(norm)
+    notes += [
+        f"not all attacks on {name} are complete"
+        for name in (first.name, second.name)
+        if _gaps(run, norm, attacks, str(name))
+    ]
+    return Cell((mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon)),), notes=tuple(notes))
+
+
+def _cost_cell(run: Run, row: AttackRow, defense: str) -> Cell:
+    records = _records(run, row, defense)
+    if isinstance(records, Cell):
+        return records
+    attacked = records[~records["status"].isin(["clean_error", "failed"])]
+    if attacked.empty:
+        return Cell(text="—", notes=("no image was attacked",))
+    return Cell(tuple(float(attacked[cost].mean()) for cost in _COSTS))
+
+
+def _records(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
+    """The records of one place in a table, or why there are none."""
+    if defense in row.cells:
+        records = run.cell_records(row.cells[defense])
+        return Cell(text="not run yet") if records is None else records
+    if defense in row.not_applicable:
+        return Cell(text="n/a", notes=(f"not applicable: {row.not_applicable[defense]}",))
+    return Cell(text="—", notes=("not in the matrix",))
+
+
+def _invalid(records: pd.DataFrame, norm: Norm) -> str:
+    """Counts of the records without a distance, by status and kind of reason; empty if there are none."""
+    invalid = records[records[norm.lower()].isna()]
+    kinds = [
+        f"{status}: {reason.partition(':')[0]}" if reason else status
+        for status, reason in zip(invalid["status"], invalid["reason"], strict=True)
+    ]
+    return "; ".join(f"{kind} ({count}/{len(records)})" for kind, count in Counter(kinds).items())
+
+
+def _details(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
+    """The reasons in full, where `_invalid` shortens them."""
+    reasons = records.loc[records[norm.lower()].isna(), "reason"]
+    return tuple(reasons[reasons.str.contains(":")].unique())
+
+
+def _parameters(parameters: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
+
+
+def _frame(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> pd.DataFrame:
+    index = pd.Index(list(rows), name=heading)
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
+
+
+def _measured_on(run: Run) -> str:
+    versions = run.manifest["provenance"]["versions"]
+    versions = ", ".join(f"{name} {versions[name]}" for name in ("assay", "torch") if name in versions)
+    return f"{len(run.samples)} test images of {run.dataset} ({versions})"

@@ -1,0 +1,188 @@
+"""Runs made up for the tests of the reports: no files, no attacks, answers that can be worked out by hand."""
+
+import numpy as np
+import pandas as pd
+from sklearn.datasets import load_digits
+
+from reports.runs import Run
+
+INF, NAN = np.inf, np.nan
+PROVENANCE = {
+    "command": "assay run synthetic",
+    "versions": {"python": "3.11.2", "assay": "0.1.0", "torch": "2.15.0"},
+    "machine": "Linux x86_64",
+    "device": "cpu",
+    "seed": 0,
+    "git": "0123456789ab",
+}
+
+
+class RunMaker:
+    """Collects cells, then makes the run."""
+
+    def __init__(self, defenses, samples, dataset="synthetic", shape=(1, 2, 2), thresholds=None):
+        self.defenses = defenses
+        self.samples = samples
+        self.dataset = {"name": dataset, "classes": 10, "shape": list(shape)}
+        self.thresholds = thresholds or {"L2": 1.5, "Linf": 0.3, "L0": 12}
+        self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
+
+    def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
+        self.attacks[name] = {
+            "name": name,
+            "norms": norms,
+            "kind": kind,
+            "access": access,
+            "parameters": parameters,
+            "budget": 1000,
+            "citation": citation,
+        }
+
+    def cell(self, defense, attack, norm, distances=None, reasons=None, budget=1000, predictions=None):
+        """One distance per sample: 0 a clean error, infinity unbroken, NaN (with a reason) failed or a violation; no
+        distances: the cell has not run."""
+        entry = self.attacks[attack]
+        epsilon = self.thresholds[norm] if entry["kind"] == "bounded" else None
+        cell = {
+            "id": f"{defense}-{attack}-{norm}",
+            "defense": defense,
+            "attack": attack,
+            "norm": norm,
+            "epsilon": epsilon,
+            "file": f"{defense}-{attack}-{norm}.parquet",
+            "parameters": entry["parameters"],
+            "budget": budget,
+        }
+        self.cells.append(cell)
+        if distances is not None:
+            self.frames.append(self._records(cell, np.array(distances, float), reasons or {}, predictions))
+
+    def na(self, defense, attack, norm, reason):
+        self.not_applicable.append({"defense": defense, "attack": attack, "norm": norm, "reason": reason})
+
+    def _records(self, cell, distances, reasons, predictions):
+        count = self.samples
+        assert len(distances) == count
+        labels = np.arange(count) % 10
+        broken = np.isfinite(distances)
+        status = np.select(
+            [distances == 0, broken, np.isnan(distances)], ["clean_error", "found", "failed"], "not_found"
+        )
+        frame = pd.DataFrame(
+            {
+                "cell": cell["id"],
+                "dataset": self.dataset["name"],
+                "sample": np.arange(count),
+                "sample_hash": [f"{i:016x}" for i in range(count)],
+                "label": labels,
+                "defense": cell["defense"],
+                "attack": cell["attack"],
+                "norm": cell["norm"],
+                "epsilon": np.nan if cell["epsilon"] is None else cell["epsilon"],
+                "clean_prediction": np.where(distances == 0, (labels + 1) % 10, labels),
+                "adversarial_prediction": np.where(broken, (labels + 1) % 10, -1)
+                if predictions is None
+                else predictions,
+                "status": status.astype(object),
+                "broken": broken,
+                "reason": [reasons.get(i, "") for i in range(count)],
+                **{key: np.where(broken & (distances > 0), 1.0, distances) for key in ("l0", "l2", "linf")},
+                "success_rate": np.where(broken, 1.0, 0.0),
+                "forwards": np.where(distances == 0, 0.0, 100.0),
+                "backwards": np.where(distances == 0, 0.0, 40.0),
+                "inner_steps": 0.0,
+                "seconds": 0.5,
+            }
+        )
+        frame[cell["norm"].lower()] = distances
+        violated = frame["reason"].isin(["unperturbed", "out_of_ball", "out_of_range", "non_finite"])
+        frame.loc[violated, "status"] = "violation"
+        return frame
+
+    def make(self, clean=None, adversarials=None):
+        shape = (self.samples, *self.dataset["shape"])
+        images = np.zeros(shape, np.float32) if clean is None else clean
+        manifest = {
+            "schema": 1,
+            "matrix": "synthetic",
+            "dataset": self.dataset,
+            "samples": list(range(self.samples)),
+            "images": "images.npz",
+            "seed": 0,
+            "thresholds": self.thresholds,
+            "defenses": [
+                {"name": name, "citation": f"{name} et al., 2019", "randomized": False} for name in self.defenses
+            ],
+            "attacks": list(self.attacks.values()),
+            "cells": self.cells,
+            "not_applicable": self.not_applicable,
+            "provenance": PROVENANCE,
+        }
+        records = pd.concat(self.frames, ignore_index=True)
+        return Run(records, manifest, images, adversarials or (lambda cell: images))
+
+
+def every_status():
+    """Five images, three defenses, and a cell of each kind that a table must tell apart.
+
+    L2: `cnn` has numbers everywhere, `binary_cnn` an attack that does not apply and one that failed on two images,
+    `nearest_neighbour` a violation and a cell that has not run. Linf: a bounded attack beside a minimal one; one cell
+    failed as a whole. L0: nothing found for most images.
+    """
+    maker = RunMaker(["cnn", "binary_cnn", "nearest_neighbour"], 5, shape=(1, 4, 4))
+    maker.attack("pgd", ["L2", "Linf"], citation="Madry et al., 2018", steps=40, step_ratio=0.1)
+    maker.attack("pgd:bounded", ["Linf"], kind="bounded", citation="Madry et al., 2018", steps=40, restarts=5)
+    maker.attack("pointwise", ["L2", "L0"], access="decision", citation="Schott et al., 2019", repetitions=10)
+    maker.cell("cnn", "pgd", "L2", [0, 0.5, 1.0, 1.5, 2.0])
+    maker.na("binary_cnn", "pgd", "L2", "gives score access only")
+    maker.cell("nearest_neighbour", "pgd", "L2", [1.0, 1.75, 2.0, NAN, 3.0], reasons={3: "unperturbed"})
+    maker.cell("cnn", "pointwise", "L2", [0, 0.75, 0.875, INF, INF])
+    failure = dict.fromkeys((3, 4), "exception: RuntimeError: 50% of C:\\x_y|z")
+    maker.cell("binary_cnn", "pointwise", "L2", [0, 1.0, 2.0, NAN, NAN], reasons=failure)
+    maker.cell("nearest_neighbour", "pointwise", "L2")
+    maker.cell("cnn", "pgd", "Linf", [0, 0.05, 0.1, 0.15, INF])
+    maker.na("binary_cnn", "pgd", "Linf", "gives score access only")
+    maker.cell(
+        "nearest_neighbour", "pgd", "Linf", [NAN] * 5, reasons=dict.fromkeys(range(5), "timeout: more than 60 s")
+    )
+    maker.cell("cnn", "pgd:bounded", "Linf", [0, 0.3, 0.3, 0.3, 0.25])
+    maker.na("binary_cnn", "pgd:bounded", "Linf", "gives score access only")
+    maker.cell("nearest_neighbour", "pgd:bounded", "Linf", [INF, 0.3, 0.3, INF, INF])
+    maker.cell("cnn", "pointwise", "L0", [0, 3, 8, 12, 13])
+    maker.cell("binary_cnn", "pointwise", "L0", [0, 20, INF, INF, INF], budget=50)
+    maker.cell("nearest_neighbour", "pointwise", "L0", [INF] * 5)
+    return maker.make()
+
+
+def every_defense(samples=40, dataset="digits"):
+    """The seven built-in defenses on scikit-learn's real digits, with made-up distances of lifelike spread; the
+    adversarials are the digits with as much noise."""
+    digits = (load_digits().images[:samples, None] / 16).astype(np.float32)
+    defenses = ["cnn", "binary_cnn", "nearest_neighbour", "adv_linf", "adv_l2", "abs:schott2019", "binary_abs"]
+    maker = RunMaker(defenses, samples, dataset=dataset, shape=(1, 8, 8))
+    maker.attack("gaussian_noise", ["L2"], access="decision", citation="Rauber et al. 2017, Foolbox", steps=100)
+    maker.attack("deepfool", ["L2", "Linf"], citation="Moosavi-Dezfooli, Fawzi & Frossard 2016", steps=50)
+    maker.attack("bim", ["L2", "Linf"], citation="Kurakin, Goodfellow & Bengio 2017", steps=10, step_ratio=0.05)
+    maker.attack("bim_ge", ["L2", "Linf"], access="score", citation="Kurakin et al. 2017", method="nes", pairs=32)
+    maker.attack("pgd:bounded", ["L2", "Linf"], kind="bounded", citation="Madry et al. 2018", steps=40, restarts=5)
+    maker.attack("latent_descent", ["L2"], access="latent", citation="Schott et al. 2019", steps=150, step=0.01)
+    maker.attack("pointwise_10x", ["L2", "L0"], access="decision", citation="Schott et al. 2019", repetitions=10)
+    maker.attack("salt_and_pepper", ["L0"], access="decision", citation="Rauber et al. 2017, Foolbox", repetitions=10)
+    random = np.random.default_rng(0)
+    scale = {"L2": 1.0, "Linf": 0.15, "L0": 8}
+    for attack, entry in maker.attacks.items():
+        for norm in entry["norms"]:
+            for position, defense in enumerate(defenses):
+                if entry["access"] == "latent" and "abs" not in defense:
+                    maker.na(defense, attack, norm, "has no reconstructions")
+                    continue
+                difficulty = scale[norm] * (0.5 + 0.3 * position)
+                distances = difficulty * random.gamma(4, 0.25, samples) * (3 if "noise" in attack else 1)
+                if entry["kind"] == "bounded":
+                    distances = np.where(distances < maker.thresholds[norm], maker.thresholds[norm] * 0.99, INF)
+                distances[random.random(samples) < 0.1] = INF
+                distances = np.ceil(distances) if norm == "L0" else distances
+                distances[position] = 0
+                maker.cell(defense, attack, norm, distances)
+    noise = random.normal(0, 0.15, digits.shape)
+    return maker.make(digits, lambda cell: np.clip(digits + noise, 0, 1).astype(np.float32))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from synthetic_runs import RunMaker, every_status
+
+from reports.published import published_numbers
+from reports.tables import summary_table, with_published
+
+
+def mnist_run(thresholds=None):
+    maker = RunMaker(["adv_linf", "abs:schott2019", "cnn:ju2020"], 2, dataset="mnist", thresholds=thresholds)
+    maker.attack("gaussian_noise", ["L2"])
+    maker.attack("bim:bounded", ["L2"], kind="bounded")
+    maker.attack("pointwise", ["L2", "L0"])
+    maker.attack("pointwise_10x", ["L0"])
+    maker.attack("somebodys_attack", ["L2"])
+    for attack, entry in maker.attacks.items():
+        for defense in maker.defenses:
+            for norm in entry["norms"]:
+                maker.cell(defense, attack, norm, [1.0, 2.0])
+    return maker.make()
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    return published_numbers(mnist_run(), "L2")
+
+
+@pytest.mark.parametrize(
+    ("attack", "defense", "printed"),
+    [
+        ("gaussian_noise", "abs:schott2019", (10.9, 0.98)),  # the released weights are the paper's ABS
+        ("gaussian_noise", "adv_linf", (5.4, 0.96)),  # the paper's "Madry et al."
+        ("All L2 attacks", "abs:schott2019", (2.3, 0.80)),
+    ],
+)
+def test_numbers_are_those_of_schott_et_al_table_1(numbers, attack, defense, printed):
+    assert numbers[attack, defense] == printed
+
+
+def test_the_clean_row_has_the_printed_accuracy(numbers):
+    median, accuracy = numbers["clean", "adv_linf"]
+    assert np.isnan(median)
+    assert accuracy == 0.988
+
+
+def test_a_bounded_attack_is_compared_by_accuracy_alone(numbers):
+    median, accuracy = numbers["bim:bounded (ε=1.5)", "adv_linf"]
+    assert np.isnan(median)
+    assert accuracy == 0.88
+
+
+def test_other_nets_and_other_attacks_have_no_published_numbers(numbers):
+    assert {defense for _, defense in numbers} == {"adv_linf", "abs:schott2019"}
+    assert not {attack for attack, _ in numbers} & {"somebodys_attack"}
+
+
+def test_pointwise_on_l0_was_published_with_ten_repetitions():
+    numbers = published_numbers(mnist_run(), "L0")
+    assert numbers["pointwise_10x", "abs:schott2019"] == (16.5, 0.69)
+    assert ("pointwise", "abs:schott2019") not in numbers
+
+
+def test_accuracy_at_another_threshold_is_not_compared():
+    median, accuracy = published_numbers(mnist_run({"L2": 2.0, "L0": 12}), "L2")["gaussian_noise", "adv_linf"]
+    assert median == 5.4
+    assert np.isnan(accuracy)
+
+
+def test_published_numbers_stand_beside_the_measured_ones(numbers):
+    run = mnist_run()
+    summary = summary_table(run, "L2")
+    beside = with_published(summary, numbers, "somewhere")
+    assert beside.name == "published_L2"
+    assert beside.frame.loc["gaussian_noise", "adv_linf"].values == (1.5, 0.5)
+    assert beside.frame.loc["gaussian_noise", "adv_linf"].published == (5.4, 0.96)
+    assert not beside.frame.loc["gaussian_noise", "cnn:ju2020"].published
+    assert "somewhere" in beside.caption
+
+
+def test_a_dataset_without_published_numbers_has_no_such_table():
+    run = every_status()
+    assert published_numbers(run, "L2") == {}
+    assert with_published(summary_table(run, "L2"), {}, "somewhere") is None

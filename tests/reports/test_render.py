@@ -1,0 +1,151 @@
+"""Renderers are guarded by golden files. To write them anew, after looking at the difference:
+
+ASSAY_WRITE_GOLDEN=1 pytest tests/reports/test_render.py
+"""
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import INF, NAN, every_defense, every_status
+
+from reports.published import REFERENCE, published_numbers
+from reports.render import escape_latex, print_numbers, print_published, print_table, to_csv, to_latex, to_markdown
+from reports.tables import (
+    Cell,
+    Quantity,
+    Table,
+    attacks_table,
+    cost_table,
+    defenses_table,
+    mcnemar_table,
+    summary_table,
+    with_published,
+)
+
+GOLDEN = Path(__file__).with_name("golden")
+RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
+MEDIAN, ACCURACY = Quantity("median", 2), Quantity("accuracy", percent=True)
+
+
+def tables():
+    run = every_status()
+    per_norm = [table for norm in run.norms for table in (summary_table(run, norm), mcnemar_table(run, norm))]
+    return [*per_norm, attacks_table(run), cost_table(run), defenses_table(run), published_table()]
+
+
+def published_table():
+    run = every_defense(samples=20, dataset="mnist")
+    return with_published(summary_table(run, "L2"), published_numbers(run, "L2"), REFERENCE)
+
+
+@pytest.mark.parametrize("table", tables(), ids=lambda table: table.name)
+@pytest.mark.parametrize("kind", RENDERERS)
+def test_rendering_is_the_golden_file(table, kind):
+    golden = GOLDEN / f"{table.name}.{kind}"
+    text = RENDERERS[kind](table)
+    if os.environ.get("ASSAY_WRITE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert text == golden.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((1.234, 0.5), "1.23 / 50%"),
+        ((INF, 1.0), "∞ / 100%"),
+        ((NAN, 0.25), "25%"),
+        ((0.0, 0.0), "0.00 / 0%"),
+        ((0.001, 0.125), "<0.01 / 12%"),
+        ((), ""),
+    ],
+)
+def test_numbers_are_printed_as_in_a_paper(values, text):
+    assert print_numbers(values, (MEDIAN, ACCURACY)) == text
+
+
+def test_published_numbers_keep_their_own_digits():
+    assert print_published((1.1, 0.991), (MEDIAN, ACCURACY)) == "1.1 / 99.1%"
+    assert print_published((INF, NAN), (MEDIAN, ACCURACY)) == "∞"
+
+
+def one_cell(cell, **changes):
+    frame = pd.DataFrame([[cell]], index=pd.Index(["row"], name="attack"), columns=["cnn"], dtype=object)
+    return Table("name", "Title", "Caption.", frame, **{"quantities": (MEDIAN, ACCURACY), **changes})
+
+
+def test_equal_footnotes_share_a_mark():
+    cells = [[Cell(text="n/a", notes=("why",)), Cell(text="n/a", notes=("else", "why"))]]
+    frame = pd.DataFrame(cells, index=pd.Index(["row"], name="attack"), columns=["a", "b"], dtype=object)
+    shown = print_table(Table("name", "Title", "Caption.", frame, (MEDIAN,)))
+    assert shown.notes == {"a": "why", "b": "else"}
+    assert [cell.marks for cell in shown.rows[0][1]] == [("a",), ("a", "b")]
+
+
+def test_more_footnotes_than_letters_have_marks():
+    shown = print_table(one_cell(Cell((1.0, 1.0), notes=tuple(f"note {i}" for i in range(30)))))
+    assert list(shown.notes)[24:28] == ["y", "z", "aa", "ab"]
+    assert shown.rows[0][1][0].marks[-4:] == ("aa", "ab", "ac", "ad")
+
+
+def test_csv_holds_numbers_that_pandas_reads_back():
+    frame = pd.read_csv(io.StringIO(to_csv(summary_table(every_status(), "L0"))), index_col="attack")
+    assert frame.loc["pointwise", "cnn median"] == 8
+    assert np.isinf(frame.loc["pointwise", "binary_cnn median"])
+    assert frame.loc["pointwise", "binary_cnn accuracy"] == 0.8
+    assert np.isnan(frame.loc["clean", "cnn median"])
+
+
+def test_csv_has_published_numbers_in_columns_of_their_own():
+    text = to_csv(one_cell(Cell((1.5, 0.5), published=(1.1, NAN))))
+    header, row = text.splitlines()
+    assert header == "attack,cnn median,cnn accuracy,cnn published median,cnn published accuracy"
+    assert row == "row,1.5,0.5,1.1,"
+
+
+def test_markdown_escapes_what_would_break_the_table():
+    text = to_markdown(one_cell(Cell(text="a|b *c* <d>\n`e`")))
+    assert r"| row | a\|b \*c\* \<d> \`e\` |" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("binary_cnn & 50% #1 {x} $", r"binary\_cnn \& 50\% \#1 \{x\} \$"),
+        ("L∞ and L2, L0; ABL2", r"$L_\infty$ and $L_2$, $L_0$; ABL2"),
+        ("∞ ≤ ε", r"$\infty$ $\le$ $\epsilon$"),
+        ("C:\\x ~ ^", r"C:\textbackslash{}x \textasciitilde{} \textasciicircum{}"),
+        ("Müller – Moosavi‐Dezfooli", "Müller – Moosavi?Dezfooli"),
+        ("ﬁne 你", "fine ?"),
+    ],
+)
+def test_latex_escapes_every_character(text, latex):
+    assert escape_latex(text) == latex
+
+
+needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+
+
+@needs_latex
+def test_latex_compiles_with_booktabs_alone(tmp_path):
+    awkward = one_cell(Cell(text="n/a", notes=("exception: 100% of C:\\a_b^c~d|e<f>{g}$h#i&j «k» 你好 β ∞ “l” é",)))
+    inputs = []
+    for table in [*tables(), awkward]:
+        (tmp_path / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
+        inputs.append(rf"\input{{{table.name}}}")
+    document = [
+        r"\documentclass{article}\usepackage{booktabs}",
+        rf"\begin{{document}}{' '.join(inputs)}\end{{document}}",
+    ]
+    (tmp_path / "paper.tex").write_text("\n".join(document))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:]
+    log = (tmp_path / "paper.log").read_text(errors="replace")
+    assert "Overfull" not in log
+    assert "Missing character" not in log

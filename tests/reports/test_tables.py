@@ -1,0 +1,185 @@
+import numpy as np
+import pytest
+from synthetic_runs import INF, NAN, RunMaker, every_status
+
+from reports.tables import (
+    attacks_table,
+    cost_table,
+    defenses_table,
+    mcnemar_table,
+    problems,
+    summary_table,
+)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return every_status()
+
+
+def cell(table, row, column):
+    return table.frame.loc[row, column]
+
+
+def test_rows_and_columns_stand_in_the_manifests_order(run):
+    table = summary_table(run, "Linf")
+    assert list(table.frame.index) == ["clean", "pgd", "pgd:bounded (ε=0.3)", "All L∞ attacks"]
+    assert list(table.frame.columns) == ["cnn", "binary_cnn", "nearest_neighbour"]
+
+
+def test_norms_stand_in_the_order_of_the_thresholds(run):
+    assert run.norms == ["L2", "Linf", "L0"]
+
+
+def test_a_cell_is_median_and_accuracy_at_the_threshold(run):
+    assert cell(summary_table(run, "L2"), "pgd", "cnn").values == (1.0, 0.2)
+
+
+def test_the_clean_row_is_an_accuracy_alone(run):
+    median, accuracy = cell(summary_table(run, "L2"), "clean", "cnn").values
+    assert np.isnan(median)
+    assert accuracy == 0.8
+
+
+def test_a_bounded_attack_has_an_accuracy_at_its_epsilon_and_no_median(run):
+    median, accuracy = cell(summary_table(run, "Linf"), "pgd:bounded (ε=0.3)", "nearest_neighbour").values
+    assert np.isnan(median)
+    assert accuracy == 0.6
+
+
+def test_what_does_not_apply_says_why(run):
+    shown = cell(summary_table(run, "L2"), "pgd", "binary_cnn")
+    assert (shown.values, shown.text) == ((), "n/a")
+    assert shown.notes == ("not applicable: gives score access only",)
+
+
+@pytest.mark.parametrize(
+    ("norm", "attack", "defense", "text", "note"),
+    [
+        ("L2", "pgd", "nearest_neighbour", "violation: unperturbed (1/5)", ()),
+        ("L2", "pointwise", "binary_cnn", "failed: exception (2/5)", ("exception: RuntimeError: 50% of C:\\x_y|z",)),
+        ("L2", "pointwise", "nearest_neighbour", "not run yet", ()),
+        ("Linf", "pgd", "nearest_neighbour", "failed: timeout (5/5)", ("timeout: more than 60 s",)),
+    ],
+)
+def test_records_without_a_distance_give_a_reason_and_no_number(run, norm, attack, defense, text, note):
+    shown = cell(summary_table(run, norm), attack, defense)
+    assert (shown.values, shown.text, shown.notes) == ((), text, note)
+
+
+def test_all_attacks_is_the_per_sample_minimum(run):
+    """pgd finds 0, .5, 1, 1.5, 2 and pointwise 0, .75, .875: together 0, .5, .875, 1.5, 2."""
+    assert cell(summary_table(run, "L2"), "All L2 attacks", "cnn").values == (0.875, 0.2)
+
+
+def test_all_attacks_names_the_attacks_that_are_incomplete(run):
+    shown = cell(summary_table(run, "L2"), "All L2 attacks", "nearest_neighbour")
+    assert shown.text == "unknown (1/5)"
+    assert shown.notes == ("incomplete: pgd violation: unperturbed (1/5); pointwise not run yet",)
+
+
+def test_all_attacks_keeps_its_number_where_another_attack_found_what_a_failed_one_did_not():
+    maker = RunMaker(["cnn"], 2)
+    maker.attack("a", ["L2"])
+    maker.attack("b", ["L2"])
+    maker.cell("cnn", "a", "L2", [1.0, NAN], reasons={1: "timeout"})
+    maker.cell("cnn", "b", "L2", [2.0, 3.0])
+    shown = cell(summary_table(maker.make(), "L2"), "All L2 attacks", "cnn")
+    assert shown.values == (2.0, 0.5)
+    assert shown.notes == ("incomplete: a failed: timeout (1/2)",)
+
+
+def test_a_defense_that_no_attack_applies_to_says_so(run):
+    shown = cell(summary_table(run, "Linf"), "All L∞ attacks", "binary_cnn")
+    assert (shown.text, shown.notes) == ("—", ("no attack applies",))
+
+
+def test_bounded_attacks_alone_give_no_median():
+    maker = RunMaker(["cnn"], 2)
+    maker.attack("pgd:bounded", ["L2"], kind="bounded")
+    maker.cell("cnn", "pgd:bounded", "L2", [1.5, INF])
+    median, accuracy = cell(summary_table(maker.make(), "L2"), "All L2 attacks", "cnn").values
+    assert np.isnan(median)
+    assert accuracy == 0.5
+
+
+def test_an_attack_kept_from_a_defense_by_the_matrix_is_told_from_one_that_does_not_apply():
+    maker = RunMaker(["cnn", "abs"], 1)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [1.0])
+    assert cell(summary_table(maker.make(), "L2"), "pgd", "abs").notes == ("not in the matrix",)
+
+
+def test_mcnemar_compares_survival_under_all_attacks():
+    """At 1.5 the cnn survives 2 of 10 samples, the other 9, one of them the cnn's: b = 1, c = 8, p = 20/512."""
+    maker = RunMaker(["cnn", "abs"], 10)
+    for name in ("a", "b"):
+        maker.attack(name, ["L2"])
+    maker.cell("cnn", "a", "L2", [INF, 2.0] + [1.0] * 8)
+    maker.cell("cnn", "b", "L2", [INF] * 10)
+    maker.cell("abs", "a", "L2", [1.0] + [3.0] * 9)
+    maker.cell("abs", "b", "L2", [INF] * 10)
+    (p,) = cell(mcnemar_table(maker.make(), "L2"), "abs", "cnn").values
+    assert p == pytest.approx(20 / 512)
+
+
+def test_mcnemar_leaves_out_what_is_unknown_for_either_and_says_so(run):
+    """cnn and nearest neighbour differ on samples 1 and 2 of the four known for both: only the latter survives."""
+    shown = cell(mcnemar_table(run, "L2"), "nearest_neighbour", "cnn")
+    assert shown.values == (0.5,)
+    assert shown.notes == (
+        "on the 4 of 5 images valid for both",
+        "not all attacks on nearest_neighbour are complete",
+    )
+
+
+def test_mcnemar_without_common_samples_has_no_number(run):
+    shown = cell(mcnemar_table(run, "Linf"), "binary_cnn", "cnn")
+    assert shown.values == ()
+    assert shown.notes == ("no image with a known distance for both",)
+
+
+def test_mcnemar_shows_each_pair_once(run):
+    table = mcnemar_table(run, "L0")
+    shown = [[bool(c.values) for c in row] for row in table.frame.to_numpy()]
+    assert shown == [[True, False], [True, True]]
+
+
+def test_an_attack_with_two_budgets_has_a_row_for_each(run):
+    table = attacks_table(run)
+    budgets = [
+        (label, row[table.frame.columns.get_loc("budget")].text, row[table.frame.columns.get_loc("against")].text)
+        for label, row in zip(table.frame.index, table.frame.to_numpy(), strict=True)
+    ]
+    assert budgets == [
+        ("pgd", "1000", ""),
+        ("pgd:bounded", "1000", ""),
+        ("pointwise", "1000", "cnn, binary_cnn, nearest_neighbour"),
+        ("pointwise", "50", "binary_cnn"),
+    ]
+
+
+def test_costs_are_means_over_the_images_that_were_attacked(run):
+    table = cost_table(run)
+    assert cell(table, "pgd, L2", "cnn").values == (100, 40, 0)  # one of five is a clean error and cost nothing
+    assert cell(table, "pgd, L∞", "nearest_neighbour").text == "—"
+    assert cell(table, "pgd, L2", "binary_cnn").text == "n/a"
+
+
+def test_defenses_are_described(run):
+    assert cell(defenses_table(run), "cnn", "citation").text == "cnn et al., 2019"
+
+
+def test_problems_list_every_incomplete_cell(run):
+    assert problems(run) == [
+        "binary_cnn, L2: pointwise failed: exception (2/5)",
+        "nearest_neighbour, L2: pgd violation: unperturbed (1/5)",
+        "nearest_neighbour, L2: pointwise not run yet",
+        "nearest_neighbour, L∞: pgd failed: timeout (5/5)",
+    ]
+
+
+def test_captions_state_samples_threshold_and_versions(run):
+    for table in (summary_table(run, "L2"), mcnemar_table(run, "L2")):
+        for fact in ("5 test images of synthetic", "ε = 1.5", "assay 0.1.0", "torch 2.15.0"):
+            assert fact in table.caption
