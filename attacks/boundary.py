@@ -1,0 +1,154 @@
+"""The Boundary attack (Brendel, Rauber & Bethge 2018): a random walk along the decision boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import length, per_image
+from attacks.lines import bisect
+from bench.cards import attack
+from bench.oracle import Oracle
+
+CLASS_BISECTIONS = 5
+NOISE_TRIES = 50
+START_BISECTIONS = 12
+ADAPTATION = 1.5
+CHECK_EVERY = 2
+"""Every so many steps the spherical candidate is asked about too, and the step sizes are adapted."""
+SPHERICAL_QUEUE, SOURCE_QUEUE = 10, 5
+SMALLEST_SOURCE_STEP = 1e-7
+DRAWS_AT_ONCE = 32
+
+
+@attack(
+    "boundary",
+    norms=["L2"],
+    access="decision",
+    stochastic=True,
+    budget=8000,
+    citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
+)
+def boundary(
+    oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 5000, spherical_step: float = 0.1, source_step: float = 0.01
+) -> Tensor:
+    """Walks for up to ``steps`` along the boundary: a step at random on the sphere around the clean image, then one
+    towards it; kept where still adversarial.
+
+    ``spherical_step`` and ``source_step`` are the first lengths relative to the distance; both are adapted to how often
+    the steps succeed. A sample is finished when its source step falls below 1e-7.
+    """
+    start, found = starting_points(oracle, x, y)
+    active = oracle.ids[found]
+    z = start.clone()
+    z[active] = bisect(oracle, x[active], start[active], y[active], active, START_BISECTIONS)
+    spherical = torch.full((len(x),), spherical_step, device=x.device)
+    source = torch.full((len(x),), source_step, device=x.device)
+    on_sphere = SuccessQueue(len(x), SPHERICAL_QUEUE, x.device)
+    towards = SuccessQueue(len(x), SOURCE_QUEUE, x.device)
+    draws = x.new_empty(DRAWS_AT_ONCE, *x.shape)
+    for k in range(steps):
+        active = active[source[active] >= SMALLEST_SOURCE_STEP]
+        active = active[oracle.affordable(active)]
+        if not len(active):
+            break
+        if k % DRAWS_AT_ONCE == 0:
+            block = oracle.random.normal(active, (DRAWS_AT_ONCE, *x.shape[1:]))
+            draws[:, active] = block.transpose(0, 1)
+        sphere_point, candidate = propose(
+            x[active], z[active], draws[k % DRAWS_AT_ONCE, active], spherical[active], source[active]
+        )
+        if k % CHECK_EVERY == 0:
+            still = oracle.decision(sphere_point, active) != y[active]
+            on_sphere.push(active, still)
+        else:
+            still = torch.ones_like(active, dtype=torch.bool)
+        asked = active[still]
+        hit = oracle.decision(candidate[still], asked) != y[asked]
+        if k % CHECK_EVERY == 0:
+            towards.push(asked, hit)
+        z[asked[hit]] = candidate[still][hit]
+        if k % CHECK_EVERY == 0:
+            spherical_factor = on_sphere.factors(0.2, 0.5)
+            spherical *= spherical_factor
+            source *= spherical_factor * towards.factors(0.1, 0.25)
+    return oracle.closest(z)
+
+
+def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """An adversarial for each sample, (n, C, H, W), and whether one was found, (n,).
+
+    The nearest training image of each other class is moved towards the clean image by bisection; the sample starts from
+    the one that gets nearest, since the walk seldom changes the class. Where none is adversarial, from uniform noise.
+    """
+    images, labels = oracle.pool
+    start, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    nearest = torch.full((len(x),), torch.inf, device=x.device)
+    for label in range(oracle.classes):
+        ids = oracle.ids[y != label]
+        ids = ids[oracle.affordable(ids)]
+        others = images[labels == label]
+        if not len(ids) or not len(others):
+            continue
+        other = torch.stack([others[length(others - image).argmin()] for image in x[ids]])
+        adversarial = oracle.decision(other, ids) != y[ids]
+        ids, other = ids[adversarial], other[adversarial]
+        bisected = bisect(oracle, x[ids], other, y[ids], ids, CLASS_BISECTIONS)
+        distance = length(bisected - x[ids])
+        nearer = distance < nearest[ids]
+        ids = ids[nearer]
+        start[ids], nearest[ids], found[ids] = bisected[nearer], distance[nearer], True
+    for _ in range(NOISE_TRIES):
+        ids = oracle.ids[~found]
+        ids = ids[oracle.affordable(ids)]
+        if not len(ids):
+            break
+        start[ids] = oracle.random.uniform(ids, x.shape[1:])
+        found[ids] = oracle.decision(start[ids], ids) != y[ids]
+    return start, found
+
+
+def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_step: Tensor) -> tuple[Tensor, Tensor]:
+    """A random point on the sphere around ``x`` through ``z``, and that point moved towards ``x`` (figure 2)."""
+    to_source = x - z
+    distance = length(to_source)
+    unit = to_source / per_image(distance)
+    orthogonal = noise - per_image((noise * unit).flatten(1).sum(1)) * unit
+    orthogonal = orthogonal * per_image(spherical_step * distance / length(orthogonal))
+    sphere_point = (x + (orthogonal - to_source) / per_image((1 + spherical_step**2).sqrt())).clamp(0, 1)
+    back = x - sphere_point
+    # Clipping leaves the sphere: the step ends at (1 - source_step) times the distance all the same.
+    reach = (source_step * distance + length(back) - distance).clamp_min(0) / length(back)
+    return sphere_point, (sphere_point + per_image(reach) * back).clamp(0, 1)
+
+
+@dataclass
+class SuccessQueue:
+    """The last ``size`` outcomes of each sample, and the step sizes' factors that follow from them."""
+
+    samples: int
+    size: int
+    device: torch.device
+    outcomes: Tensor = field(init=False)
+    count: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outcomes = torch.zeros(self.samples, self.size, device=self.device)
+        self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
+
+    def push(self, ids: Tensor, outcome: Tensor) -> None:
+        """Adds an outcome (N,) to each of ``ids`` (N,), over the oldest one where the queue is full."""
+        self.outcomes[ids, self.count[ids] % self.size] = outcome.to(self.outcomes)
+        self.count[ids] += 1
+
+    def factors(self, low: float, high: float) -> Tensor:
+        """`ADAPTATION` (n,) for full queues with a success rate above ``high``, its inverse below ``low``, else 1.
+
+        Queues that gave a factor start anew.
+        """
+        full, rate = self.count >= self.size, self.outcomes.mean(1)
+        up, down = full & (rate > high), full & (rate < low)
+        self.count[up | down] = 0
+        return torch.where(up, ADAPTATION, torch.where(down, 1 / ADAPTATION, 1.0))

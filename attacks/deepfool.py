@@ -1,0 +1,67 @@
+"""DeepFool (Moosavi-Dezfooli, Fawzi & Frossard 2016), algorithm 2, for L2 and Linf."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import GradientOracle, per_image, steepest
+from attacks.lines import bisect
+from bench.cards import attack
+
+
+@attack(
+    "deepfool",
+    norms=["L2", "Linf"],
+    access="gradient",
+    budget=600,
+    citation="Moosavi-Dezfooli, Fawzi & Frossard 2016, DeepFool: a simple and accurate method to fool deep networks",
+)
+def deepfool(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    bisections: int = 5,
+) -> Tensor:
+    """Steps to the nearest boundary of the linearised classifier until the label changes.
+
+    Each step takes the Jacobian of all logits. The way from the clean image to the last iterate, which overshoots by
+    ``overshoot``, is then halved ``bisections`` times.
+    """
+    z, total = x.clone(), torch.zeros_like(x)
+    classes = torch.arange(oracle.classes, device=x.device)
+    active = oracle.ids
+    for _ in range(steps):
+        active = active[oracle.affordable(active)]
+        if not len(active):
+            break
+        jacobian, logits = oracle.jacobian(z[active], classes.expand(len(active), -1), active)
+        failed = logits.argmax(1) == y[active]
+        active, jacobian, logits = active[failed], jacobian[failed], logits[failed]
+        total[active] += boundary_step(jacobian, logits, x[active], y[active], oracle)
+        z[active] = (x[active] + (1 + overshoot) * total[active]).clamp(0, 1)
+    active = active[oracle.affordable(active)]
+    if len(active):
+        oracle.decision(z[active], active)
+    hit = oracle.ids[oracle.found]
+    bisect(oracle, x[hit], z[hit], y[hit], hit, bisections)
+    return oracle.closest(z)
+
+
+def boundary_step(jacobian: Tensor, logits: Tensor, x: Tensor, y: Tensor, oracle: GradientOracle) -> Tensor:
+    """The shortest step (N, C, H, W) to a boundary of the classifier linearised at the iterate (equations 7 to 9;
+    13 to 15 for Linf): of length |f_k - f_y| / ||w_k - w_y|| in the dual norm, along the steepest direction."""
+    rows = torch.arange(len(y), device=y.device)
+    w = torch.nan_to_num(jacobian - jacobian[rows, y][:, None])
+    f = logits - logits[rows, y][:, None]
+    dual = w.flatten(2).norm(dim=2) if oracle.threat.norm == "L2" else w.flatten(2).abs().sum(2)
+    distances = f.abs() / dual.clamp_min(torch.finfo(x.dtype).tiny)
+    distances[rows, y] = torch.inf
+    nearest = distances.argmin(1)
+    # Where all derivatives vanish the linearisation has no boundary; a step across the pixel range has to do.
+    widest = 1.0 if oracle.threat.norm == "Linf" else x.shape[1:].numel() ** 0.5
+    step = distances[rows, nearest].clamp_max(widest) + 1e-4
+    return per_image(step) * steepest(w[rows, nearest], x, oracle.threat.norm)

@@ -1,0 +1,188 @@
+"""Gradient attacks on scores alone: the same attacks, with gradients that are estimated from finite differences.
+
+Either by coordinate-wise central differences at every point (Schott et al. 2019, section 5), or in the way of natural
+evolution strategies (NES; Ilyas et al. 2018, Black-box adversarial attacks with limited queries and information): by
+antithetic pairs along a few random directions. Two things make these few enough. The directions of an estimate are
+orthogonal, and a sample's last estimate is its prior (Ilyas, Engstrom & Madry 2019, Prior convictions): only what the
+prior does not explain is estimated, by the smallest change of the Jacobian that does (Broyden 1965).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.deepfool import deepfool
+from attacks.fast_gradient import fgm, fgsm
+from attacks.gradients import GradientOracle
+from attacks.iterative_gradient import bim, mim, pgd
+from bench.cards import AttackCard, attack, card_of
+from bench.errors import unknown
+from bench.oracle import Loss, Oracle
+
+METHODS = ("coordinate", "nes")
+ROWS_AT_ONCE = 4096
+
+
+class EstimatedGradients(GradientOracle):
+    """An oracle that grants scores, as one that grants gradients: the Jacobian of the logits is estimated.
+
+    One estimate serves every loss, by the chain rule at the logits. Points that are adversarial already are not
+    worth one: the attacks have no use for the derivative there.
+
+    Args:
+        oracle: grants scores.
+        y: labels (n,) of the oracle's samples.
+        method: ``coordinate``, 2 D queries per estimate for images of D values; or ``nes``, 2 ``pairs`` queries.
+        pairs: directions of an estimate by ``nes``.
+        full_start: a sample's first estimate by ``nes`` is coordinate-wise, so that it starts from an exact prior.
+        step: distance between a point and the queries beside it.
+
+    Raises:
+        UserError: for an unknown method.
+    """
+
+    def __init__(self, oracle: Oracle, y: Tensor, method: str, pairs: int, full_start: bool, step: float) -> None:
+        if method not in METHODS:
+            raise unknown("method of gradient estimation", method, METHODS)
+        self._oracle, self._y, self._step, self._pairs = oracle, y, step, pairs
+        self._always_full, self._full_start = method == "coordinate", full_start
+        self._prior: Tensor | None = None
+        self._fresh = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        self.ids, self.threat, self.random, self.classes = oracle.ids, oracle.threat, oracle.random, oracle.classes
+
+    @property
+    def found(self) -> Tensor:
+        """See `bench.oracle.Oracle.found`."""
+        return self._oracle.found
+
+    @property
+    def closest_distance(self) -> Tensor:
+        """See `bench.oracle.Oracle.closest_distance`."""
+        return self._oracle.closest_distance
+
+    def closest(self, fallback: Tensor) -> Tensor:
+        """See `bench.oracle.Oracle.closest`."""
+        return self._oracle.closest(fallback)
+
+    def affordable(self, ids: Tensor) -> Tensor:
+        """See `bench.oracle.Oracle.affordable`."""
+        return self._oracle.affordable(ids)
+
+    def decision(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.oracle.Oracle.decision`."""
+        return self._oracle.decision(x, ids)
+
+    def scores(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.oracle.Oracle.scores`."""
+        return self._oracle.scores(x, ids)
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimated gradient (N, C, H, W) of ``loss(logits(x), y)`` and the logits (N, K) at ``x``."""
+        jacobian, logits = self._estimate(x, ids)
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_(True)
+            (cotangent,) = torch.autograd.grad(loss(leaf, y).sum(), leaf)
+        return torch.einsum("nk,nkchw->nchw", cotangent, jacobian), logits
+
+    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The estimated derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M), and all logits (N, K)."""
+        jacobian, logits = self._estimate(x, ids)
+        return jacobian[torch.arange(len(x), device=x.device)[:, None], classes], logits
+
+    def _estimate(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The Jacobian (N, K, C, H, W), estimated, and the logits (N, K)."""
+        logits = self._oracle.scores(x, ids)
+        if self._prior is None:
+            self._prior = x.new_zeros(len(self.ids), logits.shape[1], x.shape[1:].numel())
+        wanted = (logits.argmax(1) == self._y[ids]) & self._oracle.affordable(ids)
+        full = wanted & (self._always_full | (self._full_start & self._fresh[ids]))
+        size = x.shape[1:].numel()
+        for chosen, pairs, estimate in (
+            (full, size, self._coordinate_wise),
+            (wanted & ~full, min(self._pairs, size), self._along_random_directions),
+        ):
+            # In parts, since all the points of a chunk of large images would not fit into memory.
+            for rows in torch.split(chosen.nonzero()[:, 0], max(1, ROWS_AT_ONCE // (2 * pairs))):
+                if len(rows):
+                    self._prior[ids[rows]] = estimate(x[rows], ids[rows], self._prior[ids[rows]])
+        self._fresh[ids[wanted]] = False
+        return self._prior[ids].reshape(*logits.shape, *x.shape[1:]), logits
+
+    def _coordinate_wise(self, x: Tensor, ids: Tensor, prior: Tensor) -> Tensor:
+        """The Jacobian (N, K, D) by central differences of each value alone."""
+        offsets = self._step * torch.eye(x.shape[1:].numel()).to(x)
+        change, gap = self._differences(x, ids, offsets.expand(len(x), -1, -1))
+        jacobian: Tensor = change.transpose(1, 2) / gap.diagonal(dim1=1, dim2=2)[:, None]
+        return jacobian
+
+    def _along_random_directions(self, x: Tensor, ids: Tensor, prior: Tensor) -> Tensor:
+        """The Jacobian (N, K, D) next to ``prior`` that explains the differences along orthogonal random directions."""
+        size = x.shape[1:].numel()
+        noise = self._oracle.random.normal(ids, (size, min(self._pairs, size)))
+        directions = torch.linalg.qr(noise).Q.transpose(1, 2)
+        change, gap = self._differences(x, ids, self._step * directions)
+        unexplained = change - gap @ prior.transpose(1, 2)
+        weights: Tensor = torch.linalg.solve(gap @ gap.transpose(1, 2), unexplained)
+        correction: Tensor = weights.transpose(1, 2) @ gap
+        return prior + correction
+
+    def _differences(self, x: Tensor, ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """Differences (N, P, K) of the logits between x + offset and x - offset, offsets (N, P, D), and the gaps
+        (N, P, D) between these points, which clipping to [0, 1] shortens."""
+        pairs = offsets.shape[1]
+        offsets = offsets.reshape(len(x), pairs, *x.shape[1:])
+        above, below = (x[:, None] + offsets).clamp(0, 1), (x[:, None] - offsets).clamp(0, 1)
+        points = torch.cat([above, below], 1).flatten(0, 1)
+        logits = self._oracle.scores(points, ids.repeat_interleave(2 * pairs)).reshape(len(x), 2, pairs, -1)
+        return logits[:, 0] - logits[:, 1], (above - below).flatten(2)
+
+
+def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callable[..., Tensor]:
+    """The attack ``base`` on scores, named with ``_ge`` ("with gradient estimation") behind.
+
+    It has the base's parameters and those of `EstimatedGradients`, whose ``step`` it calls ``estimation_step``.
+    """
+    card = card_of(base)
+    assert isinstance(card, AttackCard)
+
+    def estimated(
+        oracle: Oracle,
+        x: Tensor,
+        y: Tensor,
+        *,
+        method: str = "nes",
+        pairs: int = 4,
+        full_start: bool = True,
+        estimation_step: float = 0.1,
+        **parameters: Any,
+    ) -> Tensor:
+        return base(EstimatedGradients(oracle, y, method, pairs, full_start, estimation_step), x, y, **parameters)
+
+    own = [p for p in inspect.signature(estimated).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    inherited = [p for p in inspect.signature(base).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    estimated.__signature__ = inspect.Signature([*own, *inherited])  # type: ignore[attr-defined]
+    estimated.__name__ = estimated.__qualname__ = f"{card.name}_ge"
+    estimated.__doc__ = f"`{card.name}` with estimated gradients."
+    return attack(
+        f"{card.name}_ge",
+        norms=card.norms,
+        access="score",
+        kinds=card.kinds,
+        stochastic=True,
+        budget=budget,
+        citation=card.citation,
+        version=card.version,
+    )(estimated)
+
+
+fgm_ge = with_estimated_gradients(fgm, budget=2_000)
+fgsm_ge = with_estimated_gradients(fgsm, budget=2_000)
+bim_ge = with_estimated_gradients(bim, budget=200_000)
+mim_ge = with_estimated_gradients(mim, budget=200_000)
+pgd_ge = with_estimated_gradients(pgd, budget=200_000)
+deepfool_ge = with_estimated_gradients(deepfool, budget=20_000)

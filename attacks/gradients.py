@@ -1,0 +1,91 @@
+"""What the gradient attacks share: the oracle they need, their loss, and the steepest direction of a norm."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bench.norms import Norm
+from bench.oracle import Loss
+from bench.randomness import Streams
+from bench.threat import ThreatModel
+
+SPREAD = 5.0
+"""Standard deviation that logits are brought to in the loss, that of a well trained net."""
+
+
+class GradientOracle(Protocol):
+    """The part of `bench.oracle.Oracle` that gradient attacks use; see there. Gradients may be estimates."""
+
+    ids: Tensor
+    threat: ThreatModel
+    random: Streams
+    classes: int
+
+    def decision(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Predicted classes (N,) of images ``x`` (N, C, H, W)."""
+
+    def scores(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K) of images ``x`` (N, C, H, W)."""
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient (N, C, H, W) of ``loss`` and the logits (N, K)."""
+
+    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M), and all logits (N, K)."""
+
+    def closest(self, fallback: Tensor) -> Tensor:
+        """The closest adversarial of each sample so far, else the row of ``fallback``."""
+
+    def affordable(self, ids: Tensor) -> Tensor:
+        """True (N,) for rows whose sample still has budget."""
+
+    @property
+    def found(self) -> Tensor:
+        """True (n,) for samples with an adversarial so far."""
+
+    @property
+    def closest_distance(self) -> Tensor:
+        """Distance (n,) float64 of the closest adversarial so far, infinity without one."""
+
+
+def per_image(values: Tensor) -> Tensor:
+    """One number per image, (N,), in the shape that multiplies images: (N, 1, 1, 1)."""
+    return values.reshape(-1, 1, 1, 1)
+
+
+def length(x: Tensor) -> Tensor:
+    """Euclidean length (N,) of each image."""
+    lengths: Tensor = x.flatten(1).norm(dim=1)
+    return lengths
+
+
+def wrong_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """Logarithm (N,) of the odds of any wrong class, where the logits are brought to the standard deviation `SPREAD`.
+
+    The cross-entropy is ``log(1 + odds)``, so that both have gradients of the same direction, which is all that
+    normalised steps use; but it underflows where the confidence rounds to 1, and its direction depends on the logits'
+    scale: on logits of small scale it averages over all wrong classes instead of following the likeliest ones.
+    """
+    logits = logits - logits.mean(1, keepdim=True)
+    logits = logits * SPREAD / logits.detach().std(1, keepdim=True).clamp_min(1e-12)
+    true = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+    return logits.masked_fill(true, -torch.inf).logsumexp(1) - logits[true]
+
+
+def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """The step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most.
+
+    Where the gradient vanishes every direction is as good; the one taken leads to the far end of each pixel's range
+    from its value in the clean image ``x``, so that there is always something to try.
+    """
+    gradient = torch.nan_to_num(gradient)
+    vanished = ~gradient.flatten(1).any(1)
+    gradient = torch.where(per_image(vanished), 1 - 2 * (x > 0.5).to(x.dtype), gradient)
+    if norm == "Linf":
+        return gradient.sign()
+    # Scaled first: squares of tiny gradients underflow.
+    gradient = gradient / per_image(gradient.flatten(1).abs().amax(1))
+    return gradient / per_image(length(gradient))

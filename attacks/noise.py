@@ -1,0 +1,101 @@
+"""Random noise, as loud as it must be: Gaussian noise (L2) and salt and pepper (L0)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import per_image
+from bench.cards import attack
+from bench.oracle import Oracle
+
+CITATION = "Rauber, Brendel & Bethge 2017, Foolbox; reference attacks of Schott et al. 2019"
+
+
+@attack("gaussian_noise", norms=["L2"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+def gaussian_noise(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+    """Gaussian noise, clipped to [0, 1], on a grid of standard deviations up to 1: the first one that is adversarial.
+
+    Each further repetition climbs with fresh noise, up to the best standard deviation so far.
+    """
+    deviations = torch.linspace(0, 1, rungs + 1)[1:].to(x)
+    top = torch.full((len(x),), rungs - 1, device=x.device)
+    last = x.clone()
+    for _ in range(repetitions):
+        climbing = oracle.ids
+        for k, deviation in enumerate(deviations):
+            climbing = climbing[(top[climbing] >= k) & oracle.affordable(climbing)]
+            if not len(climbing):
+                break
+            noise = oracle.random.normal(climbing, x.shape[1:])
+            last[climbing] = (x[climbing] + deviation * noise).clamp(0, 1)
+            closer = oracle.threat.distance(last[climbing], x[climbing]) < oracle.closest_distance[climbing]
+            asked = climbing[closer]
+            hit = torch.zeros_like(closer)
+            hit[closer] = oracle.decision(last[asked], asked) != y[asked]
+            top[climbing[hit]] = k
+            climbing = climbing[~hit]
+    return oracle.closest(last)
+
+
+@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+    """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
+
+    Each further repetition climbs to 1.2 times the last hit's density; noise that would not be closer is not asked
+    about.
+    """
+    top = torch.ones(len(x), device=x.device)
+    last = x.clone()
+    for _ in range(repetitions):
+        noisy, density = first_hit(oracle, x, y, oracle.ids, top, rungs, only_closer=True)
+        last = torch.where(per_image((noisy != x).flatten(1).any(1)), noisy, last)
+        top = torch.where(torch.isfinite(density), (1.2 * density).clamp_max(1), top)
+    return oracle.closest(last)
+
+
+def first_hit(
+    oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, top: Tensor, rungs: int, *, only_closer: bool
+) -> tuple[Tensor, Tensor]:
+    """Climbs ``rungs`` densities up to ``top`` (R,), with fresh noise at each, until the image is adversarial.
+
+    Args:
+        oracle: answers the queries.
+        x: clean images (R, C, H, W).
+        y: their labels (R,).
+        ids: their samples (R,); a sample may have several rows, each with a climb of its own.
+        top: highest density of each row, in (0, 1].
+        rungs: number of densities.
+        only_closer: do not ask about noise at or beyond the sample's closest adversarial so far.
+
+    Returns:
+        The last noisy image of each row (R, C, H, W) and its density (R,) where it is adversarial, else infinity.
+    """
+    last, density = x.clone(), torch.full_like(top, torch.inf)
+    climbing = torch.arange(len(ids), device=ids.device)
+    for k in range(1, rungs + 1):
+        climbing = climbing[oracle.affordable(ids[climbing])]
+        if not len(climbing):
+            break
+        now = top[climbing] * k / rungs
+        noisy = salted(x[climbing], now, oracle.random.uniform(ids[climbing], x.shape[2:]))
+        distance = oracle.threat.distance(noisy, x[climbing])
+        worth = distance > 0
+        if only_closer:
+            worth &= distance < oracle.closest_distance[ids[climbing]]
+        asked = climbing[worth]
+        last[asked] = noisy[worth]
+        if not len(asked):
+            continue
+        hit = oracle.decision(noisy[worth], ids[asked]) != y[asked]
+        density[asked[hit]] = now[worth][hit]
+        climbing = climbing[~torch.isfinite(density[climbing])]
+    return last, density
+
+
+def salted(x: Tensor, density: Tensor, u: Tensor) -> Tensor:
+    """``x`` (N, C, H, W) with the share ``density`` (N,) of its pixels, chosen by uniform draws ``u`` (N, H, W), set to
+    white or to black, half of them each."""
+    half = per_image(density / 2)
+    u = u[:, None]
+    return torch.where(u >= 1 - half, 1.0, torch.where(u < half, 0.0, x))

@@ -1,0 +1,150 @@
+"""What every attack owes the engine, whatever its method."""
+
+import pytest
+import torch
+from attack_problems import ATTACKS, CASES, SHORT, Problem, run
+
+from bench.cards import DefenseCard, card_of
+from bench.norms import within
+from bench.threat import distance
+
+OWN_CASES = [(name, norm) for name, norm in CASES if not card_of(ATTACKS[name]).library]
+BOUNDED = [(name, norm) for name, norm in CASES if "bounded" in card_of(ATTACKS[name]).kinds]
+
+
+def short(name):
+    return SHORT.get(name, {})
+
+
+def check_chunks(problem, name, norm, samples, **parameters):
+    """Statuses agree, distances within 1 %, and queries but for rounding."""
+    whole = run(problem, name, norm, chunk=64, samples=samples, **parameters)
+    for chunk in (1, 7):
+        parts = run(problem, name, norm, chunk=chunk, samples=samples, **parameters)
+        assert torch.equal(parts.found, whole.found)
+        apart = (parts.distance - whole.distance)[whole.found].abs() > 0.01 * whole.distance[whole.found]
+        # 99 % of fewer than 100 samples: all of them.
+        assert not apart.any()
+        queries, expected = parts.forwards + parts.backwards, whole.forwards + whole.backwards
+        assert (queries - expected).abs().mean() <= 0.05 * expected.mean()
+
+
+@pytest.mark.parametrize(("name", "norm"), OWN_CASES)
+def test_the_chunk_does_not_matter(problems, name, norm):
+    needs_more = card_of(ATTACKS[name]).access in ("latent", "transfer")
+    check_chunks(problems["prototypes" if needs_more else "small_net"], name, norm, 9, **short(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "norm"), OWN_CASES)
+@pytest.mark.parametrize("problem", ["prototypes", "small_net"])
+def test_the_chunk_does_not_matter_to_any_sample(problems, problem, name, norm):
+    if card_of(ATTACKS[name]).access in ("latent", "transfer") and problem == "small_net":
+        pytest.skip("a plain net has no reconstructions and no substitute")
+    check_chunks(problems[problem], name, norm, 16)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_seed_fixes_the_result(prototypes, name, norm):
+    first, second = (run(prototypes, name, norm, seed=3, samples=8, **short(name)) for _ in range(2))
+    assert torch.equal(first.candidates, second.candidates)
+    assert torch.equal(first.forwards, second.forwards)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_only_stochastic_attacks_depend_on_the_seed(prototypes, name, norm):
+    first, second = (run(prototypes, name, norm, seed=seed, samples=8, **short(name)) for seed in (3, 4))
+    one_gradient = name in ("fgm_ge", "fgsm_ge")  # its estimate is coordinate-wise
+    if card_of(ATTACKS[name]).stochastic and not one_gradient:
+        assert not torch.equal(first.candidates, second.candidates)
+    else:
+        assert torch.equal(first.candidates, second.candidates)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_candidates_are_perturbed_images(problems, name, norm):
+    """In [0, 1], finite, and never the clean image."""
+    outcome = run(problems["prototypes"], name, norm, **short(name))
+    pixels = outcome.candidates.flatten(1)
+    assert ((pixels >= 0) & (pixels <= 1)).all()
+    assert (pixels != problems["prototypes"].x.flatten(1)).any(1).all()
+
+
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
+@pytest.mark.parametrize("share", [0.9, 1.5])
+def test_bounded_attacks_fill_the_ball_and_stay_inside(linear, name, norm, share):
+    """Below the optimum of a sample nothing is found; at one and a half times it, everything."""
+    optimum = linear.optimum(norm)
+    for i in range(0, 16, 5):
+        alone = Problem(linear.defense, linear.x[i : i + 1], linear.y[i : i + 1], linear.classes, linear.pool)
+        epsilon = share * float(optimum[i])
+        outcome = run(alone, name, norm, epsilon=epsilon, **short(name))
+        assert bool(outcome.found) == (share > 1)
+        assert within(distance(outcome.candidates, alone.x, norm), epsilon).all()
+
+
+@pytest.mark.parametrize("epsilon", [1 / 255, 8 / 255, 0.3])
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
+def test_the_ball_holds_in_floating_point(linear, name, norm, epsilon):
+    outcome = run(linear, name, norm, epsilon=epsilon, **short(name))
+    assert within(distance(outcome.candidates, linear.x, norm), epsilon).all()
+
+
+@pytest.mark.parametrize("budget", [1, 10, 60])
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_small_budget_is_kept(prototypes, name, norm, budget):
+    """The last query a sample can pay may overdraw its budget, by the largest query: a Jacobian or one estimate."""
+    largest = 2 * prototypes.x[0].numel() + 1
+    outcome = run(prototypes, name, norm, budget=budget, samples=8, **short(name))
+    passes = outcome.forwards + outcome.backwards
+    assert (passes <= budget + largest).all()
+    assert torch.isfinite(outcome.candidates).all()
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_cards_budget_holds_the_default_parameters(prototypes, name, norm):
+    outcome = run(prototypes, name, norm, **short(name))
+    assert (outcome.forwards + outcome.backwards < card_of(ATTACKS[name]).budget).all()
+
+
+class Stubborn:
+    """A defense that nothing fools, with logits whose derivative vanishes."""
+
+    card = DefenseCard(name="stubborn", datasets=("random",))
+
+    def logits(self, x):
+        return torch.tensor([1.0, 0.0]) + 0 * x.flatten(1)[:, :2]
+
+    def reconstruct(self, x, y):
+        return torch.full_like(x, 0.5)
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_defense_without_gradient_gets_a_perturbed_failure(name, norm):
+    """No sample is broken, and none is handed back unperturbed, which would count as a violation."""
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    problem = Problem(Stubborn(), x, torch.zeros(3, dtype=torch.int64), 2, (x, torch.ones(3, dtype=torch.int64)))
+    outcome = run(problem, name, norm, **short(name))
+    assert not outcome.found.any()
+    assert torch.isfinite(outcome.candidates).all()
+    assert (outcome.candidates != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_colour_images(name, norm):
+    """Three channels: L0 counts pixels, not values."""
+    weight = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
+
+    class Colour(Stubborn):
+        def logits(self, x):
+            return x.flatten(1) @ weight.T
+
+    x = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    problem = Problem(Colour(), x, Colour().logits(x).argmax(1), 3, (x, Colour().logits(x).argmax(1)))
+    outcome = run(problem, name, norm, **short(name))
+    if card_of(ATTACKS[name]).access != "latent":
+        assert outcome.found.all()
+    assert outcome.candidates.shape == x.shape
