@@ -34,6 +34,7 @@ BUILTINS: dict[Group, dict[str, str]] = {
         "abs": "defenses.abs",
         "binary_abs": "defenses.abs",
         "abs:schott2019": "defenses.abs",
+        "binary_abs:schott2019": "defenses.abs",
     },
     "attacks": {
         "gaussian_noise": "attacks.noise",

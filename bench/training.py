@@ -30,7 +30,7 @@ from bench.errors import UserError
 from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable
 
-TRAINING_THREADS = 2
+TRAINING_THREADS = 1
 """Threads of every training, whatever the machine: float arithmetic depends on it."""
 
 BatchLoss = Callable[[Tensor, Tensor, float], Tensor]

@@ -1,0 +1,277 @@
+"""Analysis by synthesis (Schott et al. 2019): one VAE per class, classification by optimisation in the latent spaces.
+
+``abs`` and ``binary_abs`` are trained here, ``abs:schott2019`` and ``binary_abs:schott2019`` load the authors' weights.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from bench import defense
+from bench.datasets import Dataset, Split
+from bench.errors import UserError
+from bench.protocols import VectorJacobian
+from bench.training import Trainer, load_into, load_tensors
+from defenses.abs.descent import Inference, Search
+from defenses.abs.vae import Architecture, VAEs, kl_weight, side_by_side
+
+CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
+THRESHOLD = 0.5
+"""Intensity at which Binary ABS binarises: a pixel at or above it becomes 1 (section 3)."""
+BATCH_SIZE = 50
+RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
+"""The authors' weights below a data folder."""
+RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
+"""Binary ABS's class scalars for the authors' weights (appendix A.7)."""
+SCALAR_IMAGES = 1000
+"""Training images that the class scalars are estimated on."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What ABS is made of at one image size.
+
+    Attributes:
+        architecture: layer sizes of the VAEs.
+        search: effort of inference.
+        epochs: of training, in passes over the largest class.
+        batch_size: of training.
+        learning_rate: Adam's in training.
+        alpha: scale of the logits in the graded softmax (eq. 4); minimises the cross-entropy on clean images.
+        eta: its offset, for a median confidence of 0.9 on clean images (both as the paper sets them, on test images).
+    """
+
+    architecture: Architecture
+    search: Search
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    alpha: float
+    eta: float
+
+
+SETTINGS: dict[int, Setting] = {
+    28: Setting(
+        architecture=Architecture(
+            latent=8,
+            encoder=((32, 5, 1), (32, 4, 2), (64, 3, 2), (16, 5, 1)),
+            # The paper prints 3 for the last kernel, which gives 27x27; the authors' weights have 4.
+            decoder=((32, 4, 1), (16, 5, 2), (16, 5, 2), (1, 4, 1)),
+        ),
+        search=Search(starts=8000, iterations=50, learning_rate=0.05, variance=0.5),
+        epochs=8,
+        batch_size=32,
+        learning_rate=2e-3,
+        alpha=440,
+        eta=3.9e-5,
+    ),
+    8: Setting(
+        architecture=Architecture(
+            latent=4,
+            encoder=((16, 3, 1), (32, 2, 2), (32, 2, 1), (8, 2, 1)),
+            decoder=((12, 2, 1), (4, 3, 2), (1, 4, 1)),
+        ),
+        # The variance weighs the prior per pixel as at 28x28; with 1/2 the latents of 64 pixels collapse.
+        search=Search(starts=1000, iterations=20, learning_rate=0.05, variance=0.5 * 64 / 784),
+        epochs=200,
+        batch_size=32,
+        learning_rate=1e-2,
+        alpha=270,
+        eta=1.2e-4,
+    ),
+}
+"""By image size: the paper's at 28x28, a proportionate one at 8x8."""
+
+
+class AnalysisBySynthesis(nn.Module):
+    """Logits are -gamma_c E_c / D: minus the energy of the best latent of each class, per pixel.
+
+    Args:
+        dataset: gives classes, channels and image size (one of `SETTINGS`).
+        binary: binarise the input at inference (not in training: Binary ABS shares the weights of ABS) and learn the
+            class scalars gamma, which are 1 otherwise.
+    """
+
+    gamma: Tensor
+
+    def __init__(self, dataset: Dataset, *, binary: bool) -> None:
+        super().__init__()
+        channels, self.size, _ = dataset.shape
+        self.pixels = channels * self.size**2
+        self.binary = binary
+        self.setting = SETTINGS[self.size]
+        self.vaes = VAEs(self.setting.architecture, dataset.classes, channels)
+        self.register_buffer("gamma", torch.ones(dataset.classes))
+        self.inner_steps = dataset.classes * self.setting.search.iterations
+        self._inference: Inference | None = None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W); autograd sees a constant, see `input_gradient`."""
+        energies, _ = self._infer(self._seen(x))
+        return -self.gamma * energies / self.pixels
+
+    def input_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
+        """Logits (N, K), and their derivative with the optimal latents held fixed:
+        d logit_c / dx = -2 gamma_c (x - G_c(z_c)) / D, straight through the binarisation where there is one."""
+        seen = self._seen(x)
+        energies, reconstructions = self._infer(seen)
+        scale = -self.gamma / self.pixels
+
+        def vector_jacobian(cotangent: Tensor) -> Tensor:
+            weights = 2 * scale * cotangent
+            return weights.sum(1).reshape(-1, 1, 1, 1) * seen - torch.einsum("nk,nkchw->nchw", weights, reconstructions)
+
+        return scale * energies, vector_jacobian
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
+        return self._engine().of_class(self._seen(x), y)
+
+    def confidence(self, x: Tensor) -> Tensor:
+        """Class probabilities (N, K) of images (N, C, H, W) by the graded softmax."""
+        return graded_softmax(self.logits(x), self.setting.alpha, self.setting.eta)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """See ``torch.nn.Module``."""
+        self._inference = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """See ``torch.nn.Module``."""
+        self._inference = None
+        return super().to(*args, **kwargs)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return (x >= THRESHOLD).to(x.dtype) if self.binary else x.detach()
+
+    def _engine(self) -> Inference:
+        if self._inference is None:
+            latent = self.setting.architecture.latent
+            self._inference = Inference(self.vaes.decoder, latent, self.setting.search)
+        return self._inference
+
+    def _infer(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        return self._engine().all_classes(seen)
+
+
+class Trained(AnalysisBySynthesis):
+    """ABS that is trained on first use."""
+
+    def fit(self, data: Split, trainer: Trainer) -> None:
+        """Trains the VAE of each class on its images and, for Binary ABS, estimates the class scalars."""
+        self._inference = None
+        trainer.initialise(self)
+        setting = self.setting
+
+        def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
+            return self.vaes.loss(x, setting.search.variance, kl_weight(done))
+
+        images = side_by_side(data.images, data.labels, self.vaes.decoder.classes)
+        trainer.minimise(
+            self.vaes.parameters(),
+            loss,
+            Split(images, torch.arange(len(images))),
+            epochs=setting.epochs,
+            batch_size=setting.batch_size,
+            learning_rate=setting.learning_rate,
+        )
+        self.eval().requires_grad_(False)
+        if self.binary:
+            x, y = data.images[:SCALAR_IMAGES].to(trainer.device), data.labels[:SCALAR_IMAGES].to(trainer.device)
+            self.gamma.copy_(class_scalars(self._infer(self._seen(x))[0], y))
+
+
+def graded_softmax(logits: Tensor, alpha: float, eta: float) -> Tensor:
+    """(exp(alpha l) + eta) / sum of the same over classes, (N, K): uniform where no class explains the image (eq. 4).
+
+    ``eta`` is the evidence that every class has anyway.
+    """
+    evidence = (alpha * logits).exp() + eta
+    return evidence / evidence.sum(1, keepdim=True)
+
+
+def class_scalars(energies: Tensor, y: Tensor) -> Tensor:
+    """Scalars gamma (K,) for which the argmin of gamma_c E_c (N, K) hits the labels (N,) most often: a line search
+    for one class after the other, twice, from 1 over 0.9, 0.905, ..., 1.1; of equally good ones the nearest to 1."""
+    gamma = torch.ones_like(energies[0])
+    candidates = torch.linspace(0.9, 1.1, 41, device=energies.device)
+    candidates = candidates[(candidates - 1).abs().argsort(stable=True)]
+    for c in list(range(len(gamma))) * 2:
+        trials = gamma.repeat(len(candidates), 1)
+        trials[:, c] = candidates
+        hits = torch.stack([((trial * energies).argmin(1) == y).sum() for trial in trials])
+        gamma = trials[hits.argmax()]
+    return gamma
+
+
+DATASETS = ["digits", "mnist", "fashion_mnist"]
+
+
+@defense("abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+def analysis_by_synthesis(dataset: Dataset) -> AnalysisBySynthesis:
+    """ABS, trained here."""
+    return Trained(dataset, binary=False)
+
+
+@defense("binary_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, binarization_threshold=THRESHOLD)
+def binary_analysis_by_synthesis(dataset: Dataset) -> AnalysisBySynthesis:
+    """Binary ABS, trained here."""
+    return Trained(dataset, binary=True)
+
+
+@defense("abs:schott2019", datasets=["mnist"], citation=CITATION, batch_size=BATCH_SIZE)
+def released_analysis_by_synthesis(dataset: Dataset) -> AnalysisBySynthesis:
+    """ABS with the authors' weights."""
+    return _released(dataset, binary=False)
+
+
+@defense(
+    "binary_abs:schott2019",
+    datasets=["mnist"],
+    citation=CITATION,
+    batch_size=BATCH_SIZE,
+    binarization_threshold=THRESHOLD,
+)
+def released_binary_analysis_by_synthesis(dataset: Dataset) -> AnalysisBySynthesis:
+    """Binary ABS with the authors' weights and class scalars."""
+    return _released(dataset, binary=True)
+
+
+def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
+    """ABS with the weights in ``<data_dir>/weights/schott2019_abs.safetensors``.
+
+    Raises:
+        UserError: when there is no such file, or it is corrupt, or does not fit.
+    """
+    if dataset.data_dir is None:
+        raise UserError(f"no data folder to read {RELEASED_WEIGHTS} from; set --data-dir or ASSAY_DATA")
+    path = dataset.data_dir / RELEASED_WEIGHTS
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; set --data-dir or ASSAY_DATA to the folder that has it")
+    model = AnalysisBySynthesis(dataset, binary=binary)
+    state = _from_release(load_tensors(path))
+    state |= {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    state["gamma"] = torch.tensor(RELEASED_GAMMA if binary else [1.0] * dataset.classes)
+    load_into(model, state, path)
+    return model
+
+
+def _from_release(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' tensors (``3.Decoder.conv_0.weight``) under our names, the classes one after the other.
+
+    Where the classes' shapes differ or classes are missing, the shape comes out wrong, for `load_into` to refuse.
+    """
+    renamed: dict[str, list[Tensor]] = {}
+    for key in sorted(tensors):
+        ours = re.sub(r"^\d\.(\w+)\.", lambda match: f"vaes.{match[1].lower()}.", key)
+        ours = ours.replace(".conv_", ".convolutions.").replace(".bn_", ".normalisations.")
+        renamed.setdefault(ours, []).append(tensors[key])
+    return {
+        key: torch.cat(of_classes) if len({tensor.shape for tensor in of_classes}) == 1 else of_classes[0]
+        for key, of_classes in renamed.items()
+    }

@@ -1,0 +1,134 @@
+"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3).
+
+For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 + variance ||z||^2. But for a constant,
+that is -2 variance times the lower bound of eq. 3 on log p(x|c) with a posterior of width 1; the likelihood's variance
+is 1/2 in the paper. The search starts from the best of many draws from the prior and takes a fixed number of steps of
+Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defenses.abs.decoders import FoldedDecoder, features, fold, images
+from defenses.abs.vae import Decoder
+
+PRIOR_SEED = 2019
+MAX_NORM = 5.0
+"""Latents stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
+ROWS = 100
+"""Images or latents that are decoded at once at most: bounds the memory and keeps activations in the cache."""
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hard inference tries.
+
+    Attributes:
+        starts: draws from the prior to start from, the same for every class and image.
+        iterations: evaluations in the descent; the last one takes no step.
+        learning_rate: Adam's.
+        variance: of the likelihood p(x|z, c), in squared pixel intensity.
+    """
+
+    starts: int
+    iterations: int
+    learning_rate: float
+    variance: float
+
+
+def prior_draws(count: int, latent: int) -> Tensor:
+    """The ``count`` densest of 10/9 as many draws from N(0, 1), (count, latent): the authors keep 8000 of 8888."""
+    generator = np.random.Generator(np.random.Philox(PRIOR_SEED))
+    draws = generator.standard_normal((count * 10 // 9, latent), np.float32)
+    densest = np.argsort(np.square(draws).sum(1), kind="stable")[:count]
+    return torch.from_numpy(draws[densest])
+
+
+def clip_norm(z: Tensor, maximum: float) -> Tensor:
+    """Scales rows of ``z`` (..., L) longer than ``maximum`` down to it, in place; their direction stays."""
+    return z.mul_(maximum / z.norm(dim=-1, keepdim=True).clamp_min(maximum))
+
+
+class _Group:
+    """The classes of one folded decoder, with their starting points decoded."""
+
+    def __init__(self, decoder: FoldedDecoder, starts: Tensor, decoded: Tensor, search: Search) -> None:
+        self.decoder, self.starts, self.decoded, self.search = decoder, starts, decoded, search
+        self.offsets = (decoded.square().sum(2) + search.variance * starts.square().sum(1))[:, None]
+
+    def nearest_start(self, x: Tensor) -> Tensor:
+        """Per class the starting point of the lowest energy, (K, N, L), for images as rows (N, D)."""
+        # The energy but for ||x||^2, which the starting points share.
+        energies = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
+        return self.starts[energies.argmin(2)]
+
+    def minimise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N, K) and decoded images (N, K, D) at the end of the descent for images as rows (N, D)."""
+        z = descend(self.decoder, x, self.nearest_start(x), self.search)
+        decoded = self.decoder.decode(z)
+        energies = (x - decoded).square().sum(2) + self.search.variance * z.square().sum(2)
+        return energies.T, decoded.transpose(0, 1)
+
+
+def descend(decoder: FoldedDecoder, x: Tensor, z: Tensor, search: Search) -> Tensor:
+    """The latents (K, N, L) that Adam reaches from ``z`` (K, N, L), changed in place, for images as rows (N, D)."""
+    mean, square = torch.zeros_like(z), torch.zeros_like(z)
+    for step in range(1, search.iterations):
+        gradient = decoder.energy_gradient(x, z, search.variance)
+        mean.lerp_(gradient, 1 - BETA_1)
+        square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+        deviation = square.sqrt().mul_((1 - BETA_2**step) ** -0.5).add_(EPSILON)
+        z.addcdiv_(mean, deviation, value=-search.learning_rate / (1 - BETA_1**step))
+        clip_norm(z, MAX_NORM)
+    return z
+
+
+class Inference:
+    """Finds the optimal latents of images under decoders of K classes; no row depends on the others.
+
+    Args:
+        decoder: in evaluation mode; its weights are copied.
+        latent: dimension of the latent space.
+        search: how hard to try.
+    """
+
+    def __init__(self, decoder: Decoder, latent: int, search: Search) -> None:
+        device = next(decoder.parameters()).device
+        starts = prior_draws(search.starts, latent).to(device)
+        single, groups = fold(decoder)
+        with torch.no_grad():
+            decoded = [
+                torch.cat([group.decode(part.expand(group.classes, -1, -1)) for part in torch.split(starts, ROWS)], 1)
+                for group in groups
+            ]
+        self._groups = [_Group(group, starts, grid, search) for group, grid in zip(groups, decoded, strict=True)]
+        grids = [grid[c : c + 1] for grid in decoded for c in range(len(grid))]
+        self._single = [_Group(alone, starts, grid, search) for alone, grid in zip(single, grids, strict=True)]
+
+    @torch.no_grad()
+    def all_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class."""
+        return _in_parts(self._groups, x)
+
+    @torch.no_grad()
+    def of_class(self, x: Tensor, y: Tensor) -> Tensor:
+        """Reconstructions (N, C, H, W) of images (N, C, H, W) under the classes (N,); others cost nothing."""
+        output = torch.empty_like(x)
+        for c in torch.unique(y).tolist():
+            rows = y == c
+            output[rows] = _in_parts(self._single[c : c + 1], x[rows])[1][:, 0]
+        return output
+
+
+def _in_parts(groups: Sequence[_Group], x: Tensor) -> tuple[Tensor, Tensor]:
+    parts = [[group.minimise(part) for group in groups] for part in torch.split(features(x), ROWS)]
+    energies = torch.cat([torch.cat([energies for energies, _ in part], 1) for part in parts])
+    decoded = torch.cat([torch.cat([decoded for _, decoded in part], 1) for part in parts])
+    return energies, images(decoded, x.shape[-1])

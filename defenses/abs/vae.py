@@ -1,0 +1,113 @@
+"""The variational autoencoders of ABS, one per class (Schott et al. 2019, section 3 and appendix A.7).
+
+The K classes are groups of the same convolutions: they share nothing but the calls. Tensors of weights hold the classes
+one after the other along their first dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layer = tuple[int, int, int]
+"""Feature maps, kernel size and stride of a (transposed) convolution without padding."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Layer sizes of one class's VAE.
+
+    Attributes:
+        latent: dimension L of the latent space.
+        encoder: convolutions from the image to 1x1; the last has 2 L maps, means then log-variances.
+        decoder: transposed convolutions from 1x1 to the image.
+    """
+
+    latent: int
+    encoder: tuple[Layer, ...]
+    decoder: tuple[Layer, ...]
+
+
+class Encoder(nn.Module):
+    """q(z|x, c): ELU and batch normalisation after all convolutions but the last."""
+
+    def __init__(self, architecture: Architecture, classes: int, channels: int) -> None:
+        super().__init__()
+        self.classes = classes
+        maps = [classes * width for width in (channels, *(layer[0] for layer in architecture.encoder))]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel, stride, groups=classes)
+            for (before, after), (_, kernel, stride) in zip(pairwise(maps), architecture.encoder, strict=True)
+        )
+        self.normalisations = nn.ModuleList(nn.BatchNorm2d(width) for width in maps[1:-1])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log-variances, both (N, K, L), of the latents of images (N, K, C, H, W), one per class."""
+        x = x.flatten(1, 2)
+        *hidden, last = self.convolutions
+        for convolution, normalisation in zip(hidden, self.normalisations, strict=True):
+            x = F.elu(normalisation(convolution(x)))
+        parameters: Tensor = last(x).reshape(len(x), self.classes, -1)
+        mean, log_variance = parameters.chunk(2, dim=2)
+        return mean, log_variance
+
+
+class Decoder(nn.Module):
+    """G_c(z), the mean of p(x|z, c): ELU and batch normalisation after all layers but the last, then a sigmoid."""
+
+    def __init__(self, architecture: Architecture, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        maps = [classes * width for width in (architecture.latent, *(layer[0] for layer in architecture.decoder))]
+        self.convolutions = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, kernel, stride, groups=classes)
+            for (before, after), (_, kernel, stride) in zip(pairwise(maps), architecture.decoder, strict=True)
+        )
+        self.normalisations = nn.ModuleList(nn.BatchNorm2d(width) for width in maps[1:-1])
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images (N, K, C, H, W) in (0, 1) of latents (N, K, L)."""
+        *hidden, last = self.convolutions
+        x = z.flatten(1)[:, :, None, None]
+        for convolution, normalisation in zip(hidden, self.normalisations, strict=True):
+            x = F.elu(normalisation(convolution(x)))
+        output: Tensor = torch.sigmoid(last(x))
+        return output.reshape(len(z), self.classes, -1, *output.shape[2:])
+
+
+class VAEs(nn.Module):
+    """Encoders and decoders of all classes; only the decoders are used at inference."""
+
+    def __init__(self, architecture: Architecture, classes: int, channels: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(architecture, classes, channels)
+        self.decoder = Decoder(architecture, classes)
+
+    def loss(self, x: Tensor, variance: float, kl_weight: float) -> Tensor:
+        """Minus the evidence lower bound with a weighted divergence, times twice the likelihood's variance and but
+        for a constant: ||x - G_c(z)||^2 + 2 variance kl_weight KL[q(z|x, c) || N(0, 1)] with z ~ q(z|x, c), the mean
+        over rows of the sum over classes, for images (N, K, C, H, W) of class c at [:, c]."""
+        mean, log_variance = self.encoder(x)
+        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
+        error = (x - self.decoder(z)).square()
+        loss: Tensor = (error.sum() + 2 * variance * kl_weight * divergence.sum()) / len(x)
+        return loss
+
+
+def kl_weight(done: float) -> float:
+    """The weight of the divergence when the share ``done`` of training is over: from 10 down to 1 linearly over the
+    first half (the paper: "gradually decreased from a factor of 10 to 1 over 50 epochs")."""
+    return max(1.0, 10.0 - 18.0 * done)
+
+
+def side_by_side(images: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The images (M, C, H, W) of each class beside those of the others, (R, K, C, H, W), R the size of the largest
+    class; smaller classes start again from their first image."""
+    of_class = [(labels == c).nonzero()[:, 0] for c in range(classes)]
+    rows = torch.arange(max(len(indices) for indices in of_class), device=images.device)
+    return torch.stack([images[indices[rows % len(indices)]] for indices in of_class], dim=1)

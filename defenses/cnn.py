@@ -1,0 +1,90 @@
+"""The convolutional baselines of Schott et al. 2019 (appendix A.7): CNN and, on binarised inputs, Binary CNN."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench import defense
+from bench.datasets import Dataset, Split
+from bench.training import Trainer
+
+CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
+THRESHOLD = 0.5
+"""Intensity at which Binary CNN binarises: a pixel at or above it becomes 1 (section 3)."""
+
+Layer = tuple[int, int, int]
+"""Feature maps, kernel size and stride of a convolution without padding."""
+LAYERS: dict[int, tuple[Layer, ...]] = {
+    28: ((20, 5, 1), (70, 4, 2), (256, 3, 2), (10, 5, 1)),
+    8: ((20, 3, 1), (70, 2, 2), (128, 2, 1), (10, 2, 1)),
+}
+"""The net for each image size: the paper's at 28x28, one that also ends in 1x1 at 8x8."""
+EPOCHS = {28: 3, 8: 30}
+
+
+def binarize(x: Tensor) -> Tensor:
+    """1 where ``x`` >= `THRESHOLD`, else 0, with the derivative of the identity (the straight-through estimator,
+    Bengio et al. 2013), as Schott et al. attack and train binarised models."""
+    bits = (x.detach() >= THRESHOLD).to(x.dtype)
+    return bits + (x - x.detach())
+
+
+class ConvolutionalNet(nn.Module):
+    """Four convolutions, each with ELU (the last one too: "all layers"), all but the last with batch normalisation.
+
+    Args:
+        dataset: gives channels and image size (one of `LAYERS`).
+        binary: binarise the input, in training too (section 6).
+    """
+
+    def __init__(self, dataset: Dataset, *, binary: bool) -> None:
+        super().__init__()
+        self.binary = binary
+        self.size = dataset.shape[1]
+        layers = LAYERS[self.size]
+        maps = [dataset.shape[0], *(layer[0] for layer in layers)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel, stride)
+            for (before, after), (_, kernel, stride) in zip(pairwise(maps), layers, strict=True)
+        )
+        self.normalisations = nn.ModuleList(nn.BatchNorm2d(width) for width in maps[1:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of images (N, C, H, W); at least -1, the infimum of ELU."""
+        if self.binary:
+            x = binarize(x)
+        *hidden, last = self.convolutions
+        for convolution, normalisation in zip(hidden, self.normalisations, strict=True):
+            x = F.elu(normalisation(convolution(x)))
+        return F.elu(last(x)).flatten(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, 10) of images (N, C, H, W)."""
+        output: Tensor = self(x)
+        return output
+
+    def fit(self, data: Split, trainer: Trainer) -> None:
+        """Minimises the cross-entropy by Adam."""
+
+        def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
+            return F.cross_entropy(self(x), y)
+
+        trainer.initialise(self)
+        trainer.minimise(self.parameters(), loss, data, epochs=EPOCHS[self.size], batch_size=64, learning_rate=2e-3)
+
+
+@defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
+def cnn(dataset: Dataset) -> ConvolutionalNet:
+    """A plain CNN."""
+    return ConvolutionalNet(dataset, binary=False)
+
+
+@defense(
+    "binary_cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, binarization_threshold=THRESHOLD
+)
+def binary_cnn(dataset: Dataset) -> ConvolutionalNet:
+    """The same net on binarised inputs."""
+    return ConvolutionalNet(dataset, binary=True)
