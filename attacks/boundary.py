@@ -19,6 +19,9 @@ ADAPTATION = 1.5
 CHECK_EVERY = 2
 """Every so many steps the spherical candidate is asked about too, and the step sizes are adapted."""
 SPHERICAL_QUEUE, SOURCE_QUEUE = 10, 5
+"""Outcomes of which success rates are taken."""
+SPHERICAL_RATES, SOURCE_RATES = (0.2, 0.5), (0.3, 0.5)
+"""Success rates below and above which steps shrink and grow."""
 SMALLEST_SOURCE_STEP = 1e-7
 DRAWS_AT_ONCE = 32
 
@@ -71,9 +74,9 @@ def boundary(
             towards.push(asked, hit)
         z[asked[hit]] = candidate[still][hit]
         if k % CHECK_EVERY == 0:
-            spherical_factor = on_sphere.factors(0.2, 0.5)
+            spherical_factor = on_sphere.factors(*SPHERICAL_RATES)
             spherical *= spherical_factor
-            source *= spherical_factor * towards.factors(0.1, 0.25)
+            source *= spherical_factor * towards.factors(*SOURCE_RATES)
     return oracle.closest(z)
 
 

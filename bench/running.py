@@ -164,6 +164,11 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
     images = dataset.test.images[: matrix.samples].numpy()
     labels = dataset.test.labels[: matrix.samples].numpy()
     cards = {entry.label: planned.registry.get("attacks", entry.name).attack_card for entry in matrix.attacks}
+    first = {entry.label: entry for entry in reversed(matrix.attacks)}
+    norms = {
+        label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
+        for label in cards
+    }
     return {
         "matrix": matrix.name,
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
@@ -177,16 +182,16 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         ],
         "attacks": [
             {
-                "name": entry.label,
-                "norms": matrix.norms_of(entry, cards[entry.label]),
-                "kind": "bounded" if entry.bounded else "minimal",
-                "access": cards[entry.label].access,
-                "parameters": {**cards[entry.label].parameters, **entry.parameters},
-                "budget": entry.budget or cards[entry.label].budget,
-                "citation": cards[entry.label].citation,
+                "name": label,
+                "norms": [norm for norm in matrix.thresholds if norm in norms[label]],
+                "kind": "bounded" if first[label].bounded else "minimal",
+                "access": card.access,
+                "parameters": {**card.parameters, **first[label].parameters},
+                "budget": first[label].budget or card.budget,
+                "citation": card.citation,
             }
-            for entry in {entry.label: entry for entry in reversed(matrix.attacks)}.values()
-        ][::-1],
+            for label, card in cards.items()
+        ],
         "cells": [
             {
                 "id": cell.id,

@@ -86,7 +86,7 @@ class Trainer:
         images, labels = data.images.to(self.device), data.labels.to(self.device)
         batch_size = min(batch_size, len(images))
         steps = epochs * (len(images) // batch_size)
-        step, value = 0, math.nan
+        step, value = 0, 0.0
         for epoch in range(epochs):
             permutation = torch.randperm(len(images), generator=order).to(self.device)
             for rows in torch.split(permutation, batch_size):
@@ -99,11 +99,10 @@ class Trainer:
                 batch_loss = loss(images[rows], labels[rows], done)
                 batch_loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-                step += 1
+                step, value = step + 1, batch_loss.item()
                 self.progress.advance(
                     share / steps, note=f"{note} epoch {epoch + 1}/{epochs}, loss {value:.4g}".strip()
                 )
-            value = batch_loss.item()
             if not math.isfinite(value):
                 raise FloatingPointError(f"training diverged: the loss is {value}")
 
@@ -173,14 +172,22 @@ def load_into(module: Any, state: dict[str, Tensor], path: Path) -> None:
     Raises:
         UserError: when names or shapes differ from the module's.
     """
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    check_shapes({key: tuple(value.shape) for key, value in module.state_dict().items()}, state, path)
+    module.load_state_dict(state)
+
+
+def check_shapes(expected: dict[str, tuple[int, ...]], state: dict[str, Tensor], path: Path) -> None:
+    """Makes sure that tensors have the names and shapes expected.
+
+    Raises:
+        UserError: that names the first one which differs.
+    """
     for key in sorted(expected.keys() | state.keys()):
         wanted, found = expected.get(key), tuple(state[key].shape) if key in state else None
         if wanted != found:
             have = "missing" if found is None else f"of shape {found}"
             want = "not expected" if wanted is None else f"expected {wanted}"
             raise UserError(f"weights {path}: {key} is {have}, {want}")
-    module.load_state_dict(state)
 
 
 @torch.no_grad()

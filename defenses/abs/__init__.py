@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,7 +15,7 @@ from bench import defense
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
 from bench.protocols import VectorJacobian
-from bench.training import Trainer, load_into, load_tensors
+from bench.training import Trainer, check_shapes, load_tensors
 from defenses.abs.descent import Inference, Search
 from defenses.abs.vae import Architecture, VAEs, kl_weight, side_by_side
 
@@ -254,24 +253,30 @@ def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file; set --data-dir or ASSAY_DATA to the folder that has it")
     model = AnalysisBySynthesis(dataset, binary=binary)
-    state = _from_release(load_tensors(path))
-    state |= {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-    state["gamma"] = torch.tensor(RELEASED_GAMMA if binary else [1.0] * dataset.classes)
-    load_into(model, state, path)
+    tensors = load_tensors(path)
+    released = {ours: _released_names(ours, dataset.classes) for ours in model.state_dict() if _is_released(ours)}
+    own = model.state_dict()
+    check_shapes(
+        {
+            theirs: (own[ours].shape[0] // dataset.classes, *own[ours].shape[1:])
+            for ours, names in released.items()
+            for theirs in names
+        },
+        tensors,
+        path,
+    )
+    state = {ours: torch.cat([tensors[theirs] for theirs in names]) for ours, names in released.items()}
+    model.load_state_dict(state, strict=False)
+    model.gamma.copy_(torch.tensor(RELEASED_GAMMA if binary else [1.0] * dataset.classes))
     return model
 
 
-def _from_release(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' tensors (``3.Decoder.conv_0.weight``) under our names, the classes one after the other.
+def _is_released(ours: str) -> bool:
+    return ours.startswith("vaes.") and not ours.endswith("num_batches_tracked")
 
-    Where the classes' shapes differ or classes are missing, the shape comes out wrong, for `load_into` to refuse.
-    """
-    renamed: dict[str, list[Tensor]] = {}
-    for key in sorted(tensors):
-        ours = re.sub(r"^\d\.(\w+)\.", lambda match: f"vaes.{match[1].lower()}.", key)
-        ours = ours.replace(".conv_", ".convolutions.").replace(".bn_", ".normalisations.")
-        renamed.setdefault(ours, []).append(tensors[key])
-    return {
-        key: torch.cat(of_classes) if len({tensor.shape for tensor in of_classes}) == 1 else of_classes[0]
-        for key, of_classes in renamed.items()
-    }
+
+def _released_names(ours: str, classes: int) -> list[str]:
+    """The authors' names of the tensors (``3.Decoder.conv_0.weight``) that one of ours holds, one for each class."""
+    _, part, rest = ours.split(".", 2)
+    rest = rest.replace("convolutions.", "conv_").replace("normalisations.", "bn_")
+    return [f"{c}.{part.capitalize()}.{rest}" for c in range(classes)]

@@ -16,8 +16,12 @@ def short(name):
     return SHORT.get(name, {})
 
 
-def check_chunks(problem, name, norm, samples, **parameters):
-    """Statuses agree, distances within 1 %, and queries but for rounding."""
+def check_chunks(problem, name, norm, samples, same_queries, **parameters):
+    """Statuses agree, distances within 1 %, and queries but for rounding.
+
+    Rounding turns a long random walk into another one that ends as near, after another number of steps: there only the
+    result is compared.
+    """
     whole = run(problem, name, norm, chunk=64, samples=samples, **parameters)
     for chunk in (1, 7):
         parts = run(problem, name, norm, chunk=chunk, samples=samples, **parameters)
@@ -25,14 +29,15 @@ def check_chunks(problem, name, norm, samples, **parameters):
         apart = (parts.distance - whole.distance)[whole.found].abs() > 0.01 * whole.distance[whole.found]
         # 99 % of fewer than 100 samples: all of them.
         assert not apart.any()
-        queries, expected = parts.forwards + parts.backwards, whole.forwards + whole.backwards
-        assert (queries - expected).abs().mean() <= 0.05 * expected.mean()
+        if same_queries:
+            queries, expected = parts.forwards + parts.backwards, whole.forwards + whole.backwards
+            assert (queries - expected).abs().mean() <= 0.05 * expected.mean()
 
 
 @pytest.mark.parametrize(("name", "norm"), OWN_CASES)
 def test_the_chunk_does_not_matter(problems, name, norm):
     needs_more = card_of(ATTACKS[name]).access in ("latent", "transfer")
-    check_chunks(problems["prototypes" if needs_more else "small_net"], name, norm, 9, **short(name))
+    check_chunks(problems["prototypes" if needs_more else "small_net"], name, norm, 9, True, **short(name))
 
 
 @pytest.mark.slow
@@ -41,7 +46,7 @@ def test_the_chunk_does_not_matter(problems, name, norm):
 def test_the_chunk_does_not_matter_to_any_sample(problems, problem, name, norm):
     if card_of(ATTACKS[name]).access in ("latent", "transfer") and problem == "small_net":
         pytest.skip("a plain net has no reconstructions and no substitute")
-    check_chunks(problems[problem], name, norm, 16)
+    check_chunks(problems[problem], name, norm, 16, name != "boundary")
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

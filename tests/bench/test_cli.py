@@ -151,7 +151,7 @@ def test_weights_of_the_wrong_shape(tmp_path, data_dir, matrix):
     line = refused(run(path, tmp_path, "--data-dir", tmp_path / "data"))
     assert "schott2019_abs.safetensors" in line
     assert "3.Decoder.conv_0.weight" in line
-    assert "(8, 32, 3, 3)" in line
+    assert "of shape (8, 32, 3, 3), expected (8, 32, 4, 4)" in line
 
 
 @pytest.mark.parametrize(

@@ -296,8 +296,11 @@ def test_released_weights_end_up_in_their_class(weights):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda tensors: tensors.pop("0.Decoder.conv_0.weight"), r"decoder\.convolutions\.0\.weight is of shape"),
-        (lambda tensors: tensors.update({"4.Decoder.bn_1.bias": torch.zeros(3)}), r"normalisations\.1\.bias is of"),
+        (lambda tensors: tensors.pop("0.Decoder.conv_0.weight"), r"0\.Decoder\.conv_0\.weight is missing"),
+        (
+            lambda tensors: tensors.update({"4.Decoder.bn_1.bias": torch.zeros(3)}),
+            r"4\.Decoder\.bn_1\.bias is of shape \(3,\), expected \(16,\)",
+        ),
         (lambda tensors: tensors.update({"extra": torch.zeros(3)}), "extra is of shape .*not expected"),
     ],
     ids=["missing", "wrong shape", "extra"],
