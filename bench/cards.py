@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 from bench.errors import UserError, unknown
 from bench.norms import NORMS
 
-Access = Literal["gradient", "score", "decision", "latent", "transfer"]
+Access = Literal["gradient", "score", "decision", "latent"]
 """What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; `latent` is scores and
-class-conditional reconstructions; `transfer` is decisions and the gradient of a substitute."""
+class-conditional reconstructions."""
 Kind = Literal["minimal", "bounded"]
 """An attack that minimises the distance, or one that fills an epsilon ball."""
 GRANTS: dict[str, frozenset[str]] = {
@@ -24,7 +24,6 @@ GRANTS: dict[str, frozenset[str]] = {
     "score": frozenset({"decision", "score"}),
     "gradient": frozenset({"decision", "score", "gradient"}),
     "latent": frozenset({"decision", "score", "latent"}),
-    "transfer": frozenset({"decision", "transfer"}),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?")
 _ATTRIBUTE = "__assay_card__"
@@ -190,6 +189,8 @@ def _keyword_defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]
     for parameter in keywords:
         if parameter.default is parameter.empty:
             raise UserError(f"attack {name!r}: parameter {parameter.name!r} needs a default")
+        if not isinstance(parameter.default, (bool, int, float, str, type(None))):
+            raise UserError(f"attack {name!r}: parameter {parameter.name!r} must be a number, a string or None")
     return {p.name: p.default for p in keywords}
 
 

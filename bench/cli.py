@@ -287,6 +287,8 @@ def main() -> None:
         _refuse(str(error))
     except _USAGE_ERRORS as error:
         _refuse(error.format_message())
+    except OSError as error:
+        _refuse(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("assay: interrupted; the same command goes on from here", err=True)
         sys.exit(130)

@@ -50,7 +50,6 @@ class Oracle:
         classes: number of classes.
         pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; what an adversary is
             assumed to have. May be empty.
-        substitute: for transfer attacks, an oracle with gradient access on the substitute; counted apart.
         refused: True (n,) for samples of which a query was refused because their budget was used up.
     """
 
@@ -69,14 +68,12 @@ class Oracle:
         batch_size: int,
         pool: tuple[Tensor, Tensor] | None = None,
         deadline: float | None = None,
-        substitute: Oracle | None = None,
     ) -> None:
         self.ids = torch.arange(len(x), device=x.device)
         self.threat = threat
         self.random = random
         self.classes = classes
         self.pool = (x[:0], y[:0]) if pool is None else pool
-        self.substitute = substitute
         self.refused = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._defense, self._access, self._granted = defense, access, GRANTS[access]
         self._x, self._y = x, y

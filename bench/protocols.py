@@ -139,7 +139,6 @@ def offers(defense_card: DefenseCard, defense: object, access: str) -> str | Non
     order = ("decision", "score", "gradient")
     if access == "latent":
         return None if isinstance(defense, HasReconstruction) else "has no reconstructions"
-    needed = "decision" if access == "transfer" else access
-    if order.index(needed) <= order.index(defense_card.access):
+    if order.index(access) <= order.index(defense_card.access):
         return None
     return f"gives {defense_card.access} access only"

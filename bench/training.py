@@ -44,7 +44,7 @@ class Trainer:
     Attributes:
         device: where to train; ``minimise`` moves each batch there.
         seed: of the batches' order; the global torch generator is seeded with it around ``fit``.
-        progress: advanced by one in all over the whole of ``fit`` (a defense with several stages passes ``share``).
+        progress: advanced by one over the whole of `minimise`.
     """
 
     device: torch.device
@@ -69,19 +69,16 @@ class Trainer:
         epochs: int,
         batch_size: int,
         learning_rate: float,
-        weight_decay: float = 0.0,
-        share: float = 1.0,
-        note: str = "",
     ) -> None:
         """Minimises ``loss`` by Adam over shuffled batches, the learning rate falling to zero along a half cosine.
 
         The last, smaller batch of an epoch is left out (batch normalisation would see it as one of its own), unless it
-        is the only one. Advances the progress by ``share``.
+        is the only one. Advances the progress by one.
 
         Raises:
             FloatingPointError: when the loss stops being finite.
         """
-        optimiser = torch.optim.Adam(parameters, lr=learning_rate, weight_decay=weight_decay)
+        optimiser = torch.optim.Adam(parameters, lr=learning_rate)
         order = torch.Generator().manual_seed(self.seed)
         images, labels = data.images.to(self.device), data.labels.to(self.device)
         batch_size = min(batch_size, len(images))
@@ -100,9 +97,7 @@ class Trainer:
                 batch_loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 step, value = step + 1, batch_loss.item()
-                self.progress.advance(
-                    share / steps, note=f"{note} epoch {epoch + 1}/{epochs}, loss {value:.4g}".strip()
-                )
+                self.progress.advance(1 / steps, note=f"epoch {epoch + 1}/{epochs}, loss {value:.4g}")
             if not math.isfinite(value):
                 raise FloatingPointError(f"training diverged: the loss is {value}")
 

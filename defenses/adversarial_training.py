@@ -53,12 +53,11 @@ SETTINGS: dict[int, Setting] = {
         kernel=5,
         hidden=1024,
         epsilon={"Linf": 0.3, "L2": 1.5},
-        # One step of 1.25 radii from a random start, as in Wong, Rice & Kolter 2020, Fast is better than free.
-        steps=1,
-        reach=1.25,
-        epochs=6,
-        batch_size=128,
-        learning_rate=2e-3,
+        steps=4,
+        reach=2.0,
+        epochs=3,
+        batch_size=64,
+        learning_rate=1e-3,
     ),
     8: Setting(
         maps=(16, 32),

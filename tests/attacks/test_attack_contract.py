@@ -36,7 +36,7 @@ def check_chunks(problem, name, norm, samples, same_queries, **parameters):
 
 @pytest.mark.parametrize(("name", "norm"), OWN_CASES)
 def test_the_chunk_does_not_matter(problems, name, norm):
-    needs_more = card_of(ATTACKS[name]).access in ("latent", "transfer")
+    needs_more = card_of(ATTACKS[name]).access == "latent"
     check_chunks(problems["prototypes" if needs_more else "small_net"], name, norm, 9, True, **short(name))
 
 
@@ -44,8 +44,8 @@ def test_the_chunk_does_not_matter(problems, name, norm):
 @pytest.mark.parametrize(("name", "norm"), OWN_CASES)
 @pytest.mark.parametrize("problem", ["prototypes", "small_net"])
 def test_the_chunk_does_not_matter_to_any_sample(problems, problem, name, norm):
-    if card_of(ATTACKS[name]).access in ("latent", "transfer") and problem == "small_net":
-        pytest.skip("a plain net has no reconstructions and no substitute")
+    if card_of(ATTACKS[name]).access == "latent" and problem == "small_net":
+        pytest.skip("a plain net has no reconstructions")
     check_chunks(problems[problem], name, norm, 16, name != "boundary")
 
 

@@ -76,6 +76,11 @@ def test_a_run_ends_with_the_path_of_its_report_and_repeated_has_nothing_to_do(m
     assert "2 there, 0 to run" in assay("plan", path, "--plugin", PLUGIN, "--out", tmp_path / "out").stdout
 
 
+def test_a_folder_that_cannot_be_written(matrix, tmp_path):
+    (tmp_path / "out").write_text("a file where the folder should be")
+    assert str(tmp_path / "out") in refused(run(matrix(), tmp_path))
+
+
 def test_a_run_with_a_failed_cell_ends_with_status_1_and_a_report(matrix, tmp_path):
     result = run(matrix(), tmp_path, "--attacks", "gaussian_noise,crash")
     assert result.returncode == 1

@@ -53,7 +53,6 @@ def cross_entropy(logits, y):
         ("score", ["gradient", "jacobian", "reconstruct"]),
         ("gradient", ["reconstruct"]),
         ("latent", ["gradient", "jacobian"]),
-        ("transfer", ["scores", "gradient", "jacobian", "reconstruct", "as_module"]),
     ],
 )
 def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):

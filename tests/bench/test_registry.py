@@ -153,6 +153,10 @@ def test_a_broken_package_is_fatal_only_if_selected(monkeypatch):
         ('@attack("a", norms=["L2"], access="score", budget=0)\ndef f(o, x, y): pass', "budget is 0"),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x): pass', "its signature must be"),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k): pass', "'k' needs a default"),
+        (
+            '@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k=[1]): pass',
+            "'k' must be a number, a string or None",
+        ),
     ],
 )
 def test_a_wrong_card_is_refused_at_declaration(write, text, message):
