@@ -61,14 +61,14 @@ def run(
     """Run a matrix: train what is untrained, run the cells that are missing, write the report."""
     from bench.running import choose_device, default_out, execute, prepare
 
+    chosen_runner, torch_device = _choice("--runner", runner), choose_device(device)
     built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
     folder = out or default_out(built)
-    torch_device = choose_device(device)
     planned = prepare(built, registry, folder, data_dir, torch_device, train=True)
     before = len(planned.cells) - len(planned.done)
     if not before:
         typer.echo(f"Nothing to do: all {len(planned.cells)} cells of {built.name} are in {folder / 'ledger'}.")
-    outcome = execute(planned, folder, data_dir, torch_device, workers, _choice("--runner", runner))
+    outcome = execute(planned, folder, data_dir, torch_device, workers, chosen_runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
     for title in outcome.failed:

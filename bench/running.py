@@ -115,8 +115,6 @@ def execute(
     ``workers`` is the number of processes of the process runner (default: one per core; one on a GPU). Every cell
     computes with one thread on a CPU, so that its result does not depend on it.
     """
-    if runner not in RUNNERS:
-        raise UserError(f"--runner {runner}: unknown. Allowed: {', '.join(RUNNERS)}")
     matrix = planned.matrix
     job = Job(
         run=run,
