@@ -222,6 +222,23 @@ def test_the_readmes_plugin_runs_as_it_stands(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_readmes_attack_passes_the_checks(tmp_path):
+    code = re.search(r"```python\n(from bench import attack\n.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "towards_grey.py").write_text(code[1])
+    result = assay("check", "towards_grey.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+
+
+def test_the_readmes_matrix_is_valid(tmp_path):
+    code = re.search(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    (tmp_path / "mine.toml").write_text(code[1])
+    result = assay("plan", "mine.toml", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "pgd:bounded" in result.stdout
+
+
 def test_ci_runs_the_readmes_test_command():
     commands = re.findall(r"^python3 -m venv .*$", README.read_text(), re.MULTILINE)
     assert len(commands) == 2
