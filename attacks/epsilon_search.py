@@ -21,11 +21,6 @@ Run = Callable[[Tensor, Tensor], Tensor]
 """Attacks the samples ``ids`` (N,) within balls of ``radii`` (N,) and returns the last images tried (N, C, H, W)."""
 
 
-def inner_radius(epsilon: float) -> float:
-    """A radius whose ball lies within the one of ``epsilon`` after rounding to float32 too."""
-    return epsilon * (1 - 1e-6) - 2**-24
-
-
 def smallest_epsilon(oracle: GradientOracle, x: Tensor, run: Run, *, start: float, bisections: int) -> Tensor:
     """The closest adversarials that ``run`` finds in shrinking balls around ``x`` (n, C, H, W).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.epsilon_search import inner_radius, smallest_epsilon
+from attacks.epsilon_search import smallest_epsilon
 from attacks.gradients import GradientOracle, length, per_image, steepest, wrong_odds
 from bench.cards import attack
 from bench.threat import project
@@ -153,7 +153,7 @@ def pgd(
     if oracle.threat.epsilon is None:
         return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
     last = x.clone()
-    radii = torch.full((len(x),), inner_radius(oracle.threat.epsilon), dtype=torch.float64, device=x.device)
+    radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     for _ in range(restarts):
         ids = oracle.ids[~oracle.found]
         ids = ids[oracle.affordable(ids)]
@@ -192,5 +192,5 @@ def _from_clean(
 
     if oracle.threat.epsilon is None:
         return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
-    radii = torch.full((len(x),), inner_radius(oracle.threat.epsilon), dtype=torch.float64, device=x.device)
+    radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     return oracle.closest(run(oracle.ids, radii))
