@@ -55,7 +55,7 @@ SETTINGS: dict[int, Setting] = {
         epsilon={"Linf": 0.3, "L2": 1.5},
         steps=4,
         reach=2.0,
-        epochs=3,
+        epochs=5,
         batch_size=64,
         learning_rate=1e-3,
     ),

@@ -65,10 +65,10 @@ def test_on_digits_it_is_accurate_and_withstands_more_than_the_plain_net(name, n
 
 @pytest.mark.slow
 def test_on_mnist_it_is_accurate_and_robust(data_dir):
-    """The short schedule gives a clean accuracy of .986 and .844 of the first 500 images under 40 steps of PGD."""
+    """Published: .988 clean; the schedule is far shorter than the authors'."""
     net, test = bench.load_defense("adv_linf", dataset="mnist", data_dir=data_dir), bench.load_dataset("mnist").test
     assert clean_accuracy(net, test, CPU) >= 0.97
     x, y = test.images[:500], test.labels[:500]
     torch.manual_seed(0)
     adversarial = perturb(net.logits, x, y, "Linf", 0.3, steps=40)
-    assert (net.logits(adversarial).argmax(1) == y).float().mean() >= 0.8
+    assert (net.logits(adversarial).argmax(1) == y).float().mean() >= 0.85
