@@ -16,7 +16,7 @@ from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, run_cell
 from bench.loading import LoadedDefense
 from bench.norms import Norm
-from bench.protocols import Defense, HasInputGradient, HasReconstruction, ModuleDefense
+from bench.protocols import Defense, HasDecision, HasInputGradient, HasReconstruction, ModuleDefense
 from bench.randomness import Streams
 from bench.registry import Plugin
 
@@ -111,6 +111,8 @@ def _defense_checks(defense: Defense, dataset: Dataset) -> Iterator[Check]:
         yield Check("deterministic", torch.equal(again, logits))
     if card.access == "gradient":
         yield from _gradient_checks(defense, x)
+    if isinstance(defense, HasDecision):
+        yield Check("decisions are those of the logits", torch.equal(defense.decide(x), logits.argmax(1)))
     if isinstance(defense, HasReconstruction):
         images = defense.reconstruct(x, torch.zeros(len(x), dtype=torch.int64))
         good = images.shape == x.shape and bool(torch.isfinite(images).all())

@@ -29,7 +29,11 @@ CELL_THREADS = 1
 POOL_SIZE = 500
 """Clean training images that every attack may use (`Oracle.pool`): the first ones of the training set."""
 
+OUT_OF_MEMORY = "out of memory: lower chunk in the matrix, or batch_size on the defense's card"
+
 AttackFunction = Callable[..., Tensor]
+CleanVerdicts = dict[tuple[int, range], Verdict]
+"""Verdicts on the clean images of one defense, by seed and samples: all attacks on it begin with the same."""
 Columns = dict[str, NDArray[Any]]
 """The ledger's columns, one array per name."""
 
@@ -49,20 +53,24 @@ def run_cell(
     dataset: Dataset,
     device: torch.device,
     on_chunk: Callable[[int], None] = lambda samples: None,
+    clean: CleanVerdicts | None = None,
 ) -> CellResult:
     """Runs a cell in its fixed chunks of samples; ``on_chunk(samples)`` is called after each.
+
+    ``clean`` is what earlier cells of the same defense found out about the clean images; it is added to.
 
     An exception or a timeout makes the samples of its chunk ``failed``; they never count as robust.
     """
     torch.set_num_threads(CELL_THREADS)
     deadline = None if cell.timeout is None else time.monotonic() + cell.timeout
     images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
+    clean = {} if clean is None else clean
     pool = (dataset.train.images[:POOL_SIZE].to(device), dataset.train.labels[:POOL_SIZE].to(device))
     frames, adversarials = [], []
     for start in range(0, cell.samples, cell.chunk):
         indices = range(start, min(start + cell.chunk, cell.samples))
         x, y = images[start : indices.stop].to(device), labels[start : indices.stop].to(device)
-        columns, found = _run_chunk(cell, defense, attack, dataset.classes, x, y, indices, pool, deadline)
+        columns, found = _run_chunk(cell, defense, attack, dataset.classes, x, y, indices, pool, clean, deadline)
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
         on_chunk(len(indices))
@@ -86,13 +94,16 @@ def _run_chunk(
     y: Tensor,
     indices: range,
     pool: tuple[Tensor, Tensor],
+    known: CleanVerdicts,
     deadline: float | None,
 ) -> tuple[Columns, Tensor]:
     columns = _blank(cell, x.cpu(), y.cpu(), indices)
     adversarials = torch.zeros_like(x)
     started = time.perf_counter()
     try:
-        clean = _clean_verdict(cell, defense, x, y, indices, classes)
+        if (cell.seed, indices) not in known:
+            known[cell.seed, indices] = _clean_verdict(cell, defense, x, y, indices, classes)
+        clean = known[cell.seed, indices]
         columns["clean_prediction"][:] = clean.prediction.cpu()
         wrong = clean.misclassified.cpu().numpy()
         columns["status"][wrong] = "clean_error"
@@ -113,8 +124,14 @@ def _run_chunk(
     except CellTimeout:
         _fail(columns, f"timeout: more than {cell.timeout:g} s")
     except Exception as error:
-        _fail(columns, f"exception: {type(error).__name__}: {error}")
+        _fail(columns, f"{_cause(error)}: {type(error).__name__}: {error}")
     return columns, adversarials
+
+
+def _cause(error: Exception) -> str:
+    """What an exception's text is introduced with; torch has no type of its own for a CPU without memory."""
+    exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return OUT_OF_MEMORY if exhausted else "exception"
 
 
 def _clean_verdict(cell: Cell, defense: Defense, x: Tensor, y: Tensor, indices: range, classes: int) -> Verdict:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
-from bench.protocols import Defense, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
+from bench.protocols import Defense, HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
 from bench.randomness import Streams
 from bench.threat import ThreatModel, snap_to_threshold
 
@@ -173,7 +173,7 @@ class Oracle:
 
     @property
     def inner_steps(self) -> Tensor:
-        """Optimisation steps inside the defense per sample (n,), float64."""
+        """Optimisation steps inside the defense per sample (n,), float64; of decisions as many as logits would take."""
         return self.forwards * self._inner_steps
 
     def as_module(self) -> nn.Module:
@@ -224,13 +224,24 @@ class Oracle:
         output = self._unanswered(x, ids)
         for rows in self._admitted(ids):
             with torch.no_grad():
-                logits = torch.stack([self._logits(x[rows], ids[rows]) for _ in range(draws)])
-            if votes and draws > 1:
-                logits = nn.functional.one_hot(logits.argmax(2), self.classes).to(x.dtype)
-            output[rows] = logits.mean(0)
+                output[rows] = (
+                    self._votes(x[rows], ids[rows], draws) if votes else self._mean(x[rows], ids[rows], draws)
+                )
             self._count(ids[rows], forwards=draws)
             self._observe(x[rows], output[rows], ids[rows])
         return output
+
+    def _mean(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
+        """Logits (N, K), averaged over ``draws``."""
+        return torch.stack([self._logits(x, ids) for _ in range(draws)]).mean(0)
+
+    def _votes(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
+        """The share (N, K) of ``draws`` in which each class is decided for."""
+        if isinstance(self._defense, HasDecision):
+            decisions = self._defense.decide(x)[None]
+        else:
+            decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(draws)])
+        return nn.functional.one_hot(decisions, self.classes).to(x.dtype).mean(0)
 
     def _linearize(self, x: Tensor, ids: Tensor, draws: int) -> tuple[Tensor, VectorJacobian]:
         """The logits at ``x``, averaged over ``draws``, and their vector-Jacobian product."""
@@ -238,7 +249,7 @@ class Oracle:
             return self._defense.input_gradient(x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            logits = torch.stack([self._logits(leaf, ids) for _ in range(draws)]).mean(0)
+            logits = self._mean(leaf, ids, draws)
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             gradient = torch.autograd.grad(logits, leaf, cotangent, retain_graph=True, allow_unused=True)[0]
@@ -292,10 +303,7 @@ class Oracle:
         self._shared_forwards += draws * len(x)
         if "gradient" not in self._granted:
             with torch.no_grad():
-                logits = [
-                    torch.stack([self._logits(x[part], noise_ids[part]) for _ in range(draws)]).mean(0)
-                    for part in parts
-                ]
+                logits = [self._mean(x[part], noise_ids[part], draws) for part in parts]
             return torch.cat(logits), None
         linear = [self._linearize(x[part], noise_ids[part], draws) for part in parts]
 

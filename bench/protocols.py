@@ -47,6 +47,17 @@ class HasInputGradient(Protocol):
 
 
 @runtime_checkable
+class HasDecision(Protocol):
+    """A deterministic defense that decides at less cost than it takes to compute all logits."""
+
+    def decide(self, x: Tensor) -> Tensor:
+        """The classes (N,) int64 of the largest logits of images (N, C, H, W).
+
+        Attacks that ask for decisions get these; the engine's verdict is always taken on ``logits``.
+        """
+
+
+@runtime_checkable
 class HasReconstruction(Protocol):
     """A generative defense: what Latent Descent walks towards."""
 
@@ -59,7 +70,7 @@ class HasInnerSteps(Protocol):
     """A defense that optimises at inference."""
 
     inner_steps: int
-    """Optimisation steps per image and forward pass, summed over classes."""
+    """Optimisation steps per image and forward pass, summed over classes; for ``decide`` an upper bound."""
 
 
 @runtime_checkable

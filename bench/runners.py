@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from bench.cells import Cell
 from bench.datasets import Dataset, load_dataset
-from bench.engine import CellResult, failed_result, run_cell
+from bench.engine import OUT_OF_MEMORY, CellResult, CleanVerdicts, failed_result, run_cell
 from bench.errors import UserError
 from bench.ledger import ledger_dir, write_cell
 from bench.loading import LoadedDefense, load_trained
@@ -45,13 +46,14 @@ class Job:
 
 
 class Workshop:
-    """Runs cells in this process; loads each defense once."""
+    """Runs cells in this process; loads each defense, and judges it on the clean images, once."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._registry = Registry(job.plugins)
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
+        self._clean: dict[str, CleanVerdicts] = {}
 
     def execute(self, cell: Cell, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
         """Runs one cell and writes its result; returns how many of its samples failed."""
@@ -88,7 +90,8 @@ class Workshop:
         if loaded.fingerprint != cell.state["weights"]:
             raise UserError(f"defense {cell.defense!r} has other weights each time it is built; save and load them")
         attack = self._registry.get("attacks", cell.function)
-        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk)
+        clean = self._clean.setdefault(cell.defense, {})
+        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean)
 
 
 def run_serial(job: Job, cells: Sequence[Cell], on_done: OnDone, on_chunk: OnChunk) -> None:
@@ -176,7 +179,8 @@ def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
         what, value = worker.connection.recv()
     except (EOFError, ConnectionError):
         worker.process.join(timeout=5)
-        return f"worker lost (exit code {worker.process.exitcode})"
+        killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == -signal.SIGKILL else ""
+        return f"worker lost (exit code {worker.process.exitcode}{killed})"
     if what == "chunk":
         on_chunk(worker.cell, value)
         return None

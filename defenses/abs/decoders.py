@@ -7,6 +7,7 @@ matrix and all classes are one batched product; on large ones each class has its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, Self
 
@@ -18,6 +19,7 @@ from defenses.abs.vae import Decoder
 
 DENSE_PIXELS = 64
 """Up to this many pixels, the zeros in a transposed convolution's matrix cost less than separate classes do."""
+LOG2_E = math.log2(math.e)
 BLOCK = 4
 """Edge, in pixels, of the output blocks of `SubPixel`."""
 
@@ -121,22 +123,30 @@ class FoldedDecoder:
         """Images as rows (K, N, D), in (0, 1), of latents (K, N, L)."""
         return self._activations(z)[-1]
 
-    def energy_gradient(self, x: Tensor, z: Tensor, variance: float) -> Tensor:
-        """d/dz of ||x - G(z)||^2 + variance ||z||^2, (K, N, L), for images as rows ``x`` (N, D) at ``z`` (K, N, L)."""
+    def energy(self, x: Tensor, z: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+        """||x - G(z)||^2 + variance ||z||^2, (K, N), and its derivative in z, (K, N, L), at ``z`` (K, N, L) for images
+        as rows ``x`` (N, D)."""
         *hidden, decoded = self._activations(z)
-        cotangent = torch.ops.aten.sigmoid_backward(decoded - x, decoded).mul_(2)
+        error = decoded - x
+        energies = error.square().sum(2).add_(z.square().sum(2), alpha=variance)
+        cotangent = torch.ops.aten.sigmoid_backward(error, decoded).mul_(2)
         for layer, activation in zip(self.layers[:0:-1], reversed(hidden), strict=True):
             # ELU's derivative from its output: 1 above zero, output + 1 below.
             cotangent = torch.ops.aten.elu_backward(layer.backward(cotangent), 1, 1, 1, True, activation)
-        return self.layers[0].backward(cotangent).add_(z, alpha=2 * variance)
+        return energies, self.layers[0].backward(cotangent).add_(z, alpha=2 * variance)
 
     def _activations(self, z: Tensor) -> list[Tensor]:
         *hidden, last = self.layers
         activations: list[Tensor] = []
         for layer in hidden:
-            z = F.elu_(layer.forward(z))
+            z = elu_(layer.forward(z))
             activations.append(z)
         return [*activations, last.forward(z).sigmoid_()]
+
+
+def elu_(x: Tensor) -> Tensor:
+    """ELU in place, by torch's vectorised power of two: ``F.elu_`` takes twice as long."""
+    return torch.maximum(x, x.mul(LOG2_E).clamp_max_(0).exp2_().sub_(1), out=x)
 
 
 def fold(decoder: Decoder) -> tuple[list[FoldedDecoder], list[FoldedDecoder]]:

@@ -35,12 +35,15 @@ class Search:
         iterations: evaluations in the descent; the last one takes no step.
         learning_rate: Adam's.
         variance: of the likelihood p(x|z, c), in squared pixel intensity.
+        pruning: pairs (steps taken, gap) for `Inference.decide`: a class whose energy then lies more than the gap above
+            the lowest one is given up.
     """
 
     starts: int
     iterations: int
     learning_rate: float
     variance: float
+    pruning: tuple[tuple[int, float], ...] = ()
 
 
 def prior_draws(count: int, latent: int) -> Tensor:
@@ -56,6 +59,56 @@ def clip_norm(z: Tensor, maximum: float) -> Tensor:
     return z.mul_(maximum / z.norm(dim=-1, keepdim=True).clamp_min(maximum))
 
 
+class Descent:
+    """Adam on the latents of images under the K classes of one decoder; images may leave.
+
+    Args:
+        decoder: of the classes.
+        x: images as rows (N, D).
+        z: the latents to start from, (K, N, L); changed in place.
+        search: step size and the likelihood's variance.
+
+    Attributes:
+        rows: of the images that are left, int64.
+    """
+
+    def __init__(self, decoder: FoldedDecoder, x: Tensor, z: Tensor, search: Search) -> None:
+        self.rows = torch.arange(len(x), device=x.device)
+        self._decoder, self._search = decoder, search
+        self._x, self._z, self._gradient = x, z, z
+        self._mean, self._square = torch.zeros_like(z), torch.zeros_like(z)
+        self._taken = 0
+
+    def evaluate(self) -> Tensor:
+        """Energies (K, N) at the present latents; their gradient is kept for `step`."""
+        energies, self._gradient = self._decoder.energy(self._x, self._z, self._search.variance)
+        return energies
+
+    def step(self) -> None:
+        """One step along the gradient of the last evaluation."""
+        self._taken += 1
+        gradient = self._gradient
+        self._mean.lerp_(gradient, 1 - BETA_1)
+        self._square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+        deviation = self._square.sqrt().mul_((1 - BETA_2**self._taken) ** -0.5).add_(EPSILON)
+        self._z.addcdiv_(self._mean, deviation, value=-self._search.learning_rate / (1 - BETA_1**self._taken))
+        clip_norm(self._z, MAX_NORM)
+
+    def keep(self, kept: Tensor) -> None:
+        """Drops the images of which ``kept`` (N,) is False."""
+        if kept.all():
+            return
+        self.rows, self._x = self.rows[kept], self._x[kept]
+        self._z, self._gradient = self._z[:, kept], self._gradient[:, kept]
+        self._mean, self._square = self._mean[:, kept], self._square[:, kept]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Energies (N, K) and decoded images (N, K, D) at the present latents."""
+        decoded = self._decoder.decode(self._z)
+        energies = (self._x - decoded).square().sum(2) + self._search.variance * self._z.square().sum(2)
+        return energies.T, decoded.transpose(0, 1)
+
+
 class _Group:
     """The classes of one folded decoder, with their starting points decoded."""
 
@@ -69,25 +122,17 @@ class _Group:
         energies = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
         return self.starts[energies.argmin(2)]
 
+    def descent(self, x: Tensor) -> Descent:
+        """The descent of images as rows (N, D) from their nearest starts."""
+        return Descent(self.decoder, x, self.nearest_start(x), self.search)
+
     def minimise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (N, K) and decoded images (N, K, D) at the end of the descent for images as rows (N, D)."""
-        z = descend(self.decoder, x, self.nearest_start(x), self.search)
-        decoded = self.decoder.decode(z)
-        energies = (x - decoded).square().sum(2) + self.search.variance * z.square().sum(2)
-        return energies.T, decoded.transpose(0, 1)
-
-
-def descend(decoder: FoldedDecoder, x: Tensor, z: Tensor, search: Search) -> Tensor:
-    """The latents (K, N, L) that Adam reaches from ``z`` (K, N, L), changed in place, for images as rows (N, D)."""
-    mean, square = torch.zeros_like(z), torch.zeros_like(z)
-    for step in range(1, search.iterations):
-        gradient = decoder.energy_gradient(x, z, search.variance)
-        mean.lerp_(gradient, 1 - BETA_1)
-        square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-        deviation = square.sqrt().mul_((1 - BETA_2**step) ** -0.5).add_(EPSILON)
-        z.addcdiv_(mean, deviation, value=-search.learning_rate / (1 - BETA_1**step))
-        clip_norm(z, MAX_NORM)
-    return z
+        descent = self.descent(x)
+        for _ in range(self.search.iterations - 1):
+            descent.evaluate()
+            descent.step()
+        return descent.result()
 
 
 class Inference:
@@ -100,6 +145,7 @@ class Inference:
     """
 
     def __init__(self, decoder: Decoder, latent: int, search: Search) -> None:
+        self._search = search
         device = next(decoder.parameters()).device
         starts = prior_draws(search.starts, latent).to(device)
         single, groups = fold(decoder)
@@ -116,6 +162,35 @@ class Inference:
     def all_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class."""
         return _in_parts(self._groups, x)
+
+    @torch.no_grad()
+    def decide(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The class (N,) with the least ``scale_c`` E_c(x), scale (K,), for images (N, C, H, W).
+
+        Hopeless classes leave the descent (`Search.pruning`), and so do images with one class left; the classes that
+        stay are compared at the end of the descent, as in `all_classes`.
+        """
+        if not self._search.pruning:
+            return (scale * self.all_classes(x)[0]).argmin(1)
+        return torch.cat([self._decide(part, scale) for part in torch.split(features(x), ROWS)])
+
+    def _decide(self, x: Tensor, scale: Tensor) -> Tensor:
+        descents = {c: group.descent(x) for c, group in enumerate(self._single)}
+        energies = x.new_empty(len(x), len(descents))
+        gaps = dict(self._search.pruning)
+        for taken in range(self._search.iterations):
+            for c, descent in descents.items():
+                if taken:
+                    descent.step()
+                energies[descent.rows, c] = scale[c] * descent.evaluate()[0]
+            if taken in gaps:
+                energies.masked_fill_(energies > energies.amin(1, keepdim=True) + gaps[taken], torch.inf)
+                contested = energies.isfinite()
+                contested &= contested.sum(1, keepdim=True) > 1
+                for c, descent in descents.items():
+                    descent.keep(contested[descent.rows, c])
+                descents = {c: descent for c, descent in descents.items() if len(descent.rows)}
+        return energies.argmin(1)
 
     @torch.no_grad()
     def of_class(self, x: Tensor, y: Tensor) -> Tensor:

@@ -102,6 +102,28 @@ def test_a_clean_mistake_is_adversarial_at_distance_zero_and_is_not_attacked():
     assert seen == [0, 1, 0, 1]
 
 
+def test_attacks_on_the_same_defense_share_the_verdict_on_its_clean_images():
+    class Counting(Brightness):
+        calls = 0
+
+        def forward(self, x, rng=None):
+            Counting.calls += 1
+            return super().forward(x, rng)
+
+    def idle(oracle, x, y):
+        return x
+
+    defense, clean = make_defense(Counting()), {}
+    first = run_cell(make_cell(), defense, idle, dataset(), CPU, clean=clean)
+    before = Counting.calls
+    second = run_cell(make_cell(), defense, idle, dataset(), CPU, clean=clean)
+    other_seed = run_cell(make_cell(seed=1), defense, idle, dataset(), CPU, clean=clean)
+    assert before == 2  # five images in batches of three; unperturbed candidates need no pass
+    assert Counting.calls == 2 + 2
+    for again in (second, other_seed):
+        assert again.records["clean_prediction"].tolist() == first.records["clean_prediction"].tolist()
+
+
 LIARS = {
     "unperturbed": (lambda oracle, x, y: x, "violation", "unperturbed"),
     "non_finite": (lambda oracle, x, y: torch.full_like(x, torch.nan), "violation", "non_finite"),
@@ -109,6 +131,7 @@ LIARS = {
     "raises": (lambda oracle, x, y: 1 / 0, "failed", "exception: ZeroDivisionError: division by zero"),
     "wrong_shape": (lambda oracle, x, y: x[:, :, :1], "failed", "exception: ValueError: candidates have shape"),
     "wrong_type": (lambda oracle, x, y: None, "failed", "exception: TypeError"),
+    "exhausted": (lambda oracle, x, y: torch.empty(2**50), "failed", "out of memory: lower chunk in the matrix"),
     "forbidden": (lambda oracle, x, y: oracle.scores(x, oracle.ids), "failed", "exception: AccessDenied"),
 }
 

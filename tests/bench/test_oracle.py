@@ -70,6 +70,27 @@ def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
             queries[name]()
 
 
+def test_a_defense_that_decides_by_itself_is_asked_for_decisions_and_nothing_else():
+    class Decided(Linear):
+        def logits(self, x):
+            return self.forward(x)
+
+        def decide(self, x):
+            self.rows.append(-len(x))
+            return 1 - self.forward(x).argmax(1)  # tells a lie, to tell the two apart
+
+    module = Decided()
+    module.card = DefenseCard(name="decided", datasets=("none",))
+    streams = {"random": Streams(0, range(3), "attack"), "noise": Streams(0, range(3), "noise")}
+    oracle = Oracle(module, "gradient", MINIMAL, X, Y, classes=2, budget=9, batch_size=3, **streams)
+    assert oracle.decision(X - 0.1, oracle.ids).tolist() == [0, 0, 0]
+    assert module.rows == [-3, 3]
+    assert oracle.found.tolist() == [False, False, True]
+    assert oracle.scores(X - 0.1, oracle.ids).argmax(1).tolist() == [1, 1, 1]
+    assert oracle.found.tolist() == [True, True, True]
+    assert oracle.forwards.tolist() == [2, 2, 2]
+
+
 def test_queries_are_counted_per_sample_and_batched_as_the_card_says():
     module = Linear()
     oracle = make(module=module)

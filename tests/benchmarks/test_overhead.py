@@ -4,9 +4,9 @@ import time
 
 import pytest
 import torch
+from measuring import make_cell
 
 from bench.api import load_dataset
-from bench.cells import Cell
 from bench.engine import run_cell
 from bench.loading import load_trained
 from bench.registry import Registry
@@ -20,30 +20,9 @@ def cnn():
     return dataset, load_trained("cnn", dataset, Registry(), 0, CPU).defense
 
 
-def make_cell(attack, norm, budget, samples=64):
-    card = Registry().get("attacks", attack).attack_card
-    return Cell(
-        dataset="digits",
-        defense="cnn",
-        attack=attack,
-        function=attack,
-        norm=norm,
-        epsilon=None,
-        access=card.access,
-        parameters=card.parameters,
-        budget=budget,
-        seed=0,
-        samples=samples,
-        chunk=samples,
-        batch_size=samples,
-        timeout=None,
-        state={},
-    )
-
-
 @pytest.mark.parametrize(("attack", "norm"), [("boundary", "L2"), ("pointwise", "L0"), ("bim", "Linf"), ("pgd", "L2")])
-def test_a_cell_beside_its_bare_passes(benchmark, cnn, attack, norm):
-    """extra_info.ratio: seconds of the cell over seconds of as many forward and backward passes in full batches."""
+def test_a_cell_beside_its_bare_passes(benchmark, report, cnn, attack, norm):
+    """Seconds of the cell over seconds of as many forward and backward passes in full batches."""
     dataset, defense = cnn
     cell = make_cell(attack, norm, budget=400)
     function = Registry().get("attacks", attack).function
@@ -58,16 +37,16 @@ def test_a_cell_beside_its_bare_passes(benchmark, cnn, attack, norm):
         if number < backwards:
             torch.autograd.grad(torch.nn.functional.cross_entropy(logits, y), leaf)
     bare = time.perf_counter() - started
-    benchmark.extra_info["ratio"] = round(benchmark.stats.stats.min / bare, 2)
-    benchmark.extra_info["passes per sample"] = forwards + backwards
+    ratio = benchmark.stats.stats.min / bare
+    report(f"{attack} {norm} on cnn: cell / its bare passes", f"{ratio:.2f} ({forwards + backwards} passes a sample)")
 
 
 @pytest.mark.parametrize("name", ["cnn", "nearest_neighbour", "abs"])
-def test_images_per_second(benchmark, name):
+def test_images_per_second(benchmark, report, name):
     """A forward pass of 40 digits in one thread."""
     torch.set_num_threads(1)
     dataset = load_dataset("digits")
     defense = load_trained(name, dataset, Registry(), 0, CPU).defense
     x = dataset.test.images[:40]
     benchmark(lambda: defense.logits(x))
-    benchmark.extra_info["images per second"] = round(len(x) / benchmark.stats.stats.median)
+    report(f"{name} on digits, one thread: images per second", f"{len(x) / benchmark.stats.stats.median:.0f}")

@@ -11,7 +11,7 @@ import bench
 from bench.datasets import Dataset
 from bench.errors import UserError
 from bench.progress import Silent
-from bench.protocols import HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
+from bench.protocols import HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
 from bench.training import Trainer, clean_accuracy
 from defenses.abs import (
     RELEASED_GAMMA,
@@ -118,6 +118,31 @@ def test_the_gradient_holds_the_optimal_latents_fixed(model):
     torch.testing.assert_close(vector_jacobian(cotangent).double(), terms.sum(1).double(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pruning", [(), ((0, 1e9), (4, 40), (8, 10)), ((0, 5), (1, 1))])
+def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruning):
+    """Images near prototypes of several classes, in an order that mixes those finished early and late."""
+    z = torch.randn(12, 10, model.setting.architecture.latent, generator=torch.Generator().manual_seed(3))
+    prototypes = model.vaes.decoder(z)[torch.arange(12), torch.arange(12) % 10]
+    x = torch.cat([prototypes, (prototypes + prototypes.roll(1, 0)) / 2])
+    model._inference = None
+    setting = dataclasses.replace(model.setting, search=dataclasses.replace(model.setting.search, pruning=pruning))
+    model.setting = setting
+    decided = model.decide(x)
+    assert len(decided.unique()) > 3
+    assert decided.tolist() == model.logits(x).argmax(1).tolist()
+
+
+def test_a_class_given_up_is_never_decided_for(model):
+    """With a gap of nothing, the class of the best starting point is all that is left."""
+    search = dataclasses.replace(model.setting.search, pruning=((0, 0.0),))
+    model.setting, model._inference = dataclasses.replace(model.setting, search=search), None
+    x = images(model, 8)
+    starts_alone = dataclasses.replace(search, iterations=1, pruning=())
+    decided = model.decide(x)
+    model.setting, model._inference = dataclasses.replace(model.setting, search=starts_alone), None
+    assert decided.tolist() == model.logits(x).argmax(1).tolist()
+
+
 def test_rows_do_not_depend_on_each_other(model):
     x = images(model, n=7)
     parts = torch.cat([model.logits(x[:1]), model.logits(x[1:5]), model.logits(x[5:])])
@@ -141,6 +166,7 @@ def test_new_weights_take_effect(model):
 def test_it_declares_its_capabilities():
     model = AnalysisBySynthesis(MNIST, binary=False)
     assert isinstance(model, HasInputGradient)
+    assert isinstance(model, HasDecision)
     assert isinstance(model, HasReconstruction)
     assert isinstance(model, HasInnerSteps)
     assert model.inner_steps == 500
@@ -337,3 +363,29 @@ def test_released_accuracy_on_the_first_1000_mnist_test_images(name, accuracy, d
     model = bench.load_defense(name, dataset="mnist", data_dir=data_dir)
     logits = torch.cat([model.logits(x) for x in test.images[:1000].split(50)])
     assert (logits.argmax(1) == test.labels[:1000]).float().mean().item() == pytest.approx(accuracy, abs=0.003)
+
+
+@pytest.mark.slow
+def test_released_decisions_are_those_of_the_logits_on_clean_images_and_at_the_boundary(data_dir):
+    """On 2000 test images, and on 500 adversarials that bisection left at the boundary."""
+    test = bench.load_dataset("mnist", data_dir).test
+    model = bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
+
+    def differences(x):
+        exact = torch.cat([model.logits(part).argmax(1) for part in x.split(100)])
+        return exact, (torch.cat([model.decide(part) for part in x.split(100)]) != exact).sum().item()
+
+    x = test.images[:2000]
+    classes, differing = differences(x)
+    assert differing == 0
+    clean, adversarial = x[:500], x[500:].roll(7, 0)[:500]
+    different = classes[:500] != classes[500:].roll(7, 0)[:500]
+    clean, adversarial, y = clean[different], adversarial[different], classes[:500][different]
+    low = clean
+    for _ in range(9):
+        middle = (low + adversarial) / 2
+        hit = torch.cat([model.decide(part) for part in middle.split(100)]) != y
+        adversarial = torch.where(hit[:, None, None, None], middle, adversarial)
+        low = torch.where(hit[:, None, None, None], low, middle)
+    points = torch.cat([adversarial, low])[:500]
+    assert differences(points)[1] == 0

@@ -1,0 +1,36 @@
+"""What the benchmarks share."""
+
+import time
+from collections.abc import Callable
+
+from bench.cells import Cell
+from bench.registry import Registry
+
+
+def seconds(function: Callable, *arguments, **keywords) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    function(*arguments, **keywords)
+    return time.perf_counter() - started
+
+
+def make_cell(attack: str, norm: str, budget: int, samples: int = 64) -> Cell:
+    """A cell of one chunk on the digits' ``cnn``."""
+    card = Registry().get("attacks", attack).attack_card
+    return Cell(
+        dataset="digits",
+        defense="cnn",
+        attack=attack,
+        function=attack,
+        norm=norm,
+        epsilon=None,
+        access=card.access,
+        parameters=card.parameters,
+        budget=budget,
+        seed=0,
+        samples=samples,
+        chunk=samples,
+        batch_size=samples,
+        timeout=None,
+        state={},
+    )

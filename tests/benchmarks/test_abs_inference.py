@@ -1,0 +1,140 @@
+"""The released ABS beside a plain version of it: one class after the other, autograd, torch's Adam; in one thread."""
+
+import multiprocessing
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from measuring import seconds
+from torch import Tensor
+
+import bench
+from defenses.abs import SETTINGS, AnalysisBySynthesis
+from defenses.abs.descent import MAX_NORM, prior_draws
+from defenses.abs.vae import Decoder
+
+SETTING = SETTINGS[28]
+MAC_DECODER = 8 * 512 + 16 * (32 * 16 + 121 * 16) * 25 + 625 * 16 * 16
+"""Multiplications that one decoding needs: layer by layer, inputs times maps times kernel."""
+
+
+@dataclass
+class Plain:
+    """Inference as the authors' code does it, but for the sign of clipped latents."""
+
+    decoders: list[Decoder]
+    starts: Tensor
+    grids: list[Tensor]
+
+    @classmethod
+    def of(cls, model: AnalysisBySynthesis) -> "Plain":
+        starts = prior_draws(SETTING.search.starts, SETTING.architecture.latent)
+        decoders = []
+        for c in range(10):
+            decoder = Decoder(SETTING.architecture, 1).eval()
+            state = model.vaes.decoder.state_dict()
+            decoder.load_state_dict({k: v.chunk(10)[c] if v.dim() else v for k, v in state.items()})
+            decoders.append(decoder)
+        with torch.no_grad():
+            grids = [torch.cat([decoder(z[:, None]) for z in starts.split(500)]).flatten(1) for decoder in decoders]
+        return cls(decoders, starts, grids)
+
+    def logits(self, x: Tensor) -> Tensor:
+        energies = [self._minimise(c, x) for c in range(10)]
+        return -torch.stack(energies, 1) / 784
+
+    def _minimise(self, c: int, x: Tensor) -> Tensor:
+        decoder, variance = self.decoders[c], SETTING.search.variance
+        prior = variance * self.starts.square().sum(1)
+        nearest = (torch.cdist(x.flatten(1), self.grids[c]).square() + prior).argmin(1)
+        z = self.starts[nearest][:, None].clone().requires_grad_(True)
+        adam = torch.optim.Adam([z], lr=SETTING.search.learning_rate)
+
+        def energy() -> Tensor:
+            return (x[:, None] - decoder(z)).square().flatten(1).sum(1) + variance * z.square().flatten(1).sum(1)
+
+        for _ in range(SETTING.search.iterations - 1):
+            adam.zero_grad()
+            energy().sum().backward()
+            adam.step()
+            with torch.no_grad():
+                z.mul_((MAX_NORM / z.norm(dim=2, keepdim=True)).clamp_max(1))
+        with torch.no_grad():
+            return energy()
+
+
+@pytest.fixture(scope="module")
+def data_dir() -> Path:
+    if "ASSAY_DATA" not in os.environ:
+        pytest.skip("ASSAY_DATA is not set: the released weights are not here")
+    return Path(os.environ["ASSAY_DATA"])
+
+
+@pytest.fixture(scope="module")
+def model(data_dir) -> AnalysisBySynthesis:
+    torch.set_num_threads(1)
+    return bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
+
+
+@pytest.fixture(scope="module")
+def images(data_dir) -> Tensor:
+    return bench.load_dataset("mnist", data_dir).test.images
+
+
+def float32_peak() -> float:
+    """Multiplications per second of a large matrix product in one thread."""
+    a = torch.rand(2048, 2048)
+    return 2048**3 / min(seconds(torch.mm, a, a) for _ in range(5))
+
+
+@pytest.mark.parametrize("batch", [100, 1])
+def test_beside_the_plain_loop(benchmark, report, model, images, batch):
+    """`logits` and `decide` against the plain loop; of `logits` also the share of the float32 peak."""
+    plain, x = Plain.of(model), images[:batch]
+    for warm in (model.logits, model.decide):
+        warm(x)
+    exact, decided, theirs, peak = [], [], [], []
+    # Side by side, so that what else the machine does falls on all of them.
+    for _ in range(2 if batch > 1 else 5):
+        peak.append(float32_peak())
+        theirs.append(seconds(plain.logits, x))
+        exact.append(seconds(model.logits, x))
+        decided.append(seconds(model.decide, x))
+    benchmark.pedantic(model.logits, (x,), rounds=1)
+    torch.testing.assert_close(model.logits(x), plain.logits(x), rtol=1e-4, atol=0)
+    report(f"ABS logits, batch {batch}: plain loop / ours", f"{min(theirs) / min(exact):.1f}")
+    report(f"ABS decisions, batch {batch}: plain loop / ours", f"{min(theirs) / min(decided):.1f}")
+    report(f"ABS logits, batch {batch}: ms per image", f"{1000 * min(exact) / batch:.1f}")
+    report(f"ABS decisions, batch {batch}: ms per image", f"{1000 * min(decided) / batch:.1f}")
+    if batch == 100:
+        descent = 10 * (2 * SETTING.search.iterations - 1) * MAC_DECODER
+        useful = batch * (descent + 10 * SETTING.search.starts * 784) / min(exact)
+        report("ABS logits: useful share of the float32 peak", f"{useful / max(peak):.0%}")
+
+
+def classify_half(data_dir: Path, half: int) -> tuple[float, float, float]:
+    """Accuracy on every second test image, seconds from the first image on, and the process's peak memory in GB."""
+    torch.set_num_threads(1)
+    model = bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
+    test = bench.load_dataset("mnist", data_dir).test
+    x, y = test.images[half::2], test.labels[half::2]
+    model.decide(x[:1])
+    started = time.perf_counter()
+    predicted = torch.cat([model.decide(part) for part in x.split(100)])
+    spent = time.perf_counter() - started
+    return (predicted == y).float().mean().item(), spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def test_the_whole_test_set(benchmark, report, data_dir):
+    """Decisions on all 10,000 MNIST test images, half of them in each of two processes."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        tasks = [(data_dir, 0), (data_dir, 1)]
+        halves = benchmark.pedantic(pool.starmap, (classify_half, tasks), rounds=1)
+    accuracy = sum(half[0] for half in halves) / 2
+    report("ABS decisions on the MNIST test set, two processes", f"{max(half[1] for half in halves):.0f} s")
+    report("ABS memory of one process", f"{max(half[2] for half in halves):.2f} GB")
+    assert accuracy == pytest.approx(0.990, abs=0.001)

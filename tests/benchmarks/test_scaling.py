@@ -1,0 +1,74 @@
+"""Cost as the work grows: time per sample, class and cell must stay what it is."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from measuring import make_cell, seconds
+from torch import nn
+
+import bench
+from bench.cards import DefenseCard
+from bench.datasets import Split
+from bench.engine import run_cell
+from bench.protocols import ModuleDefense
+from bench.registry import Registry
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm"), [("boundary", "L2"), ("pointwise", "L0"), ("bim", "Linf"), ("deepfool", "L2")]
+)
+def test_samples(benchmark, report, attack, norm):
+    """Four times the samples, in chunks of the same size."""
+    dataset = bench.load_dataset("digits")
+    defense = bench.load_defense("cnn", dataset="digits")
+    function = Registry().get("attacks", attack).function
+    few = replace(make_cell(attack, norm, budget=300), batch_size=64)
+    many = replace(few, samples=256)
+    run_cell(few, defense, function, dataset, CPU)
+    small = seconds(run_cell, few, defense, function, dataset, CPU)
+    large = seconds(benchmark.pedantic, run_cell, (many, defense, function, dataset, CPU), rounds=1)
+    report(f"{attack} {norm}: 4 times the samples take", f"{large / small:.1f} times as long")
+
+
+def test_classes(benchmark, report):
+    """DeepFool takes the derivatives of all logits: 4 times the classes, on a linear classifier."""
+    dataset = bench.load_dataset("digits")
+    function = Registry().get("attacks", "deepfool").function
+    spent = []
+    for classes in (10, 40):
+        torch.manual_seed(0)
+        card = DefenseCard(name="linear", datasets=("digits",))
+        defense = ModuleDefense(card, nn.Sequential(nn.Flatten(), nn.Linear(64, classes)))
+        logits = defense.logits(dataset.test.images)
+        relabelled = Split(dataset.test.images, logits.argmax(1))
+        labelled = SimpleNamespace(classes=classes, train=dataset.train, test=relabelled)
+        cell = make_cell("deepfool", "L2", budget=10**6)
+        run_cell(cell, defense, function, labelled, CPU)
+        spent.append(seconds(run_cell, cell, defense, function, labelled, CPU))
+    benchmark.pedantic(run_cell, (cell, defense, function, labelled, CPU), rounds=1)
+    report("deepfool L2: 4 times the classes take", f"{spent[1] / spent[0]:.1f} times as long")
+
+
+def test_cells(benchmark, report, tmp_path):
+    """What a cell costs that has next to nothing to do, with 1 and 4 defenses and 1 and 4 attacks."""
+    bench.load_defense("cnn", dataset="digits")
+    spent = {}
+    for defenses, attacks in ((1, 1), (1, 4), (4, 1), (4, 4)):
+        names = ["cnn", "binary_cnn", "adv_l2", "adv_linf"][:defenses]
+        entries = [
+            f"[[attacks]]\nname = 'fgm'\nvariant = 'v{k}'\nparameters = {{ rungs = 2, bisections = {k + 1} }}"
+            for k in range(attacks)
+        ]
+        matrix = tmp_path / f"{defenses}x{attacks}.toml"
+        matrix.write_text(f"dataset = 'digits'\nsamples = 1\ndefenses = {names}\n" + "\n".join(entries))
+        bench.run(str(matrix), out=tmp_path / "warm" / matrix.stem, workers=1)
+        spent[defenses, attacks] = seconds(bench.run, str(matrix), out=tmp_path / matrix.stem, workers=1)
+    benchmark.pedantic(bench.run, (str(matrix),), {"out": tmp_path / "last", "workers": 1}, rounds=1)
+    per_cell = (spent[4, 4] - spent[1, 1]) / 15
+    report("a cell with nothing to do costs", f"{1000 * per_cell:.0f} ms")
+    for (defenses, attacks), s in spent.items():
+        report(f"a run of {defenses} defenses x {attacks} attacks, 1 sample", f"{s:.2f} s")
