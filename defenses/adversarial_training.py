@@ -157,13 +157,13 @@ def perturb(
     return adversarial
 
 
-@defense("adv_linf", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
+@defense("adv_linf", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=2)
 def adv_linf(dataset: Dataset) -> AdversariallyTrained:
     """Trained against Linf perturbations: up to 0.3 at 28x28, 0.1 at 8x8."""
     return AdversariallyTrained(dataset, "Linf")
 
 
-@defense("adv_l2", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
+@defense("adv_l2", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=2)
 def adv_l2(dataset: Dataset) -> AdversariallyTrained:
     """Trained against L2 perturbations: up to 1.5 at 28x28, 0.5 at 8x8."""
     return AdversariallyTrained(dataset, "L2")

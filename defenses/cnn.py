@@ -76,14 +76,18 @@ class ConvolutionalNet(nn.Module):
         trainer.minimise(self.parameters(), loss, data, epochs=EPOCHS[self.size], batch_size=64, learning_rate=2e-3)
 
 
-@defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
+@defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=2)
 def cnn(dataset: Dataset) -> ConvolutionalNet:
     """A plain CNN."""
     return ConvolutionalNet(dataset, binary=False)
 
 
 @defense(
-    "binary_cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, binarization_threshold=THRESHOLD
+    "binary_cnn",
+    datasets=["digits", "mnist", "fashion_mnist"],
+    citation=CITATION,
+    binarization_threshold=THRESHOLD,
+    version=2,
 )
 def binary_cnn(dataset: Dataset) -> ConvolutionalNet:
     """The same net on binarised inputs."""
