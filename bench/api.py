@@ -16,7 +16,7 @@ from bench.matrix import build_matrix, read_matrix, with_settings
 from bench.protocols import Defense
 from bench.provenance import check_packages
 from bench.registry import Group, Registry
-from bench.running import RunnerName, choose_device, default_out, execute, prepare
+from bench.running import RunnerName, choose_device, default_out, execute, prepare, process_count
 
 
 def run(
@@ -59,8 +59,9 @@ def run(
     folder = default_out(built) if out is None else Path(out)
     data_path = None if data_dir is None else Path(data_dir)
     torch_device = choose_device(device)
-    planned = prepare(built, registry, folder, data_path, torch_device, train=True)
-    execute(planned, folder, data_path, torch_device, workers, runner)
+    processes = process_count(workers, runner, torch_device)
+    planned = prepare(built, registry, folder, data_path, torch_device, processes)
+    execute(planned, folder, data_path, torch_device, processes, runner)
     return load_ledger(folder)
 
 

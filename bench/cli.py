@@ -59,16 +59,17 @@ def run(
     out: Out = None,
 ) -> None:
     """Run a matrix: train what is untrained, run the cells that are missing, write the report."""
-    from bench.running import choose_device, default_out, execute, prepare
+    from bench.running import choose_device, default_out, execute, prepare, process_count
 
     chosen_runner, torch_device = _choice("--runner", runner), choose_device(device)
     built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
     folder = out or default_out(built)
-    planned = prepare(built, registry, folder, data_dir, torch_device, train=True)
+    processes = process_count(workers, chosen_runner, torch_device)
+    planned = prepare(built, registry, folder, data_dir, torch_device, processes)
     before = len(planned.cells) - len(planned.done)
     if not before:
         typer.echo(f"Nothing to do: all {len(planned.cells)} cells of {built.name} are in {folder / 'ledger'}.")
-    outcome = execute(planned, folder, data_dir, torch_device, workers, chosen_runner)
+    outcome = execute(planned, folder, data_dir, torch_device, processes, chosen_runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
     for title in outcome.failed:
@@ -102,7 +103,7 @@ def plan(
     from bench.running import cost, default_out, prepare
 
     built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
-    planned = prepare(built, registry, out or default_out(built), data_dir, torch.device("cpu"), train=False)
+    planned = prepare(built, registry, out or default_out(built), data_dir, torch.device("cpu"), trainers=0)
     rows = [
         (
             cell.attack,

@@ -53,24 +53,26 @@ def run_cell(
     dataset: Dataset,
     device: torch.device,
     on_chunk: Callable[[int], None] = lambda samples: None,
-    clean: CleanVerdicts | None = None,
+    clean_verdicts: CleanVerdicts | None = None,
 ) -> CellResult:
     """Runs a cell in its fixed chunks of samples; ``on_chunk(samples)`` is called after each.
 
-    ``clean`` is what earlier cells of the same defense found out about the clean images; it is added to.
+    ``clean_verdicts`` is what earlier cells of the same defense found out about the clean images; it is added to.
 
     An exception or a timeout makes the samples of its chunk ``failed``; they never count as robust.
     """
     torch.set_num_threads(CELL_THREADS)
     deadline = None if cell.timeout is None else time.monotonic() + cell.timeout
     images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
-    clean = {} if clean is None else clean
+    clean_verdicts = {} if clean_verdicts is None else clean_verdicts
     pool = (dataset.train.images[:POOL_SIZE].to(device), dataset.train.labels[:POOL_SIZE].to(device))
     frames, adversarials = [], []
     for start in range(0, cell.samples, cell.chunk):
         indices = range(start, min(start + cell.chunk, cell.samples))
         x, y = images[start : indices.stop].to(device), labels[start : indices.stop].to(device)
-        columns, found = _run_chunk(cell, defense, attack, dataset.classes, x, y, indices, pool, clean, deadline)
+        columns, found = _run_chunk(
+            cell, defense, attack, dataset.classes, x, y, indices, pool, clean_verdicts, deadline
+        )
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
         on_chunk(len(indices))
@@ -94,16 +96,15 @@ def _run_chunk(
     y: Tensor,
     indices: range,
     pool: tuple[Tensor, Tensor],
-    known: CleanVerdicts,
+    clean_verdicts: CleanVerdicts,
     deadline: float | None,
 ) -> tuple[Columns, Tensor]:
     columns = _blank(cell, x.cpu(), y.cpu(), indices)
     adversarials = torch.zeros_like(x)
-    started = time.perf_counter()
     try:
-        if (cell.seed, indices) not in known:
-            known[cell.seed, indices] = _clean_verdict(cell, defense, x, y, indices, classes)
-        clean = known[cell.seed, indices]
+        if (cell.seed, indices) not in clean_verdicts:
+            clean_verdicts[cell.seed, indices] = _clean_verdict(cell, defense, x, y, indices, classes)
+        clean = clean_verdicts[cell.seed, indices]
         columns["clean_prediction"][:] = clean.prediction.cpu()
         wrong = clean.misclassified.cpu().numpy()
         columns["status"][wrong] = "clean_error"
@@ -116,6 +117,7 @@ def _run_chunk(
         attacked = (~clean.misclassified).nonzero()[:, 0]
         if len(attacked):
             keys = [indices[i] for i in attacked.tolist()]
+            started = time.perf_counter()
             oracle = _oracle(cell, defense, x[attacked], y[attacked], keys, classes, pool, deadline)
             judged = _attack_and_judge(cell, defense, attack, oracle, x[attacked], y[attacked], keys, classes)
             rows = attacked.cpu().numpy()

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from queue import Empty, Queue
 
 import torch
 
 from bench.cards import DefenseCard
-from bench.datasets import Dataset
+from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
+from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable, as_defense, fingerprint
 from bench.registry import Plugin, Registry
 from bench.training import checkpoint_path, ensure_trained
@@ -57,15 +65,19 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     return LoadedDefense(plugin, as_defense(card, made))
 
 
-def load_trained(name: str, dataset: Dataset, registry: Registry, seed: int, device: torch.device) -> LoadedDefense:
+def load_trained(
+    name: str, dataset: Dataset, registry: Registry, seed: int, device: torch.device, progress: Bar | None = None
+) -> LoadedDefense:
     """Builds a defense, trains it on first use or loads its cached state, and moves it to ``device``.
+
+    Training advances ``progress`` by one, or shows a bar of its own.
 
     Raises:
         UserError: as `make_defense`, and when its checkpoint is corrupt.
     """
     loaded = make_defense(name, dataset, registry)
     if isinstance(loaded.defense, Trainable):
-        ensure_trained(loaded.defense, dataset, seed, device, loaded.plugin.digest)
+        ensure_trained(loaded.defense, dataset, seed, device, loaded.plugin.digest, progress)
     loaded.defense.to(device)
     return loaded
 
@@ -76,3 +88,58 @@ def needs_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -> bool:
         return False
     path = checkpoint_path(loaded.defense, dataset, seed, loaded.plugin.digest)
     return not path.with_suffix(".json").exists()
+
+
+def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registry, seed: int, workers: int) -> None:
+    """Trains defenses on the CPU in up to ``workers`` processes; their states are cached as by `load_trained`.
+
+    Raises:
+        UserError: as `load_trained`, and when a process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        bar(f"training {len(names)} defenses on {dataset.name}", len(names)) as progress,
+        ProcessPoolExecutor(min(workers, len(names)), context) as pool,
+    ):
+        news = manager.Queue()
+        running = {
+            pool.submit(_train, name, dataset.name, dataset.data_dir, registry.plugins, seed, news): name
+            for name in names
+        }
+        while running:
+            done, _ = wait(running, timeout=0.5)
+            with suppress(Empty):
+                while True:
+                    progress.advance(*news.get_nowait())
+            for future in done:
+                name = running.pop(future)
+                try:
+                    future.result()
+                except BrokenProcessPool:
+                    raise UserError(f"training {name}: its process died; try --workers 1") from None
+
+
+class _Reported:
+    """The bar of a training in another process: sends what it is told, one percent at a time."""
+
+    def __init__(self, name: str, news: Queue[tuple[float, str]]) -> None:
+        self._name, self._news, self._unsent = name, news, 0.0
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._unsent += amount
+        if self._unsent >= 0.01:
+            self._news.put((self._unsent, f"{self._name}, {note}"))
+            self._unsent = 0.0
+
+
+def _train(
+    name: str,
+    dataset: str,
+    data_dir: Path | None,
+    plugins: Sequence[str],
+    seed: int,
+    news: Queue[tuple[float, str]],
+) -> None:
+    progress = _Reported(name, news)
+    load_trained(name, load_dataset(dataset, data_dir), Registry(plugins), seed, torch.device("cpu"), progress)

@@ -173,7 +173,7 @@ class Oracle:
 
     @property
     def inner_steps(self) -> Tensor:
-        """Optimisation steps inside the defense per sample (n,), float64; of decisions as many as logits would take."""
+        """Optimisation steps inside the defense per sample (n,), float64; at most, where it decides by itself."""
         return self.forwards * self._inner_steps
 
     def as_module(self) -> nn.Module:
@@ -237,7 +237,7 @@ class Oracle:
 
     def _votes(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
         """The share (N, K) of ``draws`` in which each class is decided for."""
-        if isinstance(self._defense, HasDecision):
+        if isinstance(self._defense, HasDecision) and not self._defense.card.randomized:
             decisions = self._defense.decide(x)[None]
         else:
             decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(draws)])

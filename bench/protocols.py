@@ -48,7 +48,7 @@ class HasInputGradient(Protocol):
 
 @runtime_checkable
 class HasDecision(Protocol):
-    """A deterministic defense that decides at less cost than it takes to compute all logits."""
+    """A deterministic defense that can decide without computing all logits."""
 
     def decide(self, x: Tensor) -> Tensor:
         """The classes (N,) int64 of the largest logits of images (N, C, H, W).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from bench.registry import Registry
 
 _GRACE_SECONDS = 60
 """How long after a cell's timeout its worker is killed: between two queries a worker notices the timeout itself."""
+SIGKILLED = -9
+"""Exit code of a worker that was killed, as the system does when memory runs out."""
 
 OnDone = Callable[[Cell, float], None]
 """Told of a cell that is done, and how many of its samples failed."""
@@ -46,14 +47,14 @@ class Job:
 
 
 class Workshop:
-    """Runs cells in this process; loads each defense, and judges it on the clean images, once."""
+    """Runs cells in this process; loads each defense once, and judges it once on each chunk of clean images."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._registry = Registry(job.plugins)
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
-        self._clean: dict[str, CleanVerdicts] = {}
+        self._clean_verdicts: dict[str, CleanVerdicts] = {}
 
     def execute(self, cell: Cell, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
         """Runs one cell and writes its result; returns how many of its samples failed."""
@@ -90,8 +91,8 @@ class Workshop:
         if loaded.fingerprint != cell.state["weights"]:
             raise UserError(f"defense {cell.defense!r} has other weights each time it is built; save and load them")
         attack = self._registry.get("attacks", cell.function)
-        clean = self._clean.setdefault(cell.defense, {})
-        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean)
+        clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
+        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts)
 
 
 def run_serial(job: Job, cells: Sequence[Cell], on_done: OnDone, on_chunk: OnChunk) -> None:
@@ -179,7 +180,7 @@ def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
         what, value = worker.connection.recv()
     except (EOFError, ConnectionError):
         worker.process.join(timeout=5)
-        killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == -signal.SIGKILL else ""
+        killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
         return f"worker lost (exit code {worker.process.exitcode}{killed})"
     if what == "chunk":
         on_chunk(worker.cell, value)

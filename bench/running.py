@@ -13,7 +13,7 @@ from bench.cells import Cell, NotApplicable, plan
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.ledger import ledger_dir, verify_cell, write_clean, write_manifest
-from bench.loading import LoadedDefense, load_trained, make_defense, needs_training
+from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
 from bench.protocols import HasInnerSteps
@@ -81,9 +81,9 @@ def prepare(
     run: Path,
     data_dir: Path | None,
     device: torch.device,
-    train: bool,
+    trainers: int,
 ) -> Planned:
-    """Plans a matrix; with ``train``, trains the defenses that are not.
+    """Plans a matrix; trains the defenses that are not, in up to ``trainers`` processes (0: leaves them untrained).
 
     Raises:
         UserError: for whatever the user has to mend.
@@ -92,28 +92,34 @@ def prepare(
     available = len(dataset.test.labels)
     if matrix.samples > available:
         raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
-    defenses: dict[str, LoadedDefense] = {}
-    untrained: set[str] = set()
+    defenses = {name: make_defense(name, dataset, registry) for name in matrix.defenses}
+    untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
+    if trainers:
+        if min(trainers, len(untrained)) > 1 and device.type == "cpu":
+            train_side_by_side(untrained, dataset, registry, matrix.seed, trainers)
+        untrained = []
     for name in matrix.defenses:
-        if not train and needs_training(
-            defenses.setdefault(name, make_defense(name, dataset, registry)), dataset, matrix.seed
-        ):
-            untrained.add(name)
-        else:
+        if name not in untrained:
             defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
     cells, not_applicable = plan(matrix, dataset, defenses, registry)
     known = [cell for cell in cells if cell.defense not in untrained]
     done = {cell.id for cell in known if verify_cell(ledger_dir(run) / cell.file, cell.id)}
-    return Planned(matrix, dataset, registry, defenses, cells, not_applicable, done, untrained)
+    return Planned(matrix, dataset, registry, defenses, cells, not_applicable, done, set(untrained))
+
+
+def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
+    """The number of processes asked for; by default one per core, one on a GPU. The serial runner has one."""
+    if runner == "serial":
+        return 1
+    return workers or (1 if device.type != "cpu" else len(os.sched_getaffinity(0)))
 
 
 def execute(
-    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, workers: int | None, runner: RunnerName
+    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, processes: int, runner: RunnerName
 ) -> Outcome:
-    """Runs the cells that are not done and writes the manifest.
+    """Runs the cells that are not done, in ``processes`` unless the runner is serial, and writes the manifest.
 
-    ``workers`` is the number of processes of the process runner (default: one per core; one on a GPU). Every cell
-    computes with one thread on a CPU, so that its result does not depend on it.
+    Every cell computes with one thread on a CPU, so that its result does not depend on it.
     """
     matrix = planned.matrix
     job = Job(
@@ -130,7 +136,6 @@ def execute(
         (cell for cell in planned.cells if cell.id not in planned.done),
         key=lambda cell: -cost(cell, planned.defenses[cell.defense]),
     )
-    count = workers or (1 if device.type != "cpu" else len(os.sched_getaffinity(0)))
     failed: list[str] = []
     if pending:
         samples = matrix.samples * len(pending)
@@ -143,10 +148,10 @@ def execute(
                 if failures:
                     failed.append(cell.title)
 
-            if runner == "serial" or (runner == "auto" and (count == 1 or len(pending) == 1)):
+            if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
                 run_serial(job, pending, on_done, on_chunk)
             else:
-                run_processes(job, pending, count, on_done, on_chunk)
+                run_processes(job, pending, processes, on_done, on_chunk)
     return Outcome(len(pending), len(planned.done), failed)
 
 

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,12 @@ def checkpoint_path(defense: Defense, dataset: Dataset, seed: int, source: str) 
     return cache_dir() / "checkpoints" / dataset.name / f"{stem}-seed{seed}-{digest}.safetensors"
 
 
-def ensure_trained(defense: Defense, dataset: Dataset, seed: int, device: torch.device, source: str) -> Path:
+def ensure_trained(
+    defense: Defense, dataset: Dataset, seed: int, device: torch.device, source: str, progress: Bar | None = None
+) -> Path:
     """Loads a trainable defense's cached state into it, training and caching it first where there is none.
+
+    Training advances ``progress`` by one, or shows a bar of its own.
 
     Raises:
         UserError: when the checkpoint is corrupt or does not fit the defense.
@@ -123,8 +127,9 @@ def ensure_trained(defense: Defense, dataset: Dataset, seed: int, device: torch.
     if not card_path.exists():
         started = time.monotonic()
         defense.to(device)
-        with bar(f"training {defense.card.name} on {dataset.name}", 1) as progress, _reproducible(seed):
-            defense.fit(dataset.train, Trainer(device, seed, progress))
+        title = f"training {defense.card.name} on {dataset.name}"
+        with nullcontext(progress) if progress else bar(title, 1) as shown, _reproducible(seed):
+            defense.fit(dataset.train, Trainer(device, seed, shown))
         if isinstance(defense, nn.Module):
             defense.eval().requires_grad_(False)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ def _own_cache(tmp_path_factory):
         os.environ["ASSAY_CACHE"] = before
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real data sets, where this machine has one."""
     if "ASSAY_DATA" not in os.environ:

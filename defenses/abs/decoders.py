@@ -128,12 +128,11 @@ class FoldedDecoder:
         as rows ``x`` (N, D)."""
         *hidden, decoded = self._activations(z)
         error = decoded - x
-        energies = error.square().sum(2).add_(z.square().sum(2), alpha=variance)
         cotangent = torch.ops.aten.sigmoid_backward(error, decoded).mul_(2)
         for layer, activation in zip(self.layers[:0:-1], reversed(hidden), strict=True):
             # ELU's derivative from its output: 1 above zero, output + 1 below.
             cotangent = torch.ops.aten.elu_backward(layer.backward(cotangent), 1, 1, 1, True, activation)
-        return energies, self.layers[0].backward(cotangent).add_(z, alpha=2 * variance)
+        return energy(error, z, variance), self.layers[0].backward(cotangent).add_(z, alpha=2 * variance)
 
     def _activations(self, z: Tensor) -> list[Tensor]:
         *hidden, last = self.layers
@@ -142,6 +141,11 @@ class FoldedDecoder:
             z = elu_(layer.forward(z))
             activations.append(z)
         return [*activations, last.forward(z).sigmoid_()]
+
+
+def energy(error: Tensor, z: Tensor, variance: float) -> Tensor:
+    """||x - G(z)||^2 + variance ||z||^2, (K, N), from the error x - G(z), (K, N, D), at ``z`` (K, N, L)."""
+    return error.square().sum(2).add_(z.square().sum(2), alpha=variance)
 
 
 def elu_(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.abs.decoders import FoldedDecoder, features, fold, images
+from defenses.abs.decoders import FoldedDecoder, energy, features, fold, images
 from defenses.abs.vae import Decoder
 
 PRIOR_SEED = 2019
@@ -35,8 +35,8 @@ class Search:
         iterations: evaluations in the descent; the last one takes no step.
         learning_rate: Adam's.
         variance: of the likelihood p(x|z, c), in squared pixel intensity.
-        pruning: pairs (steps taken, gap) for `Inference.decide`: a class whose energy then lies more than the gap above
-            the lowest one is given up.
+        pruning: pairs (steps taken, gap) for `Inference.decide`: a class whose scaled energy then lies further than the
+            gap above the lowest one is given up. Empty where no gaps were measured: decisions then cost what logits do.
     """
 
     starts: int
@@ -105,8 +105,7 @@ class Descent:
     def result(self) -> tuple[Tensor, Tensor]:
         """Energies (N, K) and decoded images (N, K, D) at the present latents."""
         decoded = self._decoder.decode(self._z)
-        energies = (self._x - decoded).square().sum(2) + self._search.variance * self._z.square().sum(2)
-        return energies.T, decoded.transpose(0, 1)
+        return energy(self._x - decoded, self._z, self._search.variance).T, decoded.transpose(0, 1)
 
 
 class _Group:
@@ -136,7 +135,7 @@ class _Group:
 
 
 class Inference:
-    """Finds the optimal latents of images under decoders of K classes; no row depends on the others.
+    """Finds the optimal latents of images under decoders of K classes; but for rounding, no row depends on the others.
 
     Args:
         decoder: in evaluation mode; its weights are copied.

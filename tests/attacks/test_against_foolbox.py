@@ -2,26 +2,12 @@
 
 import foolbox
 import pytest
-import torch
 from attack_problems import run
-
-from bench.threat import distance
-
-
-def foolbox_distances(problem, attack, norm, epsilons=None):
-    """Distance (n,) of what a foolbox attack finds: the nearest of its results over ``epsilons``, if bounded."""
-    model = foolbox.PyTorchModel(problem.defense, bounds=(0, 1))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        _, clipped, success = attack(model, problem.x, problem.y, epsilons=epsilons)
-    if epsilons is None:
-        clipped, success = [clipped], success[None]
-    found = torch.stack([distance(images, problem.x, norm) for images in clipped])
-    return torch.where(success, found, torch.inf).amin(0)
+from foolbox_attacks import LADDER, SALT_AND_PEPPER, foolbox_distances
 
 
-LADDER = [0.02 * 1.12**k for k in range(46)]
-"""46 epsilons from 0.02 to 3.3: bounded attacks with 10 steps cost 460 gradients here."""
+def distances(problem, attack, norm, epsilons=None):
+    return foolbox_distances(problem.defense, problem.x, problem.y, attack, norm, epsilons)
 
 
 @pytest.mark.parametrize(("name", "norm", "theirs", "epsilons"), [
@@ -37,18 +23,18 @@ LADDER = [0.02 * 1.12**k for k in range(46)]
 ])  # fmt: skip
 def test_at_least_as_strong(small_net, name, norm, theirs, epsilons):
     ours = run(small_net, name, norm).distance
-    assert ours.median() <= 1.05 * foolbox_distances(small_net, theirs, norm, epsilons).median()
+    assert ours.median() <= 1.05 * distances(small_net, theirs, norm, epsilons).median()
 
 
 def test_gaussian_noise_is_at_least_as_strong(small_net):
     theirs = foolbox.attacks.L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack(repeats=10)
-    expected = foolbox_distances(small_net, theirs, "L2", [0.08 * k for k in range(1, 101)])
+    expected = distances(small_net, theirs, "L2", [0.08 * k for k in range(1, 101)])
     assert run(small_net, "gaussian_noise", "L2").distance.median() <= 1.05 * expected.median()
 
 
 def test_salt_and_pepper_is_at_least_as_strong(small_net):
     """Means, since a median of a few pixels is too coarse."""
-    expected = foolbox_distances(small_net, foolbox.attacks.SaltAndPepperNoiseAttack(steps=700), "L0")
+    expected = distances(small_net, foolbox.attacks.SaltAndPepperNoiseAttack(steps=700), "L0")
     assert run(small_net, "salt_and_pepper", "L0").distance.mean() <= 1.05 * expected.mean()
 
 
@@ -56,13 +42,13 @@ def test_salt_and_pepper_is_at_least_as_strong(small_net):
 def test_boundary_at_the_same_steps(small_net):
     """From foolbox's own start, blended noise, and with its longer queues."""
     theirs = foolbox.attacks.BoundaryAttack(steps=1000)
-    expected = foolbox_distances(small_net, theirs, "L2")
+    expected = distances(small_net, theirs, "L2")
     assert run(small_net, "boundary", "L2", steps=1000).distance.median() <= expected.median()
 
 
 @pytest.mark.slow
 def test_pointwise_from_any_start(small_net):
-    theirs = foolbox.attacks.PointwiseAttack(init_attack=foolbox.attacks.SaltAndPepperNoiseAttack(steps=1000))
+    theirs = foolbox.attacks.PointwiseAttack(init_attack=SALT_AND_PEPPER)
     for norm in ("L0", "L2"):
-        expected = foolbox_distances(small_net, theirs, norm)
+        expected = distances(small_net, theirs, norm)
         assert run(small_net, "pointwise_10x", norm).distance.median() <= 1.05 * expected.median()

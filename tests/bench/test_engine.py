@@ -113,11 +113,11 @@ def test_attacks_on_the_same_defense_share_the_verdict_on_its_clean_images():
     def idle(oracle, x, y):
         return x
 
-    defense, clean = make_defense(Counting()), {}
-    first = run_cell(make_cell(), defense, idle, dataset(), CPU, clean=clean)
+    defense, verdicts = make_defense(Counting()), {}
+    first = run_cell(make_cell(), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
     before = Counting.calls
-    second = run_cell(make_cell(), defense, idle, dataset(), CPU, clean=clean)
-    other_seed = run_cell(make_cell(seed=1), defense, idle, dataset(), CPU, clean=clean)
+    second = run_cell(make_cell(), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
+    other_seed = run_cell(make_cell(seed=1), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
     assert before == 2  # five images in batches of three; unperturbed candidates need no pass
     assert Counting.calls == 2 + 2
     for again in (second, other_seed):

@@ -1,8 +1,13 @@
 """What the benchmarks share."""
 
+import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
+
+import bench
 from bench.cells import Cell
 from bench.registry import Registry
 
@@ -34,3 +39,16 @@ def make_cell(attack: str, norm: str, budget: int, samples: int = 64) -> Cell:
         timeout=None,
         state={},
     )
+
+
+def classify_half(data_dir: Path, half: int) -> tuple[float, float, float]:
+    """Accuracy on every second test image, seconds from the first image on, and the process's peak memory in GB."""
+    torch.set_num_threads(1)
+    model = bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
+    test = bench.load_dataset("mnist", data_dir).test
+    x, y = test.images[half::2], test.labels[half::2]
+    model.decide(x[:1])
+    started = time.perf_counter()
+    predicted = torch.cat([model.decide(part) for part in x.split(100)])
+    spent = time.perf_counter() - started
+    return (predicted == y).float().mean().item(), spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

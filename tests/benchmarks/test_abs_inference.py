@@ -1,15 +1,12 @@
 """The released ABS beside a plain version of it: one class after the other, autograd, torch's Adam; in one thread."""
 
 import multiprocessing
-import os
-import resource
-import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
-from measuring import seconds
+from measuring import classify_half, seconds
 from torch import Tensor
 
 import bench
@@ -68,15 +65,7 @@ class Plain:
 
 
 @pytest.fixture(scope="module")
-def data_dir() -> Path:
-    if "ASSAY_DATA" not in os.environ:
-        pytest.skip("ASSAY_DATA is not set: the released weights are not here")
-    return Path(os.environ["ASSAY_DATA"])
-
-
-@pytest.fixture(scope="module")
 def model(data_dir) -> AnalysisBySynthesis:
-    torch.set_num_threads(1)
     return bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
 
 
@@ -116,24 +105,10 @@ def test_beside_the_plain_loop(benchmark, report, model, images, batch):
         report("ABS logits: useful share of the float32 peak", f"{useful / max(peak):.0%}")
 
 
-def classify_half(data_dir: Path, half: int) -> tuple[float, float, float]:
-    """Accuracy on every second test image, seconds from the first image on, and the process's peak memory in GB."""
-    torch.set_num_threads(1)
-    model = bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
-    test = bench.load_dataset("mnist", data_dir).test
-    x, y = test.images[half::2], test.labels[half::2]
-    model.decide(x[:1])
-    started = time.perf_counter()
-    predicted = torch.cat([model.decide(part) for part in x.split(100)])
-    spent = time.perf_counter() - started
-    return (predicted == y).float().mean().item(), spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-
-
 def test_the_whole_test_set(benchmark, report, data_dir):
     """Decisions on all 10,000 MNIST test images, half of them in each of two processes."""
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        tasks = [(data_dir, 0), (data_dir, 1)]
-        halves = benchmark.pedantic(pool.starmap, (classify_half, tasks), rounds=1)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        halves = benchmark.pedantic(lambda: list(pool.map(classify_half, [data_dir] * 2, [0, 1])), rounds=1)
     accuracy = sum(half[0] for half in halves) / 2
     report("ABS decisions on the MNIST test set, two processes", f"{max(half[1] for half in halves):.0f} s")
     report("ABS memory of one process", f"{max(half[2] for half in halves):.2f} GB")

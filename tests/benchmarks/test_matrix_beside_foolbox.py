@@ -1,23 +1,26 @@
-"""The embedded matrix beside a plain script that calls foolbox's attacks for each defense, in one process each."""
+"""The embedded matrix beside a plain script that calls foolbox's attacks for each defense, in one process each.
 
-import math
+The script has the attacks that foolbox has, at foolbox's defaults but for Boundary (5000 steps) and PGD (40); bounded
+ones on a ladder of epsilons. The matrix has more: estimated gradients, Latent Descent, ten repetitions of Pointwise.
+"""
+
 import time
+import warnings
 from dataclasses import dataclass
 
 import foolbox
 import numpy as np
 import pandas as pd
 import torch
+from foolbox_attacks import LADDER, SALT_AND_PEPPER, foolbox_distances
 from torch import nn
 
 import bench
 from bench.protocols import HasInputGradient
-from bench.threat import distance
 
 SAMPLES = 40
+LINF_LADDER = [epsilon for epsilon in LADDER if epsilon <= 1]
 DEFENSES = ["cnn", "binary_cnn", "nearest_neighbour", "adv_linf", "adv_l2", "binary_abs", "abs"]
-EPSILONS = [0.02 * 1.2**k for k in range(25)]
-SALT_AND_PEPPER = foolbox.attacks.SaltAndPepperNoiseAttack(steps=1000)
 
 
 @dataclass
@@ -37,17 +40,17 @@ PLAIN = {
     ),
     "pointwise": Plain("L2", foolbox.attacks.PointwiseAttack(init_attack=SALT_AND_PEPPER)),
     "boundary": Plain("L2", foolbox.attacks.BoundaryAttack(steps=5000)),
-    "fgm": Plain("L2", foolbox.attacks.L2FastGradientAttack(), [8 * e for e in EPSILONS]),
+    "fgm": Plain("L2", foolbox.attacks.L2FastGradientAttack(), LADDER),
     "deepfool": Plain("L2", foolbox.attacks.L2DeepFoolAttack()),
-    "bim": Plain("L2", foolbox.attacks.L2BasicIterativeAttack(), [8 * e for e in EPSILONS]),
-    "pgd": Plain("L2", foolbox.attacks.L2PGD(), [8 * e for e in EPSILONS]),
-    "fgsm": Plain("Linf", foolbox.attacks.LinfFastGradientAttack(), EPSILONS),
+    "bim": Plain("L2", foolbox.attacks.L2BasicIterativeAttack(), LADDER),
+    "pgd": Plain("L2", foolbox.attacks.L2PGD(steps=40), LADDER),
+    "fgsm": Plain("Linf", foolbox.attacks.LinfFastGradientAttack(), LINF_LADDER),
     "deepfool Linf": Plain("Linf", foolbox.attacks.LinfDeepFoolAttack()),
-    "bim Linf": Plain("Linf", foolbox.attacks.LinfBasicIterativeAttack(), EPSILONS),
-    "pgd Linf": Plain("Linf", foolbox.attacks.LinfPGD(), EPSILONS),
-    "mim": Plain("Linf", foolbox.attacks.LinfMomentumIterativeFastGradientMethod(), EPSILONS),
+    "bim Linf": Plain("Linf", foolbox.attacks.LinfBasicIterativeAttack(), LINF_LADDER),
+    "pgd Linf": Plain("Linf", foolbox.attacks.LinfPGD(steps=40), LINF_LADDER),
+    "mim": Plain("Linf", foolbox.attacks.LinfMomentumIterativeFastGradientMethod(), LINF_LADDER),
     "salt_and_pepper": Plain("L0", SALT_AND_PEPPER),
-    "pointwise_10x": Plain("L0", foolbox.attacks.PointwiseAttack(init_attack=SALT_AND_PEPPER)),
+    "pointwise_10x": Plain("L0", foolbox.attacks.PointwiseAttack(init_attack=SALT_AND_PEPPER, l2_binary_search=False)),
 }
 
 
@@ -75,46 +78,37 @@ class _OwnDerivative(torch.autograd.Function):
         return ctx.vector_jacobian(cotangent), None
 
 
-def plain_distances(defense, plain, x, y):
-    model = foolbox.PyTorchModel(Differentiable(defense).eval(), bounds=(0, 1))
-    torch.manual_seed(0)
-    _, clipped, success = plain.attack(model, x, y, epsilons=plain.epsilons)
-    if plain.epsilons is None:
-        clipped, success = [clipped], success[None]
-    found = torch.stack([distance(images, x, plain.norm) for images in clipped])
-    return torch.where(success, found, torch.inf).amin(0)
-
-
 def test_the_digits_matrix(benchmark, report, tmp_path):
-    """Seconds of the whole matrix, with all attacks that foolbox lacks, judging and ledger, against the script's."""
-    torch.set_num_threads(1)
+    """Seconds of the whole matrix, with judging and ledger, against the script's; medians where both have one."""
     nets = {name: bench.load_defense(name, dataset="digits") for name in DEFENSES}
-    frame = benchmark.pedantic(bench.run, ("digits",), {"out": tmp_path / "run", "workers": 1}, rounds=1)
+    frame = benchmark.pedantic(bench.run, ("digits",), {"out": tmp_path / "run", "runner": "serial"}, rounds=1)
     spent = benchmark.stats.stats.min
+    assert not frame["status"].isin(["failed", "violation"]).any()
     test = bench.load_dataset("digits").test
     x, y = test.images[:SAMPLES], test.labels[:SAMPLES]
     frame = frame[frame["epsilon"].isna() & (frame["status"] != "clean_error")]
     own = np.select([frame["norm"] == "L0", frame["norm"] == "L2"], [frame["l0"], frame["l2"]], frame["linf"])
     ours = frame.assign(distance=own).groupby(["defense", "norm", "attack"])["distance"].median()
-    theirs_spent, worse, rows = 0.0, [], []
+    theirs_spent, errors, rows = 0.0, [], []
     for name, defense in nets.items():
         right = defense.logits(x).argmax(1) == y
-        for attack, plain in PLAIN.items():
+        model = Differentiable(defense).eval()
+        for label, plain in PLAIN.items():
+            attack = label.split()[0]
             started = time.perf_counter()
             try:
-                median = plain_distances(defense, plain, x[right], y[right]).median().item()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    theirs = foolbox_distances(model, x[right], y[right], plain.attack, plain.norm, plain.epsilons)
+                rows.append((name, plain.norm, attack, ours[name, plain.norm, attack], theirs.median().item()))
             except Exception as error:
-                report(f"{attack} on {name}", f"foolbox raised {type(error).__name__}")
-                median = math.inf
+                errors.append(f"{label} on {name}: {type(error).__name__}")
             theirs_spent += time.perf_counter() - started
-            mine = ours[name, plain.norm, attack.split()[0]]
-            rows.append((name, plain.norm, attack.split()[0], mine, median))
-            if mine > 1.001 * median:
-                worse.append(f"{attack} {plain.norm} on {name}: {mine:.3g} against {median:.3g}")
-    print(pd.DataFrame(rows, columns=["defense", "norm", "attack", "ours", "foolbox"]).to_string())
-    report(
-        "digits matrix, one worker: foolbox script / ours",
-        f"{theirs_spent / spent:.1f} ({theirs_spent:.0f} s / {spent:.0f} s)",
-    )
-    report("digits matrix: medians larger than foolbox's", f"{len(worse)} of {len(rows)}: " + "; ".join(worse))
-    assert spent < theirs_spent
+    table = pd.DataFrame(rows, columns=["defense", "norm", "attack", "ours", "foolbox"])
+    print(table.to_string())
+    larger = table[table["ours"] > 1.01 * table["foolbox"]]
+    report("digits matrix, one process: ours", f"{spent:.0f} s")
+    report("digits matrix, one process: script with foolbox", f"{theirs_spent:.0f} s, {len(errors)} attacks raised")
+    report("digits matrix: medians over 1.01 times foolbox's", f"{len(larger)} of {len(table)}")
+    assert len(larger) <= 0.1 * len(table), larger
+    assert spent < theirs_spent, errors
