@@ -15,6 +15,7 @@ from bench.cards import attack
     norms=["L2", "Linf"],
     access="gradient",
     budget=600,
+    version=2,
     citation="Moosavi-Dezfooli, Fawzi & Frossard 2016, DeepFool: a simple and accurate method to fool deep networks",
 )
 def deepfool(
@@ -28,8 +29,8 @@ def deepfool(
 ) -> Tensor:
     """Steps to the nearest boundary of the linearised classifier until the label changes.
 
-    Each step takes the Jacobian of all logits. The way from the clean image to the last iterate, which overshoots by
-    ``overshoot``, is then halved ``bisections`` times.
+    Each step takes the Jacobian of all logits and, cheaper than another one, a decision at the next iterate. The way
+    from the clean image to the last iterate, which overshoots by ``overshoot``, is then halved ``bisections`` times.
     """
     z, total = x.clone(), torch.zeros_like(x)
     classes = torch.arange(oracle.classes, device=x.device)
@@ -39,13 +40,11 @@ def deepfool(
         if not len(active):
             break
         jacobian, logits = oracle.jacobian(z[active], classes.expand(len(active), -1), active)
-        failed = logits.argmax(1) == y[active]
-        active, jacobian, logits = active[failed], jacobian[failed], logits[failed]
         total[active] += boundary_step(jacobian, logits, x[active], y[active], oracle)
         z[active] = (x[active] + (1 + overshoot) * total[active]).clamp(0, 1)
-    active = active[oracle.affordable(active)]
-    if len(active):
-        oracle.decision(z[active], active)
+        active = active[oracle.affordable(active)]
+        if len(active):
+            active = active[oracle.decision(z[active], active) == y[active]]
     hit = oracle.ids[oracle.found]
     bisect(oracle, x[hit], z[hit], y[hit], hit, bisections)
     return oracle.closest(z)

@@ -27,9 +27,10 @@ VERSION = 2
 """Of all four cards; raising it trains ``abs`` and ``binary_abs`` anew."""
 RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
 """The authors' weights below a data folder."""
-RELEASED_PRUNING = ((0, 25.0), (3, 18.0), (6, 15.0), (8, 12.0), (11, 11.0), (15, 10.0), (21, 6.0), (30, 4.0), (40, 2.0))
-"""Gaps of `Search.pruning` for the authors' weights: each at least 1.7 times the largest lag of a class that won in the
-end, on 200 training images, 200 points at decision boundaries, and noise."""
+PRUNING = ((0, 25.0), (3, 18.0), (6, 15.0), (8, 12.0), (11, 11.0), (15, 10.0), (21, 6.0), (30, 4.0), (40, 2.0))
+BINARY_PRUNING = ((0, 25.0), (3, 20.0), (6, 17.0), (8, 16.0), (11, 15.0), (15, 13.0), (21, 8.0), (30, 4.0), (40, 2.0))
+"""Gaps of `Search.pruning` for the authors' weights, plain and binarised: each at least 1.7 times the largest lag of a
+class that won in the end, on 100 and more training images, as many points at decision boundaries, and noise."""
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
 SCALAR_IMAGES = 1000
@@ -275,7 +276,8 @@ def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file; set --data-dir or ASSAY_DATA to the folder that has it")
     model = AnalysisBySynthesis(dataset, binary=binary)
-    model.setting = replace(model.setting, search=replace(model.setting.search, pruning=RELEASED_PRUNING))
+    search = replace(model.setting.search, pruning=BINARY_PRUNING if binary else PRUNING)
+    model.setting = replace(model.setting, search=search)
     tensors = load_tensors(path)
     released = {ours: _released_names(ours, dataset.classes) for ours in model.state_dict() if _is_released(ours)}
     own = model.state_dict()

@@ -113,7 +113,8 @@ class _Group:
 
     def __init__(self, decoder: FoldedDecoder, starts: Tensor, decoded: Tensor, search: Search) -> None:
         self.decoder, self.starts, self.decoded, self.search = decoder, starts, decoded, search
-        self.offsets = (decoded.square().sum(2) + search.variance * starts.square().sum(1))[:, None]
+        lengths = torch.linalg.vector_norm(decoded, dim=2)
+        self.offsets = (lengths.square() + search.variance * starts.square().sum(1))[:, None]
 
     def nearest_start(self, x: Tensor) -> Tensor:
         """Per class the starting point of the lowest energy, (K, N, L), for images as rows (N, D)."""
@@ -148,11 +149,7 @@ class Inference:
         device = next(decoder.parameters()).device
         starts = prior_draws(search.starts, latent).to(device)
         single, groups = fold(decoder)
-        with torch.no_grad():
-            decoded = [
-                torch.cat([group.decode(part.expand(group.classes, -1, -1)) for part in torch.split(starts, ROWS)], 1)
-                for group in groups
-            ]
+        decoded = [_decoded(group, starts) for group in groups]
         self._groups = [_Group(group, starts, grid, search) for group, grid in zip(groups, decoded, strict=True)]
         grids = [grid[c : c + 1] for grid in decoded for c in range(len(grid))]
         self._single = [_Group(alone, starts, grid, search) for alone, grid in zip(single, grids, strict=True)]
@@ -199,6 +196,16 @@ class Inference:
             rows = y == c
             output[rows] = _in_parts(self._single[c : c + 1], x[rows])[1][:, 0]
         return output
+
+
+@torch.no_grad()
+def _decoded(decoder: FoldedDecoder, starts: Tensor) -> Tensor:
+    """Images as rows (K, S, D) of starting points (S, L); written in place, since they fill most of the memory."""
+    pixels = decoder.decode(starts[:1].expand(decoder.classes, -1, -1)).shape[2]
+    grid = starts.new_empty(decoder.classes, len(starts), pixels)
+    for part, rows in zip(torch.split(starts, ROWS), torch.split(grid, ROWS, 1), strict=True):
+        rows.copy_(decoder.decode(part.expand(decoder.classes, -1, -1)))
+    return grid
 
 
 def _in_parts(groups: Sequence[_Group], x: Tensor) -> tuple[Tensor, Tensor]:
