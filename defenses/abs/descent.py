@@ -4,6 +4,11 @@ For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 +
 that is -2 variance times the lower bound of eq. 3 on log p(x|c) with a posterior of width 1; the likelihood's variance
 is 1/2 in the paper. The search starts from the best of many draws from the prior and takes a fixed number of steps of
 Adam.
+
+`Descent` asks its decoder for two things only, ``decode(z)`` and ``energy(x, z, variance)`` with its gradient. Another
+objective over the same latents (E-ABS's energy less beta log D(z)), or over the mean and deviation of z with the noise
+held fixed (its variational inference), is another object with these two methods; the encoder's proposal is one more
+starting point. Grid, pruning and bookkeeping stay as they are.
 """
 
 from __future__ import annotations
