@@ -29,8 +29,8 @@ RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
 """The authors' weights below a data folder."""
 PRUNING = ((0, 25.0), (3, 18.0), (6, 15.0), (8, 12.0), (11, 11.0), (15, 10.0), (21, 8.0), (30, 7.5), (40, 4.0))
 BINARY_PRUNING = ((0, 25.0), (3, 20.0), (6, 17.0), (8, 16.0), (11, 15.0), (15, 13.0), (21, 8.0), (30, 7.5), (40, 4.0))
-"""Gaps of `Search.pruning` for the authors' weights, plain and binarised: each at least 1.7 times the largest lag seen of
-a class that won in the end, on clean images, points at decision boundaries (some hundred each), and noise."""
+"""Gaps of `Search.pruning` for the authors' weights, plain and binarised: each at least 1.6 times the largest lag of a
+class that won in the end, on some hundreds of clean images, of points at decision boundaries, and of noise."""
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
 SCALAR_IMAGES = 1000
