@@ -65,7 +65,9 @@ def test_cells(benchmark, report, tmp_path):
             for k in range(attacks)
         ]
         matrix = tmp_path / f"{defenses}x{attacks}.toml"
-        matrix.write_text(f"dataset = 'digits'\nsamples = 1\ndefenses = {names}\n" + "\n".join(entries))
+        matrix.write_text(
+            f"dataset = 'digits'\nsamples = 1\ndefenses = {names}\nthresholds = {{ L2 = 0.5 }}\n" + "\n".join(entries)
+        )
         bench.run(str(matrix), out=tmp_path / "warm" / matrix.stem, workers=1)
         spent[defenses, attacks] = seconds(bench.run, str(matrix), out=tmp_path / matrix.stem, workers=1)
     benchmark.pedantic(bench.run, (str(matrix),), {"out": tmp_path / "last", "workers": 1}, rounds=1)
