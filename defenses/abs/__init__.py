@@ -68,12 +68,7 @@ SETTINGS: dict[int, Setting] = {
             # The paper prints 3 for the last kernel, which gives 27x27; the authors' weights have 4.
             decoder=((32, 4, 1), (16, 5, 2), (16, 5, 2), (1, 4, 1)),
         ),
-        search=Search(
-            starts=8000,
-            iterations=50,
-            learning_rate=0.05,
-            variance=0.5,
-        ),
+        search=Search(starts=8000, iterations=50, learning_rate=0.05, variance=0.5),
         epochs=8,
         batch_size=32,
         learning_rate=2e-3,
