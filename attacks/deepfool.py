@@ -15,7 +15,7 @@ from bench.cards import attack
     norms=["L2", "Linf"],
     access="gradient",
     budget=600,
-    version=2,
+    version=3,
     citation="Moosavi-Dezfooli, Fawzi & Frossard 2016, DeepFool: a simple and accurate method to fool deep networks",
 )
 def deepfool(
@@ -25,23 +25,25 @@ def deepfool(
     *,
     steps: int = 50,
     overshoot: float = 0.02,
-    bisections: int = 5,
+    bisections: int = 10,
 ) -> Tensor:
     """Steps to the nearest boundary of the linearised classifier until the label changes.
 
-    Each step takes the Jacobian of all logits and, cheaper than another one, a decision at the next iterate. The way
-    from the clean image to the last iterate, which overshoots by ``overshoot``, is then halved ``bisections`` times.
+    The k-th iterate overshoots the summed steps by k times ``overshoot``: on curved boundaries a fixed one takes twice
+    as many steps for half a per cent of distance. Each step takes the Jacobian of all logits and, cheaper than another
+    one, a decision at the next iterate. The way from the clean image to the last iterate is then halved ``bisections``
+    times, which takes the overshoot back.
     """
     z, total = x.clone(), torch.zeros_like(x)
     classes = torch.arange(oracle.classes, device=x.device)
     active = oracle.ids
-    for _ in range(steps):
+    for k in range(1, steps + 1):
         active = active[oracle.affordable(active)]
         if not len(active):
             break
         jacobian, logits = oracle.jacobian(z[active], classes.expand(len(active), -1), active)
         total[active] += boundary_step(jacobian, logits, x[active], y[active], oracle)
-        z[active] = (x[active] + (1 + overshoot) * total[active]).clamp(0, 1)
+        z[active] = (x[active] + (1 + k * overshoot) * total[active]).clamp(0, 1)
         active = active[oracle.affordable(active)]
         if len(active):
             active = active[oracle.decision(z[active], active) == y[active]]

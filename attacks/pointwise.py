@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import per_image
 from attacks.noise import first_hit
 from bench.cards import attack
 from bench.oracle import Oracle
@@ -95,5 +94,8 @@ def next_in_cycle(candidates: Tensor, position: Tensor) -> Tensor:
 
 def move_pixel(z: Tensor, x: Tensor, pixel: Tensor, share: Tensor) -> Tensor:
     """``z`` (N, C, H, W) with one pixel of each image moved by ``share`` (N,) of its way back to ``x``; 1 is exact."""
-    here = torch.nn.functional.one_hot(pixel, z.shape[2:].numel()).bool().reshape(-1, 1, *z.shape[2:])
-    return torch.where(here, torch.lerp(z, x, per_image(share)), z)
+    moved = z.clone()
+    rows = torch.arange(len(z), device=z.device)
+    flat, target = moved.flatten(2), x.flatten(2)
+    flat[rows, :, pixel] = torch.lerp(flat[rows, :, pixel], target[rows, :, pixel], share[:, None])
+    return moved

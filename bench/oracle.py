@@ -8,7 +8,7 @@ defense, of the queries' nearest equivalents).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits (N, K) and labels (N,) to one loss per row (N,); differentiable by torch."""
 
 
+Rows = Tensor | slice
+"""Rows of a query: indices, or a slice where they are consecutive."""
 DRAWS = 16
 """Draws over which answers of a randomised defense are averaged unless the attack asks for another number."""
 
@@ -81,6 +83,8 @@ class Oracle:
         self._forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._backwards = torch.zeros_like(self._forwards)
         self._shared_forwards = self._shared_backwards = 0
+        deterministic = isinstance(defense, HasDecision) and not defense.card.randomized
+        self._decide = cast(HasDecision, defense).decide if deterministic else None
         self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -90,12 +94,14 @@ class Oracle:
     def decision(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
         """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over ``draws`` if randomised."""
         self._require("decision")
-        return self._forward(x, ids, draws, votes=True).argmax(1)
+        answers, draws = self._y[ids], self._draws(draws)
+        return self._forward(x, ids, draws, answers, lambda x, ids: self._majority(x, ids, draws))
 
     def scores(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
         """Logits (N, K) of images ``x``, averaged over ``draws`` if the defense is randomised."""
         self._require("score")
-        return self._forward(x, ids, draws, votes=False)
+        answers, draws = self._unanswered(x, ids), self._draws(draws)
+        return self._forward(x, ids, draws, answers, lambda x, ids: self._mean(x, ids, draws))
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
         """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
@@ -104,7 +110,7 @@ class Oracle:
         average (expectation over transformation).
         """
 
-        def cotangents(logits: Tensor, rows: Tensor) -> list[Tensor]:
+        def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
             with torch.enable_grad():
                 leaf = logits.detach().requires_grad_(True)
                 return [torch.autograd.grad(loss(leaf, y[rows]).sum(), leaf)[0]]
@@ -116,7 +122,7 @@ class Oracle:
         """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M) in ``x``, and all logits (N, K)."""
         width = classes.shape[1]
 
-        def cotangents(logits: Tensor, rows: Tensor) -> list[Tensor]:
+        def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
             return [torch.zeros_like(logits).scatter_(1, classes[rows, m, None], 1) for m in range(width)]
 
         return self._products(x, ids, draws, width, cotangents)
@@ -191,11 +197,14 @@ class Oracle:
         if wanted not in self._granted:
             raise AccessDenied(f"the card declares {self._access} access, the attack asked for {wanted}")
 
-    def _admitted(self, ids: Tensor) -> list[Tensor]:
-        """The rows that may still be evaluated, in batches of the card's size."""
+    def _admitted(self, ids: Tensor) -> Sequence[Rows]:
+        """The rows that may still be evaluated, in batches of the card's size; as slices, which copy nothing, if all
+        may."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise CellTimeout
         refused = self.exhausted[ids]
+        if not refused.any():
+            return [slice(start, start + self._batch_size) for start in range(0, len(ids), self._batch_size)]
         self.refused[ids[refused]] = True
         rows = (~refused).nonzero()[:, 0]
         if len(ids) and not len(rows):
@@ -219,29 +228,28 @@ class Oracle:
             return self._defense.logits(x, self._noise.rows(ids))
         return self._defense.logits(x)
 
-    def _forward(self, x: Tensor, ids: Tensor, draws: int, votes: bool) -> Tensor:
-        draws = self._draws(draws)
-        output = self._unanswered(x, ids)
+    def _forward(
+        self, x: Tensor, ids: Tensor, draws: int, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """``answers`` with what ``answer`` gives, classes (N,) or logits (N, K), in the rows within the budget."""
         for rows in self._admitted(ids):
             with torch.no_grad():
-                output[rows] = (
-                    self._votes(x[rows], ids[rows], draws) if votes else self._mean(x[rows], ids[rows], draws)
-                )
+                given = answer(x[rows], ids[rows])
+            answers[rows] = given
             self._count(ids[rows], forwards=draws)
-            self._observe(x[rows], output[rows], ids[rows])
-        return output
+            self._observe(x[rows], given if given.dim() == 1 else given.argmax(1), ids[rows])
+        return answers
 
     def _mean(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
         """Logits (N, K), averaged over ``draws``."""
         return torch.stack([self._logits(x, ids) for _ in range(draws)]).mean(0)
 
-    def _votes(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
-        """The share (N, K) of ``draws`` in which each class is decided for."""
-        if isinstance(self._defense, HasDecision) and not self._defense.card.randomized:
-            decisions = self._defense.decide(x)[None]
-        else:
-            decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(draws)])
-        return nn.functional.one_hot(decisions, self.classes).to(x.dtype).mean(0)
+    def _majority(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
+        """The class (N,) that most of ``draws`` decide for."""
+        if self._decide is not None:
+            return self._decide(x)
+        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(draws)])
+        return nn.functional.one_hot(decisions, self.classes).sum(0).argmax(1) if draws > 1 else decisions[0]
 
     def _linearize(self, x: Tensor, ids: Tensor, draws: int) -> tuple[Tensor, VectorJacobian]:
         """The logits at ``x``, averaged over ``draws``, and their vector-Jacobian product."""
@@ -258,7 +266,7 @@ class Oracle:
         return logits.detach(), vector_jacobian
 
     def _products(
-        self, x: Tensor, ids: Tensor, draws: int, width: int, cotangents: Callable[[Tensor, Tensor], list[Tensor]]
+        self, x: Tensor, ids: Tensor, draws: int, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Products (N, width, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits."""
         self._require("gradient")
@@ -271,22 +279,23 @@ class Oracle:
                 products[rows, m] = vector_jacobian(cotangent)
             logits_out[rows] = logits
             self._count(ids[rows], forwards=draws, backwards=width * draws)
-            self._observe(x[rows], logits, ids[rows])
+            self._observe(x[rows], logits.argmax(1), ids[rows])
         return products, logits_out
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, logits: Tensor, ids: Tensor) -> None:
+    def _observe(self, x: Tensor, predicted: Tensor, ids: Tensor) -> None:
         """Remembers the rows that are adversarial, in bounds and closer than what their sample had."""
-        rows = (logits.argmax(1) != self._y[ids]).nonzero()[:, 0]
+        rows = (predicted != self._y[ids]).nonzero()[:, 0]
         if not len(rows):
             return
         x, ids = x[rows].detach(), ids[rows]
         if (threshold := self._defense.card.binarization_threshold) is not None:
             x = snap_to_threshold(x, self._x[ids], threshold)
         distances = self.threat.distance(x, self._x[ids])
-        valid = self.threat.allows(distances) & (x >= 0).all(3).all(2).all(1) & (x <= 1).all(3).all(2).all(1)
-        closer = (valid & (distances < self._closest_distance[ids])).nonzero()[:, 0]
-        nearest_first = closer[torch.argsort(distances[closer], stable=True)]
+        closer = self.threat.allows(distances) & (distances < self._closest_distance[ids])
+        low, high = x.flatten(1).aminmax(dim=1)
+        closer_rows = (closer & (low >= 0) & (high <= 1)).nonzero()[:, 0]
+        nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
         by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
         first = torch.ones(len(by_sample), dtype=torch.bool, device=x.device)
         first[1:] = ids[by_sample][1:] != ids[by_sample][:-1]
