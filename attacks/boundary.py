@@ -29,10 +29,9 @@ SPHERICAL_RATES, SOURCE_RATES = (0.2, 0.5), (0.3, 0.5)
 """Success rates below and above which steps shrink and grow."""
 SMALLEST_SOURCE_STEP = 1e-7
 DRAWS_AT_ONCE = 32
-SMOOTHING = 3
-"""Edge, in pixels, of the squares over which half of the draws are averaged."""
-MASK_FLOOR = 0.1
-"""Share of the mean perturbation that unperturbed pixels count with: no pixel is out of the walk's reach."""
+SMOOTHING = 1 / 16
+"""Radius, as a share of the image's edge, of the squares over which half of the draws are averaged: 3 pixels wide at
+28x28, a single one at 8x8."""
 
 
 @attack(
@@ -126,9 +125,11 @@ def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:
     """White ``noise`` (N, C, H, W), larger where the image is perturbed, and without high frequencies if ``smooth``."""
     if smooth:
-        noise = torch.nn.functional.avg_pool2d(noise, SMOOTHING, stride=1, padding=SMOOTHING // 2)
+        radius = int(SMOOTHING * noise.shape[-1])
+        noise = torch.nn.functional.avg_pool2d(noise, 2 * radius + 1, stride=1, padding=radius)
     size = perturbation.abs()
-    return noise * (size + MASK_FLOOR * size.mean((1, 2, 3), keepdim=True)).sqrt()
+    # The mean keeps pixels that are not perturbed within the walk's reach.
+    return noise * (size + size.mean((1, 2, 3), keepdim=True)).sqrt()
 
 
 def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_step: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,12 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from measuring import classify_half, seconds
+from measuring import seconds
+from released_abs import classify
 from torch import Tensor
 
 import bench
@@ -105,11 +107,43 @@ def test_beside_the_plain_loop(benchmark, report, model, images, batch):
         report("ABS logits: useful share of the float32 peak", f"{useful / max(peak):.0%}")
 
 
+def side_by_side(data_dir: Path, jobs: list[tuple[slice, int]]) -> list[tuple[float, float, float]]:
+    """Results of `classify` for images and numbers of threads, each in a process of its own."""
+    with ProcessPoolExecutor(len(jobs), multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(classify, [data_dir] * len(jobs), *zip(*jobs, strict=True)))
+
+
 def test_the_whole_test_set(benchmark, report, data_dir):
     """Decisions on all 10,000 MNIST test images, half of them in each of two processes."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        halves = benchmark.pedantic(lambda: list(pool.map(classify_half, [data_dir] * 2, [0, 1])), rounds=1)
-    accuracy = sum(half[0] for half in halves) / 2
+    jobs = [(slice(half, None, 2), 1) for half in (0, 1)]
+    halves = benchmark.pedantic(lambda: side_by_side(data_dir, jobs), rounds=1)
     report("ABS decisions on the MNIST test set, two processes", f"{max(half[1] for half in halves):.0f} s")
     report("ABS memory of one process", f"{max(half[2] for half in halves):.2f} GB")
-    assert accuracy == pytest.approx(0.990, abs=0.001)
+    assert sum(half[0] for half in halves) / 2 == pytest.approx(0.990, abs=0.001)
+
+
+def test_two_processes_beside_two_threads(benchmark, report, data_dir):
+    """The same 2000 images by two processes with one thread each, and by one with two."""
+    processes = benchmark.pedantic(
+        lambda: side_by_side(data_dir, [(slice(start, 2000, 2), 1) for start in (0, 1)]), rounds=1
+    )
+    threads = side_by_side(data_dir, [(slice(2000), 2)])
+    ratio = threads[0][1] / max(half[1] for half in processes)
+    report("ABS decisions: seconds of one process with two threads / of two with one each", f"{ratio:.1f}")
+    assert ratio > 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("batch", [100, 1])
+def test_on_a_gpu(benchmark, report, model, images, batch):
+    """Images per second of `logits` on the first GPU; the model goes back to the CPU afterwards."""
+    x = images[:batch].cuda()
+    model.to("cuda")
+
+    def classify_once() -> None:
+        model.logits(x)
+        torch.cuda.synchronize()
+
+    benchmark.pedantic(classify_once, rounds=5, warmup_rounds=2)
+    model.to("cpu")
+    report(f"ABS logits on a GPU, batch {batch}: images per second", f"{batch / benchmark.stats.stats.min:.0f}")
