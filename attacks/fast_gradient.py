@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from attacks.gradients import GradientOracle, steepest, wrong_odds
-from attacks.lines import bisect
+from attacks.lines import climb
 from bench.cards import attack
 
 CITATION = "Goodfellow, Shlens & Szegedy 2015, Explaining and harnessing adversarial examples"
 
 
 def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, largest: float, rungs: int, bisections: int) -> Tensor:
-    """The first adversarial ``clip(x + epsilon d)`` along the steepest direction d of the clean image.
-
-    Epsilon climbs from ``largest / 1000``, the reference's finest step, to ``largest`` on a geometric ladder: its
-    relative resolution is the same everywhere, where the reference's 1000 even steps are too fine at the top and too
-    coarse at the bottom. The interval below the first hit is then halved ``bisections`` times.
-    """
+    """The first adversarial ``clip(x + epsilon d)``, epsilon up to ``largest``, along the steepest direction d of the
+    clean image; see `attacks.lines.climb`."""
     gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
     direction = steepest(gradient, x, oracle.threat.norm)
-    ladder = largest * torch.logspace(-3, 0, rungs, dtype=torch.float64).to(x)
-    low, high = x.clone(), x.clone()
-    climbing = oracle.ids
-    for epsilon in ladder:
-        climbing = climbing[oracle.affordable(climbing)]
-        if not len(climbing):
-            break
-        low[climbing] = high[climbing]
-        high[climbing] = (x[climbing] + epsilon * direction[climbing]).clamp(0, 1)
-        missed = oracle.scores(high[climbing], climbing).argmax(1) == y[climbing]
-        climbing = climbing[missed]
-    hit = oracle.ids[oracle.found]
-    bisect(oracle, low[hit], high[hit], y[hit], hit, bisections)
-    return oracle.closest(high)
+    return oracle.closest(climb(oracle, x, y, direction, largest, rungs, bisections))
 
 
 @attack("fgm", norms=["L2"], access="gradient", budget=200, citation=CITATION)

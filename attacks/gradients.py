@@ -75,6 +75,12 @@ def wrong_odds(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(true, -torch.inf).logsumexp(1) - logits[true]
 
 
+def wrong_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{i != y} z_i - z_y (N,) of logits (N, K)."""
+    true = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+    return logits.masked_fill(true, -torch.inf).amax(1) - logits[true]
+
+
 def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
     """The step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most.
 

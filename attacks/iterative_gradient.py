@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.epsilon_search import smallest_epsilon
 from attacks.gradients import GradientOracle, length, per_image, steepest, wrong_odds
 from bench.cards import attack
+from bench.oracle import Oracle
 from bench.threat import project
 
 
@@ -161,6 +162,33 @@ def pgd(
             break
         last[ids] = run(ids, radii[ids])
     return oracle.closest(last)
+
+
+@attack(
+    "eot_pgd",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    budget=50_000,
+    citation="Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing robust adversarial examples; as in Ju & Wagner 2020, "
+    "E-ABS",
+)
+def eot_pgd(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    draws: int = 5,
+    steps: int = 80,
+    step: float = 1 / 8,
+    restarts: int = 5,
+    epsilon: float = 0.3,
+    bisections: int = 12,
+) -> Tensor:
+    """`pgd` on gradients averaged over ``draws`` of a randomised defense (expectation over transformation)."""
+    oracle.draws = draws
+    return pgd(oracle, x, y, steps=steps, step=step, restarts=restarts, epsilon=epsilon, bisections=bisections)
 
 
 def _from_clean(

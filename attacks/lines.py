@@ -13,6 +13,8 @@ from attacks.gradients import per_image
 class DecisionOracle(Protocol):
     """The part of `bench.oracle.Oracle` that line searches use; see there."""
 
+    ids: Tensor
+
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
         """Predicted classes (N,) of images ``x`` (N, C, H, W)."""
 
@@ -33,4 +35,30 @@ def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, y: Tensor
         hit = per_image(oracle.decision(middle, ids[rows]) != y[rows])
         high[rows] = torch.where(hit, middle, high[rows])
         low[rows] = torch.where(hit, low[rows], middle)
+    return high
+
+
+def climb(
+    oracle: DecisionOracle, x: Tensor, y: Tensor, direction: Tensor, largest: float, rungs: int, bisections: int
+) -> Tensor:
+    """The first adversarial ``clip(x + epsilon direction)`` for each sample (n, C, H, W), or the last one tried.
+
+    Epsilon climbs from ``largest / 1000``, the reference's finest step, to ``largest`` on a geometric ladder: its
+    relative resolution is the same everywhere, where the reference's 1000 even steps are too fine at the top and too
+    coarse at the bottom. The interval below the first hit is then halved ``bisections`` times.
+    """
+    ladder = largest * torch.logspace(-3, 0, rungs, dtype=torch.float64).to(x)
+    low, high = x.clone(), x.clone()
+    climbing, hit = oracle.ids, torch.zeros_like(y, dtype=torch.bool)
+    for epsilon in ladder:
+        climbing = climbing[oracle.affordable(climbing)]
+        if not len(climbing):
+            break
+        low[climbing] = high[climbing]
+        high[climbing] = (x[climbing] + epsilon * direction[climbing]).clamp(0, 1)
+        wrong = oracle.decision(high[climbing], climbing) != y[climbing]
+        hit[climbing[wrong]] = True
+        climbing = climbing[~wrong]
+    found = oracle.ids[hit]
+    high[found] = bisect(oracle, low[found], high[found], y[found], found, bisections)
     return high

@@ -1,6 +1,8 @@
-"""Random noise, as loud as it must be: Gaussian noise (L2) and salt and pepper (L0)."""
+"""Random noise, as loud as it must be: Gaussian (L2, Linf), uniform (Linf), salt and pepper (L0)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,24 +13,41 @@ from bench.oracle import Oracle
 
 CITATION = "Rauber, Brendel & Bethge 2017, Foolbox; reference attacks of Schott et al. 2019"
 
+Draw = Callable[[Tensor, Sequence[int]], Tensor]
+"""Draws noise of a shape for samples (N,)."""
 
-@attack("gaussian_noise", norms=["L2"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+
+@attack("gaussian_noise", norms=["L2", "Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
 def gaussian_noise(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
-    """Gaussian noise, clipped to [0, 1], on a grid of standard deviations up to 1: the first one that is adversarial.
+    """Gaussian noise of standard deviations up to 1; see `additive_noise`."""
+    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs)
 
-    Each further repetition climbs with fresh noise, up to the best standard deviation so far.
+
+@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+def uniform_noise(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+    """Uniform noise of half-widths up to 1; see `additive_noise`."""
+
+    def draw(ids: Tensor, shape: Sequence[int]) -> Tensor:
+        return 2 * oracle.random.uniform(ids, shape) - 1
+
+    return additive_noise(oracle, x, y, draw, repetitions, rungs)
+
+
+def additive_noise(oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, rungs: int) -> Tensor:
+    """Noise, clipped to [0, 1], on a grid of ``rungs`` scales up to 1: the first one that is adversarial.
+
+    Each further repetition climbs with fresh noise, up to the best scale so far.
     """
-    deviations = torch.linspace(0, 1, rungs + 1)[1:].to(x)
+    scales = torch.linspace(0, 1, rungs + 1)[1:].to(x)
     top = torch.full((len(x),), rungs - 1, device=x.device)
     last = x.clone()
     for _ in range(repetitions):
         climbing = oracle.ids
-        for k, deviation in enumerate(deviations):
+        for k, scale in enumerate(scales):
             climbing = climbing[(top[climbing] >= k) & oracle.affordable(climbing)]
             if not len(climbing):
                 break
-            noise = oracle.random.normal(climbing, x.shape[1:])
-            last[climbing] = (x[climbing] + deviation * noise).clamp(0, 1)
+            last[climbing] = (x[climbing] + scale * draw(climbing, x.shape[1:])).clamp(0, 1)
             closer = oracle.threat.distance(last[climbing], x[climbing]) < oracle.closest_distance[climbing]
             asked = climbing[closer]
             hit = torch.zeros_like(closer)

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 from bench.errors import UserError, unknown
 from bench.norms import NORMS
 
-Access = Literal["gradient", "score", "decision", "latent"]
+Access = Literal["gradient", "score", "decision", "latent", "transfer"]
 """What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; `latent` is scores and
-class-conditional reconstructions."""
+class-conditional reconstructions; `transfer` is decisions, and what attacks propose on a substitute."""
 Kind = Literal["minimal", "bounded"]
 """An attack that minimises the distance, or one that fills an epsilon ball."""
 GRANTS: dict[str, frozenset[str]] = {
@@ -24,6 +24,7 @@ GRANTS: dict[str, frozenset[str]] = {
     "score": frozenset({"decision", "score"}),
     "gradient": frozenset({"decision", "score", "gradient"}),
     "latent": frozenset({"decision", "score", "latent"}),
+    "transfer": frozenset({"decision", "transfer"}),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?")
 _ATTRIBUTE = "__assay_card__"

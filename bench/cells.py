@@ -31,6 +31,7 @@ class Cell:
         batch_size: rows of one forward pass at most.
         timeout: seconds after which the cell fails; does not change what a finished cell holds.
         state: hashes of everything else that can change the result: data, weights, code.
+        substitute: the defense that the attack transfers from, if it does.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class Cell:
     batch_size: int
     timeout: float | None
     state: dict[str, str]
+    substitute: str | None = None
 
     @cached_property
     def id(self) -> str:
@@ -79,8 +81,17 @@ class NotApplicable:
     reason: str
 
 
+def transfers(matrix: Matrix, registry: Registry) -> bool:
+    """True if some attack of the matrix needs its substitute."""
+    return any(registry.get("attacks", entry.name).attack_card.access == "transfer" for entry in matrix.attacks)
+
+
 def plan(
-    matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense], registry: Registry
+    matrix: Matrix,
+    dataset: Dataset,
+    defenses: dict[str, LoadedDefense],
+    substitute: LoadedDefense | None,
+    registry: Registry,
 ) -> tuple[list[Cell], list[NotApplicable]]:
     """The cells of a matrix in its order, and the places that have none."""
     cells: list[Cell] = []
@@ -96,7 +107,8 @@ def plan(
                 if reason is not None:
                     missing.append(NotApplicable(name, entry.label, norm, reason))
                 else:
-                    cells.append(_cell(matrix, entry, attack, norm, loaded, dataset))
+                    source = substitute if attack.attack_card.access == "transfer" else None
+                    cells.append(_cell(matrix, entry, attack, norm, loaded, source, dataset))
     return cells, missing
 
 
@@ -105,7 +117,13 @@ def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | 
 
 
 def _cell(
-    matrix: Matrix, entry: AttackEntry, attack: Plugin, norm: Norm, loaded: LoadedDefense, dataset: Dataset
+    matrix: Matrix,
+    entry: AttackEntry,
+    attack: Plugin,
+    norm: Norm,
+    loaded: LoadedDefense,
+    substitute: LoadedDefense | None,
+    dataset: Dataset,
 ) -> Cell:
     card = attack.attack_card
     return Cell(
@@ -127,7 +145,9 @@ def _cell(
             "train": dataset.train.hash,
             "test": dataset.test.hash,
             "weights": loaded.fingerprint,
-            "defense": f"{loaded.card.version} {loaded.plugin.digest}",
+            "defense": loaded.code,
+            "substitute": "" if substitute is None else f"{substitute.fingerprint} {substitute.code}",
             "attack": f"{card.version} {attack.digest}",
         },
+        substitute=None if substitute is None else substitute.card.name,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.cards import AttackCard, card_of
 from bench.cells import Cell
 from bench.datasets import Dataset
 from bench.judge import Judged, Verdict, classify, judge
 from bench.ledger import COLUMNS
 from bench.norms import NORMS
-from bench.oracle import BudgetExhausted, CellTimeout, Oracle
+from bench.oracle import AttackFunction, BudgetExhausted, CellTimeout, Oracle
 from bench.protocols import Defense
 from bench.randomness import Streams
 from bench.threat import ThreatModel
@@ -31,7 +32,6 @@ POOL_SIZE = 500
 
 OUT_OF_MEMORY = "out of memory: lower chunk in the matrix, or batch_size on the defense's card"
 
-AttackFunction = Callable[..., Tensor]
 CleanVerdicts = dict[tuple[int, range], Verdict]
 """Verdicts on the clean images of one defense, by seed and samples: all attacks on it begin with the same."""
 Columns = dict[str, NDArray[Any]]
@@ -46,6 +46,19 @@ class CellResult:
     adversarials: NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Substitute:
+    """The defense that attacks transfer from, and what was proposed on it: the same for every defense under test.
+
+    Attributes:
+        defense: gives gradients.
+        proposals: per attack, norm, seed and samples, the candidates for all of these samples.
+    """
+
+    defense: Defense
+    proposals: dict[tuple[str, str, int, range], Tensor] = field(default_factory=dict)
+
+
 def run_cell(
     cell: Cell,
     defense: Defense,
@@ -54,6 +67,7 @@ def run_cell(
     device: torch.device,
     on_chunk: Callable[[int], None] = lambda samples: None,
     clean_verdicts: CleanVerdicts | None = None,
+    substitute: Substitute | None = None,
 ) -> CellResult:
     """Runs a cell in its fixed chunks of samples; ``on_chunk(samples)`` is called after each.
 
@@ -71,7 +85,7 @@ def run_cell(
         indices = range(start, min(start + cell.chunk, cell.samples))
         x, y = images[start : indices.stop].to(device), labels[start : indices.stop].to(device)
         columns, found = _run_chunk(
-            cell, defense, attack, dataset.classes, x, y, indices, pool, clean_verdicts, deadline
+            cell, defense, attack, dataset.classes, x, y, indices, pool, clean_verdicts, substitute, deadline
         )
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
@@ -97,6 +111,7 @@ def _run_chunk(
     indices: range,
     pool: tuple[Tensor, Tensor],
     clean_verdicts: CleanVerdicts,
+    substitute: Substitute | None,
     deadline: float | None,
 ) -> tuple[Columns, Tensor]:
     columns = _blank(cell, x.cpu(), y.cpu(), indices)
@@ -118,7 +133,12 @@ def _run_chunk(
         if len(attacked):
             keys = [indices[i] for i in attacked.tolist()]
             started = time.perf_counter()
-            oracle = _oracle(cell, defense, x[attacked], y[attacked], keys, classes, pool, deadline)
+
+            def transferred(source: AttackFunction) -> Tensor:
+                assert substitute is not None
+                return _proposed(cell, substitute, source, x, y, indices, classes, deadline)[attacked]
+
+            oracle = _oracle(cell, defense, x[attacked], y[attacked], keys, classes, pool, transferred, deadline)
             judged = _attack_and_judge(cell, defense, attack, oracle, x[attacked], y[attacked], keys, classes)
             rows = attacked.cpu().numpy()
             _record(columns, rows, oracle, judged, (time.perf_counter() - started) / len(attacked))
@@ -149,6 +169,7 @@ def _oracle(
     keys: list[int],
     classes: int,
     pool: tuple[Tensor, Tensor],
+    transferred: Callable[[AttackFunction], Tensor],
     deadline: float | None,
 ) -> Oracle:
     return Oracle(
@@ -163,8 +184,41 @@ def _oracle(
         budget=cell.budget,
         batch_size=cell.batch_size,
         pool=pool,
+        transferred=transferred,
         deadline=deadline,
     )
+
+
+def _proposed(
+    cell: Cell,
+    substitute: Substitute,
+    attack: AttackFunction,
+    x: Tensor,
+    y: Tensor,
+    indices: range,
+    classes: int,
+    deadline: float | None,
+) -> Tensor:
+    """What an attack proposes on the substitute for a whole chunk, whichever of its samples the defense errs on."""
+    card = card_of(attack)
+    assert isinstance(card, AttackCard)
+    key = (card.name, cell.norm, cell.seed, indices)
+    if key not in substitute.proposals:
+        oracle = Oracle(
+            substitute.defense,
+            card.access,
+            ThreatModel(cell.norm),
+            x.clone(),
+            y.clone(),
+            classes=classes,
+            random=Streams(cell.seed, indices, f"substitute {card.name} {cell.norm}", x.device),
+            noise=Streams(cell.seed, indices, f"substitute queries {card.name} {cell.norm}", x.device),
+            budget=card.budget,
+            batch_size=substitute.defense.card.batch_size,
+            deadline=deadline,
+        )
+        substitute.proposals[key] = attack(oracle, x.clone(), y.clone()).detach()
+    return substitute.proposals[key]
 
 
 def _attack_and_judge(

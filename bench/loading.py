@@ -36,6 +36,11 @@ class LoadedDefense:
         """The defense's card."""
         return self.plugin.defense_card
 
+    @property
+    def code(self) -> str:
+        """The version and the digest of its code, for identities."""
+        return f"{self.card.version} {self.plugin.digest}"
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the defense's tensors."""

@@ -61,6 +61,7 @@ class Matrix(_Strict):
         seed: of training and attacks.
         chunk: samples attacked together (default: the defense's batch size).
         cell_timeout: seconds after which a cell fails.
+        substitute: the defense that attacks with `transfer` access make their perturbations on.
     """
 
     name: str = ""
@@ -72,6 +73,7 @@ class Matrix(_Strict):
     seed: int = Field(0, ge=0)
     chunk: int | None = Field(None, ge=1)
     cell_timeout: float | None = Field(None, gt=0)
+    substitute: str = "cnn"
 
     @field_validator("attacks", mode="before")
     @classmethod

@@ -23,10 +23,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits (N, K) and labels (N,) to one loss per row (N,); differentiable by torch."""
 
 
+AttackFunction = Callable[..., Tensor]
+"""``attack(oracle, x, y, **parameters)`` proposes candidates of the shape of ``x``, or (M, *x.shape)."""
 Rows = Tensor | slice
 """Rows of a query: indices, or a slice where they are consecutive."""
 DRAWS = 16
-"""Draws over which answers of a randomised defense are averaged unless the attack asks for another number."""
+"""Draws over which answers of a randomised defense are averaged unless the attack sets another number."""
 
 
 class AccessDenied(Exception):
@@ -52,6 +54,8 @@ class Oracle:
         classes: number of classes.
         pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; what an adversary is
             assumed to have. May be empty.
+        draws: over how many draws the answers of a randomised defense are averaged (expectation over transformation);
+            the attack may change it.
         refused: True (n,) for samples of which a query was refused because their budget was used up.
     """
 
@@ -69,16 +73,19 @@ class Oracle:
         budget: int,
         batch_size: int,
         pool: tuple[Tensor, Tensor] | None = None,
+        transferred: Callable[[AttackFunction], Tensor] | None = None,
         deadline: float | None = None,
     ) -> None:
         self.ids = torch.arange(len(x), device=x.device)
         self.threat = threat
         self.random = random
+        self.draws = DRAWS
         self.classes = classes
         self.pool = (x[:0], y[:0]) if pool is None else pool
         self.refused = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._defense, self._access, self._granted = defense, access, GRANTS[access]
         self._x, self._y = x, y
+        self._transferred = transferred
         self._noise, self._budget, self._batch_size, self._deadline = noise, budget, batch_size, deadline
         self._forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._backwards = torch.zeros_like(self._forwards)
@@ -91,23 +98,21 @@ class Oracle:
 
     # What an attack asks.
 
-    def decision(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
-        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over ``draws`` if randomised."""
+    def decision(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over `draws` if randomised."""
         self._require("decision")
-        answers, draws = self._y[ids], self._draws(draws)
-        return self._forward(x, ids, draws, answers, lambda x, ids: self._majority(x, ids, draws))
+        return self._forward(x, ids, self._y[ids], self._majority)
 
-    def scores(self, x: Tensor, ids: Tensor, draws: int = DRAWS) -> Tensor:
-        """Logits (N, K) of images ``x``, averaged over ``draws`` if the defense is randomised."""
+    def scores(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K) of images ``x``, averaged over `draws` if the defense is randomised."""
         self._require("score")
-        answers, draws = self._unanswered(x, ids), self._draws(draws)
-        return self._forward(x, ids, draws, answers, lambda x, ids: self._mean(x, ids, draws))
+        return self._forward(x, ids, self._unanswered(x, ids), self._mean)
 
-    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
 
-        For a randomised defense these are the logits averaged over ``draws`` and the gradient of the loss of that
-        average (expectation over transformation).
+        For a randomised defense these are the logits averaged over `draws` and the gradient of the loss of that
+        average.
         """
 
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
@@ -115,17 +120,17 @@ class Oracle:
                 leaf = logits.detach().requires_grad_(True)
                 return [torch.autograd.grad(loss(leaf, y[rows]).sum(), leaf)[0]]
 
-        products, logits = self._products(x, ids, draws, 1, cotangents)
+        products, logits = self._products(x, ids, 1, cotangents)
         return products[:, 0], logits
 
-    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor, draws: int = DRAWS) -> tuple[Tensor, Tensor]:
+    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M) in ``x``, and all logits (N, K)."""
         width = classes.shape[1]
 
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
             return [torch.zeros_like(logits).scatter_(1, classes[rows, m, None], 1) for m in range(width)]
 
-        return self._products(x, ids, draws, width, cotangents)
+        return self._products(x, ids, width, cotangents)
 
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """The defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``; counted as a forward pass."""
@@ -136,6 +141,13 @@ class Oracle:
             output[rows] = self._defense.reconstruct(x[rows], y[rows]).detach()
             self._count(ids[rows], forwards=1)
         return output
+
+    def transferred(self, attack: AttackFunction) -> Tensor:
+        """What a gradient attack, with its default parameters, proposes for this chunk's samples (n, C, H, W) on the
+        substitute. Its queries there are not counted here."""
+        self._require("transfer")
+        assert self._transferred is not None
+        return self._transferred(attack)
 
     def closest(self, fallback: Tensor) -> Tensor:
         """Per sample, the closest adversarial (in the ball, where there is one) among all queries so far, else the
@@ -216,8 +228,10 @@ class Oracle:
         self._forwards += forwards * rows
         self._backwards += backwards * rows
 
-    def _draws(self, wanted: int) -> int:
-        return wanted if self._defense.card.randomized else 1
+    @property
+    def _passes(self) -> int:
+        """Passes that an answer takes."""
+        return self.draws if self._defense.card.randomized else 1
 
     def _unanswered(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits that name the true class: the answer to rows whose sample is out of budget."""
@@ -228,36 +242,34 @@ class Oracle:
             return self._defense.logits(x, self._noise.rows(ids))
         return self._defense.logits(x)
 
-    def _forward(
-        self, x: Tensor, ids: Tensor, draws: int, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
+    def _forward(self, x: Tensor, ids: Tensor, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``answers`` with what ``answer`` gives, classes (N,) or logits (N, K), in the rows within the budget."""
         for rows in self._admitted(ids):
             with torch.no_grad():
                 given = answer(x[rows], ids[rows])
             answers[rows] = given
-            self._count(ids[rows], forwards=draws)
+            self._count(ids[rows], forwards=self._passes)
             self._observe(x[rows], given if given.dim() == 1 else given.argmax(1), ids[rows])
         return answers
 
-    def _mean(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
-        """Logits (N, K), averaged over ``draws``."""
-        return torch.stack([self._logits(x, ids) for _ in range(draws)]).mean(0)
+    def _mean(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K), averaged over the draws."""
+        return torch.stack([self._logits(x, ids) for _ in range(self._passes)]).mean(0)
 
-    def _majority(self, x: Tensor, ids: Tensor, draws: int) -> Tensor:
-        """The class (N,) that most of ``draws`` decide for."""
+    def _majority(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The class (N,) that most draws decide for."""
         if self._decide is not None:
             return self._decide(x)
-        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(draws)])
-        return nn.functional.one_hot(decisions, self.classes).sum(0).argmax(1) if draws > 1 else decisions[0]
+        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(self._passes)])
+        return nn.functional.one_hot(decisions, self.classes).sum(0).argmax(1)
 
-    def _linearize(self, x: Tensor, ids: Tensor, draws: int) -> tuple[Tensor, VectorJacobian]:
-        """The logits at ``x``, averaged over ``draws``, and their vector-Jacobian product."""
-        if isinstance(self._defense, HasInputGradient) and draws == 1:
-            return self._defense.input_gradient(x)
+    def _linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
+        """The logits at ``x``, averaged over the draws, and their vector-Jacobian product."""
+        if isinstance(self._defense, HasInputGradient):
+            return self._own_derivative(self._defense, x, ids)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            logits = self._mean(leaf, ids, draws)
+            logits = self._mean(leaf, ids)
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             gradient = torch.autograd.grad(logits, leaf, cotangent, retain_graph=True, allow_unused=True)[0]
@@ -265,20 +277,26 @@ class Oracle:
 
         return logits.detach(), vector_jacobian
 
+    def _own_derivative(self, defense: HasInputGradient, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
+        if not self._defense.card.randomized:
+            return defense.input_gradient(x)
+        drawn = [defense.input_gradient(x, self._noise.rows(ids)) for _ in range(self.draws)]
+        mean = torch.stack([logits for logits, _ in drawn]).mean(0)
+        return mean, lambda cotangent: torch.stack([product(cotangent) for _, product in drawn]).mean(0)
+
     def _products(
-        self, x: Tensor, ids: Tensor, draws: int, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]
+        self, x: Tensor, ids: Tensor, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Products (N, width, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits."""
         self._require("gradient")
-        draws = self._draws(draws)
         logits_out = self._unanswered(x, ids)
         products = torch.zeros(len(x), width, *x.shape[1:], dtype=x.dtype, device=x.device)
         for rows in self._admitted(ids):
-            logits, vector_jacobian = self._linearize(x[rows], ids[rows], draws)
+            logits, vector_jacobian = self._linearize(x[rows], ids[rows])
             for m, cotangent in enumerate(cotangents(logits, rows)):
                 products[rows, m] = vector_jacobian(cotangent)
             logits_out[rows] = logits
-            self._count(ids[rows], forwards=draws, backwards=width * draws)
+            self._count(ids[rows], forwards=self._passes, backwards=width * self._passes)
             self._observe(x[rows], logits.argmax(1), ids[rows])
         return products, logits_out
 
@@ -306,18 +324,17 @@ class Oracle:
     def _module_query(self, x: Tensor) -> tuple[Tensor, VectorJacobian | None]:
         """Logits of rows without ids, and their vector-Jacobian product where gradients are granted."""
         self._admitted(self.ids)
-        draws = self._draws(DRAWS)
         noise_ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         parts = torch.split(torch.arange(len(x), device=x.device), self._batch_size)
-        self._shared_forwards += draws * len(x)
+        self._shared_forwards += self._passes * len(x)
         if "gradient" not in self._granted:
             with torch.no_grad():
-                logits = [self._mean(x[part], noise_ids[part], draws) for part in parts]
+                logits = [self._mean(x[part], noise_ids[part]) for part in parts]
             return torch.cat(logits), None
-        linear = [self._linearize(x[part], noise_ids[part], draws) for part in parts]
+        linear = [self._linearize(x[part], noise_ids[part]) for part in parts]
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
-            self._shared_backwards += draws * len(x)
+            self._shared_backwards += self._passes * len(x)
             return torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian

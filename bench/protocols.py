@@ -42,8 +42,9 @@ class Defense(Protocol):
 class HasInputGradient(Protocol):
     """A defense that computes its own derivative, where autograd has none to give."""
 
-    def input_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
-        """The logits at ``x`` and the function that multiplies cotangents with their Jacobian there."""
+    def input_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
+        """The logits at ``x`` and the function that multiplies cotangents with their Jacobian there; a randomised
+        defense is called with ``(x, rng)``, as its ``logits`` are, and holds the draw fixed in the product."""
 
 
 @runtime_checkable
@@ -148,6 +149,8 @@ def fingerprint(defense: Defense) -> str:
 def offers(defense_card: DefenseCard, defense: object, access: str) -> str | None:
     """None when the defense can answer an attack with this access, otherwise the reason why not."""
     order = ("decision", "score", "gradient")
+    if access == "transfer":
+        return None
     if access == "latent":
         return None if isinstance(defense, HasReconstruction) else "has no reconstructions"
     if order.index(access) <= order.index(defense_card.access):

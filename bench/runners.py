@@ -16,7 +16,7 @@ import torch
 
 from bench.cells import Cell
 from bench.datasets import Dataset, load_dataset
-from bench.engine import OUT_OF_MEMORY, CellResult, CleanVerdicts, failed_result, run_cell
+from bench.engine import OUT_OF_MEMORY, CellResult, CleanVerdicts, Substitute, failed_result, run_cell
 from bench.errors import UserError
 from bench.ledger import ledger_dir, write_cell
 from bench.loading import LoadedDefense, load_trained
@@ -55,6 +55,7 @@ class Workshop:
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
         self._clean_verdicts: dict[str, CleanVerdicts] = {}
+        self._substitutes: dict[str, Substitute] = {}
 
     def execute(self, cell: Cell, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
         """Runs one cell and writes its result; returns how many of its samples failed."""
@@ -83,16 +84,23 @@ class Workshop:
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
-        if cell.defense not in self._defenses:
-            self._defenses[cell.defense] = load_trained(
-                cell.defense, self._dataset, self._registry, self._job.seed, device
-            )
-        loaded = self._defenses[cell.defense]
+        loaded = self._loaded(cell.defense, device)
         if loaded.fingerprint != cell.state["weights"]:
             raise UserError(f"defense {cell.defense!r} has other weights each time it is built; save and load them")
         attack = self._registry.get("attacks", cell.function)
         clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
-        return run_cell(cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts)
+        substitute = None
+        if cell.substitute is not None:
+            source = Substitute(self._loaded(cell.substitute, device).defense)
+            substitute = self._substitutes.setdefault(cell.substitute, source)
+        return run_cell(
+            cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts, substitute
+        )
+
+    def _loaded(self, name: str, device: torch.device) -> LoadedDefense:
+        if name not in self._defenses:
+            self._defenses[name] = load_trained(name, self._dataset, self._registry, self._job.seed, device)
+        return self._defenses[name]
 
 
 def run_serial(job: Job, cells: Sequence[Cell], on_done: OnDone, on_chunk: OnChunk) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from bench.cells import Cell, NotApplicable, plan
+from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.ledger import ledger_dir, verify_cell, write_clean, write_manifest
@@ -92,19 +92,23 @@ def prepare(
     available = len(dataset.test.labels)
     if matrix.samples > available:
         raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
-    defenses = {name: make_defense(name, dataset, registry) for name in matrix.defenses}
+    names = list(matrix.defenses)
+    if transfers(matrix, registry) and matrix.substitute not in names:
+        names.append(matrix.substitute)
+    defenses = {name: make_defense(name, dataset, registry) for name in names}
     untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
     if trainers:
         if min(trainers, len(untrained)) > 1 and device.type == "cpu":
             train_side_by_side(untrained, dataset, registry, matrix.seed, trainers)
         untrained = []
-    for name in matrix.defenses:
+    for name in names:
         if name not in untrained:
             defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
-    cells, not_applicable = plan(matrix, dataset, defenses, registry)
-    known = [cell for cell in cells if cell.defense not in untrained]
+    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry)
+    known = [cell for cell in cells if not {cell.defense, cell.substitute} & set(untrained)]
     done = {cell.id for cell in known if verify_cell(ledger_dir(run) / cell.file, cell.id)}
-    return Planned(matrix, dataset, registry, defenses, cells, not_applicable, done, set(untrained))
+    tested = {name: defenses[name] for name in matrix.defenses}
+    return Planned(matrix, dataset, registry, tested, cells, not_applicable, done, set(untrained))
 
 
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:

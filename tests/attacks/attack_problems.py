@@ -30,9 +30,16 @@ for _info in pkgutil.iter_modules(attacks.__path__):
 """Every attack that a module of the package declares: a new one is tested the day it is added."""
 
 SHORT: dict[str, dict[str, Any]] = {
+    "apgd_ce": {"steps": 15, "bisections": 4},
+    "apgd_dlr": {"steps": 15, "bisections": 4},
+    "apgd_t": {"steps": 15, "bisections": 4, "targets": 2},
     "bim": {"bisections": 5},
     "bim_ge": {"bisections": 5, "pairs": 2},
     "boundary": {"steps": 250},
+    "cw": {"searches": 5, "steps": 40},
+    "ddn": {"steps": 60},
+    "eot_pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
+    "fmn": {"steps": 60},
     "gaussian_noise": {"repetitions": 3},
     "mim": {"bisections": 5},
     "mim_ge": {"bisections": 5, "pairs": 2},
@@ -40,6 +47,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "pgd_ge": {"steps": 10, "step": 1 / 4, "bisections": 5, "pairs": 2},
     "pointwise_10x": {"repetitions": 3},
     "salt_and_pepper": {"repetitions": 3},
+    "uniform_noise": {"repetitions": 3},
 }
 """Parameters for tests that are not about strength."""
 
@@ -184,6 +192,15 @@ def run(
     for start in range(0, total, chunk):
         keys = list(range(start, min(start + chunk, total)))
         x, y = problem.x[keys], problem.y[keys]
+
+        def transferred(source: Callable[..., Tensor], x: Tensor = x, y: Tensor = y, keys: list[int] = keys) -> Tensor:
+            """On the problem's own defense."""
+            own = card_of(source)
+            streams = {"random": Streams(0, keys, "substitute"), "noise": Streams(0, keys, "substitute queries")}
+            options = {"classes": problem.classes, "budget": own.budget, "batch_size": 64, **streams}
+            substitute = Oracle(problem.defense, own.access, ThreatModel(norm), x.clone(), y.clone(), **options)
+            return source(substitute, x, y)
+
         oracle = Oracle(
             problem.defense,
             card.access,
@@ -196,6 +213,7 @@ def run(
             budget=card.budget if budget is None else budget,
             batch_size=64,
             pool=problem.pool,
+            transferred=transferred,
         )
         attacked, labels = x.clone(), y.clone()
         try:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.cards import DefenseCard
+from bench.cards import DefenseCard, attack
 from bench.cells import Cell
 from bench.datasets import Split
-from bench.engine import failed_result, run_cell
+from bench.engine import Substitute, failed_result, run_cell
 from bench.judge import wilson
 from bench.norms import NORMS
 from bench.protocols import ModuleDefense
@@ -289,3 +289,26 @@ def test_identity_holds_what_can_change_the_result_and_nothing_else(norm):
     changes = {"seed": 1, "samples": 4, "chunk": 2, "budget": 99, "parameters": {"steps": 1}, "state": {"weights": "x"}}
     ids = {replace(cell, **{key: value}).id for key, value in changes.items()}
     assert len(ids | {cell.id}) == len(changes) + 1
+
+
+def test_what_transfers_is_proposed_once_for_all_defenses_and_not_counted():
+    proposed = []
+
+    @attack("source", norms=["L2"], access="gradient", budget=100)
+    def source(oracle, x, y):
+        proposed.append(len(x))
+        oracle.scores(x, oracle.ids)
+        return flip(oracle, x, y)
+
+    def transfer(oracle, x, y):
+        candidates = oracle.transferred(source)
+        assert torch.equal(oracle.decision(candidates, oracle.ids), 1 - y)
+        return candidates
+
+    substitute = Substitute(make_defense())
+    for _ in range(2):
+        cell = make_cell(access="transfer", substitute="brightness")
+        records = run_cell(cell, make_defense(), transfer, dataset(), CPU, substitute=substitute).records
+        assert records["status"].tolist() == ["found"] * 4 + ["clean_error"]
+        assert records["forwards"].tolist() == [1] * 4 + [0]
+    assert proposed == [5], "all samples of the chunk, also those that the defense errs on"

@@ -163,12 +163,15 @@ def test_outside_the_ball_or_the_box_nothing_is_remembered():
 
 def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
     oracle = make(randomized=True, budget=10**6)
-    few = oracle.scores(X, oracle.ids, draws=1)
-    many = oracle.scores(X, oracle.ids, draws=2000)
+    oracle.draws = 1
+    few = oracle.scores(X, oracle.ids)
+    oracle.draws = 2000
+    many = oracle.scores(X, oracle.ids)
     truth = Linear()(X)
     assert (many - truth).abs().max() < 0.03 < (few - truth).abs().max()
     assert oracle.forwards.tolist() == [2001] * 3
-    gradient, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids, draws=5)
+    oracle.draws = 5
+    gradient, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids)
     assert gradient.shape == X.shape
     assert oracle.backwards.tolist() == [5] * 3
 

@@ -20,6 +20,7 @@ MATRIX = """
 dataset = "digits"
 samples = 6
 defenses = ["class_means"]
+substitute = "class_means"
 attacks = [{attacks}]
 [thresholds]
 L2 = 1.0
@@ -31,7 +32,7 @@ CHEAP = [
     f"{name}_ge.{key}"
     for name in ("fgm", "fgsm", "bim", "mim", "pgd", "deepfool")
     for key in ("method='nes'", "pairs=8")
-] + ["pgd_ge.steps=10", "boundary.steps=200"]
+] + ["pgd_ge.steps=10", "boundary.steps=200", "eot_pgd.steps=10", "apgd_t.steps=20", "apgd_t.targets=2"]
 """Settings that keep the dearest attacks short."""
 
 
@@ -158,7 +159,7 @@ def test_more_samples_than_the_test_set_has_are_refused(tmp_path):
 
 
 def test_other_parameters_are_another_cell(tmp_path):
-    matrix = write_matrix(tmp_path, ["gaussian_noise"])
+    matrix = write_matrix(tmp_path, ["salt_and_pepper"])
     first = run(matrix, tmp_path / "out", runner="serial")
     second = run(matrix, tmp_path / "out", runner="serial", seed=1)
     assert set(first["cell"]).isdisjoint(second["cell"])
@@ -171,3 +172,20 @@ def test_a_listing_has_the_card_of_every_plugin():
     assert attacks.set_index("name").loc["crash", "source"] == f"file {PLUGIN}"
     assert (attacks["error"] == "").all()
     assert set(Registry().names("defenses")) <= set(bench.list_defenses()["name"])
+
+
+def test_only_what_transfers_depends_on_the_substitute(tmp_path):
+    matrix = write_matrix(tmp_path, ["transfer", "fgm"])
+    ids = {}
+    for substitute in ("class_means", "nearest_neighbour"):
+        out = tmp_path / substitute
+        run(matrix, out, runner="serial", settings=[f"substitute={substitute}"])
+        ids[substitute] = {(cell["attack"], cell["norm"]): cell["id"] for cell in load_manifest(out)["cells"]}
+    changed = {place[0] for place, cell in ids["class_means"].items() if ids["nearest_neighbour"][place] != cell}
+    assert changed == {"transfer"}
+
+
+def test_an_unknown_substitute_is_named(tmp_path):
+    matrix = write_matrix(tmp_path, ["transfer"])
+    with pytest.raises(UserError, match="'cnm'"):
+        run(matrix, tmp_path / "out", settings=["substitute=cnm"])

@@ -1,0 +1,226 @@
+"""Auto-PGD (Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+attacks), algorithm 1: projected gradient ascent with momentum whose step size halves where progress stalls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from attacks.epsilon_search import smallest_epsilon
+from attacks.gradients import GradientOracle, per_image, steepest, wrong_margin, wrong_odds
+from attacks.iterative_gradient import random_start
+from bench.cards import attack
+from bench.oracle import Loss
+from bench.threat import project
+
+CITATION = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of parameter-free attacks"
+MOMENTUM = 0.75
+"""Weight of the new step against the last one (alpha)."""
+SUCCESS_SHARE = 0.75
+"""Share of steps since the last checkpoint that must have raised the loss (rho)."""
+
+
+def checkpoints(steps: int) -> list[int]:
+    """The steps at which progress is examined (section 3.1): gaps shrink from 22 % of the steps by 3 % each to 6 %."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return [int(share * steps + 0.999) for share in shares[1:] if share < 1]
+
+
+def ascend(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    radii: Tensor,
+    loss: Callable[[Tensor], Loss],
+    steps: int,
+) -> Tensor:
+    """Ascends a loss within balls, from random points; adversarial rows leave.
+
+    Args:
+        oracle: answers the queries.
+        x: clean images (N, C, H, W), the balls' centres; ``y`` (N,) their labels, ``ids`` (N,) their samples.
+        y: see ``x``.
+        ids: see ``x``.
+        radii: of the balls (N,).
+        loss: gives the loss for samples (M,).
+        steps: number of gradients after the first.
+
+    Returns:
+        The iterate of the largest loss of each row (N, C, H, W), adversarial where one was reached.
+    """
+    norm = oracle.threat.norm
+    radii = radii.to(x.dtype)
+    z = random_start(oracle, x, ids, radii)
+    before, best, last_gradient, best_gradient = z.clone(), z.clone(), torch.zeros_like(z), torch.zeros_like(z)
+    top = torch.full_like(radii, -torch.inf)
+    value, top_at_check, raised = top.clone(), top.clone(), torch.full_like(radii, -1)
+    size = 2 * radii
+    halved = torch.ones_like(radii, dtype=torch.bool)
+    rows = torch.arange(len(ids), device=ids.device)
+    checks, checked = checkpoints(steps), 0
+    for k in range(steps + 1):
+        rows = rows[oracle.affordable(ids[rows])]
+        if not len(rows):
+            break
+        function = loss(ids[rows])
+        gradient, logits = oracle.gradient(z[rows], y[rows], function, ids[rows])
+        now = function(logits, y[rows])
+        wrong = logits.argmax(1) != y[rows]
+        raised[rows] += (now > value[rows]).to(x.dtype)
+        value[rows], last_gradient[rows] = now, gradient
+        better = wrong | (now > top[rows])
+        up = rows[better]
+        best[up], best_gradient[up], top[up] = z[up], gradient[better], now[better]
+        rows = rows[~wrong]
+        if k in checks:
+            stalled = raised[rows] < SUCCESS_SHARE * (k - checked)
+            stalled |= ~halved[rows] & (top_at_check[rows] >= top[rows])
+            halved[rows] = stalled
+            back = rows[stalled]
+            size[back] /= 2
+            z[back], last_gradient[back] = best[back], best_gradient[back]
+            top_at_check[rows], raised[rows], checked = top[rows], 0, k
+        direction = steepest(last_gradient[rows], x[rows], norm)
+        step = project(z[rows] + per_image(size[rows]) * direction, x[rows], norm, radii[rows])
+        momentum = MOMENTUM if k else 1.0
+        moved = z[rows] + momentum * (step - z[rows]) + (1 - momentum) * (z[rows] - before[rows])
+        before[rows] = z[rows]
+        z[rows] = project(moved, x[rows], norm, radii[rows])
+    return best
+
+
+def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
+    """The DLR loss (N,) of logits (N, K): -(z_y - max_{i != y} z_i) / (z_1st - z_3rd) (equation 6)."""
+    return wrong_margin(logits, y) / _spread(logits, [2])
+
+
+def targeted_ratio(targets: Tensor) -> Loss:
+    """The targeted DLR loss (equation 7) towards ``targets`` (N,): -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        true, target = logits.gather(1, y[:, None])[:, 0], logits.gather(1, targets[:, None])[:, 0]
+        return (target - true) / _spread(logits, [2, 3])
+
+    return loss
+
+
+def _spread(logits: Tensor, places: list[int]) -> Tensor:
+    """From the largest logit to the mean of those at ``places`` of the ranking; 1 where there are but two classes."""
+    if logits.shape[1] < 3:
+        return torch.ones_like(logits[:, 0])
+    ranked = logits.sort(1, descending=True).values
+    present = [min(place, logits.shape[1] - 1) for place in places]
+    return ranked[:, 0] - ranked[:, present].mean(1) + 1e-12
+
+
+def restarted(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    losses: Sequence[Callable[[Tensor], Loss]],
+    *,
+    steps: int,
+    epsilon: float,
+    bisections: int,
+) -> Tensor:
+    """One ascent for each of ``losses`` on the samples that are left: in the threat model's ball, or in a search for
+    the smallest epsilon, which starts at ``epsilon``."""
+
+    def run(ids: Tensor, radii: Tensor) -> Tensor:
+        last = x[ids]
+        left = torch.arange(len(ids), device=ids.device)
+        for loss in losses:
+            left = left[oracle.closest_distance[ids[left]] > radii[left]]
+            left = left[oracle.affordable(ids[left])]
+            if not len(left):
+                break
+            last[left] = ascend(oracle, x[ids[left]], y[ids[left]], ids[left], radii[left], loss, steps)
+        return last
+
+    if oracle.threat.epsilon is None:
+        return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
+    radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
+    return oracle.closest(run(oracle.ids, radii))
+
+
+@attack(
+    "apgd_ce",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    budget=5000,
+    citation=CITATION,
+)
+def apgd_ce(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    epsilon: float = 0.3,
+    bisections: int = 10,
+) -> Tensor:
+    """APGD on the cross-entropy (in the form of `attacks.gradients.wrong_odds`, whose gradients do not underflow)."""
+    losses = [lambda ids: wrong_odds] * restarts
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)
+
+
+@attack(
+    "apgd_dlr",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    budget=5000,
+    citation=CITATION,
+)
+def apgd_dlr(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    epsilon: float = 0.3,
+    bisections: int = 10,
+) -> Tensor:
+    """APGD on the difference of logits ratio."""
+    losses = [lambda ids: difference_of_logits_ratio] * restarts
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)
+
+
+@attack(
+    "apgd_t",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    budget=40_000,
+    citation=CITATION,
+)
+def apgd_t(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    targets: int = 9,
+    epsilon: float = 0.3,
+    bisections: int = 10,
+) -> Tensor:
+    """APGD on the targeted difference of logits ratio, towards the ``targets`` likeliest wrong classes in turn."""
+    logits = oracle.scores(x, oracle.ids)
+    ranked = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+
+    def towards(place: int) -> Callable[[Tensor], Loss]:
+        return lambda ids: targeted_ratio(ranked[ids, place])
+
+    losses = [towards(place) for place in range(min(targets, oracle.classes - 1))]
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)

@@ -1,0 +1,81 @@
+"""The L2 attack of Carlini & Wagner 2017, Towards evaluating the robustness of neural networks (section V)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import GradientOracle, per_image, wrong_margin
+from attacks.lines import bisect
+from bench.cards import attack
+
+INSIDE = 1 - 1e-6
+"""Pixels are kept this far within [-1, 1], where atanh is finite."""
+GROWTH = 10.0
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@attack(
+    "cw",
+    norms=["L2"],
+    access="gradient",
+    budget=2000,
+    citation="Carlini & Wagner 2017, Towards evaluating the robustness of neural networks",
+)
+def cw(
+    oracle: GradientOracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    searches: int = 6,
+    steps: int = 150,
+    learning_rate: float = 0.05,
+    constant: float = 0.1,
+    bisections: int = 10,
+) -> Tensor:
+    """Minimises ||z - x||^2 + c max(f(z), 0), z = (tanh(w) + 1) / 2, by ``steps`` of Adam in w; f(z) is the true
+    logit's lead.
+
+    c starts at ``constant``, grows tenfold until a run succeeds and is then bisected, over ``searches`` runs in all.
+    The way from the clean image to the closest adversarial is then halved ``bisections`` times.
+    """
+    last = x.clone()
+    constants = torch.full((len(x),), constant, device=x.device)
+    low, high = torch.zeros_like(constants), torch.full_like(constants, torch.inf)
+    for _ in range(searches):
+        ids = oracle.ids[oracle.affordable(oracle.ids)]
+        if not len(ids):
+            break
+        last[ids], hit = descend(oracle, x[ids], y[ids], ids, constants[ids], steps, learning_rate)
+        high[ids[hit]], low[ids[~hit]] = constants[ids[hit]], constants[ids[~hit]]
+        constants = torch.where(torch.isfinite(high), (low + high) / 2, constants * GROWTH)
+    hit = oracle.ids[oracle.found]
+    bisect(oracle, x[hit], oracle.closest(last)[hit], y[hit], hit, bisections)
+    return oracle.closest(last)
+
+
+def descend(
+    oracle: GradientOracle, x: Tensor, y: Tensor, ids: Tensor, constants: Tensor, steps: int, learning_rate: float
+) -> tuple[Tensor, Tensor]:
+    """Adam from the clean images (N, C, H, W) with ``constants`` (N,): the last iterates, and whether one of them was
+    adversarial (N,)."""
+    w = torch.atanh((2 * x - 1) * INSIDE)
+    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    hit = torch.zeros_like(ids, dtype=torch.bool)
+    rows = torch.arange(len(ids), device=ids.device)
+    for k in range(1, steps + 1):
+        rows = rows[oracle.affordable(ids[rows])]
+        if not len(rows):
+            break
+        squashed = w[rows].tanh()
+        z = (squashed + 1) / 2
+        gradient, logits = oracle.gradient(z, y[rows], wrong_margin, ids[rows])
+        wrong = wrong_margin(logits, y[rows]) > 0
+        hit[rows] |= wrong
+        pull = per_image(constants[rows] * ~wrong) * torch.nan_to_num(gradient)
+        slope = (2 * (z - x[rows]) - pull) * (1 - squashed.square()) / 2
+        mean[rows] = BETA_1 * mean[rows] + (1 - BETA_1) * slope
+        square[rows] = BETA_2 * square[rows] + (1 - BETA_2) * slope.square()
+        deviation = (square[rows] / (1 - BETA_2**k)).sqrt() + EPSILON
+        w[rows] -= learning_rate / (1 - BETA_1**k) * mean[rows] / deviation
+    return (w.tanh() + 1) / 2, hit
