@@ -125,11 +125,16 @@ def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:
     """White ``noise`` (N, C, H, W), larger where the image is perturbed, and without high frequencies if ``smooth``."""
     if smooth:
-        radius = int(SMOOTHING * noise.shape[-1])
-        noise = torch.nn.functional.avg_pool2d(noise, 2 * radius + 1, stride=1, padding=radius)
+        noise = smoothed(noise)
     size = perturbation.abs()
     # The mean keeps pixels that are not perturbed within the walk's reach.
     return noise * (size + size.mean((1, 2, 3), keepdim=True)).sqrt()
+
+
+def smoothed(noise: Tensor) -> Tensor:
+    """The low frequencies of ``noise`` (N, C, H, W): its averages over squares of radius `SMOOTHING`."""
+    radius = int(SMOOTHING * noise.shape[-1])
+    return torch.nn.functional.avg_pool2d(noise, 2 * radius + 1, stride=1, padding=radius)
 
 
 def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_step: Tensor) -> tuple[Tensor, Tensor]:

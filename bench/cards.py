@@ -26,7 +26,7 @@ GRANTS: dict[str, frozenset[str]] = {
     "latent": frozenset({"decision", "score", "latent"}),
     "transfer": frozenset({"decision", "transfer"}),
 }
-_NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?")
+_NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?|robustbench:\w+/\w+/[\w.-]+")
 _ATTRIBUTE = "__assay_card__"
 
 

@@ -321,13 +321,13 @@ class Oracle:
         self._closest[ids[winners]] = x[winners]
         self._closest_distance[ids[winners]] = distances[winners]
 
-    def _module_query(self, x: Tensor) -> tuple[Tensor, VectorJacobian | None]:
-        """Logits of rows without ids, and their vector-Jacobian product where gradients are granted."""
+    def _module_query(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
+        """Logits of rows without ids, and their vector-Jacobian product where gradients are granted and wanted."""
         self._admitted(self.ids)
         noise_ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         parts = torch.split(torch.arange(len(x), device=x.device), self._batch_size)
         self._shared_forwards += self._passes * len(x)
-        if "gradient" not in self._granted:
+        if not differentiated or "gradient" not in self._granted:
             with torch.no_grad():
                 logits = [self._mean(x[part], noise_ids[part]) for part in parts]
             return torch.cat(logits), None
@@ -346,17 +346,18 @@ class _OracleModule(nn.Module):
         self._oracle = oracle
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, _ModuleQuery.apply(x, self._oracle))
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        return cast(Tensor, _ModuleQuery.apply(x, self._oracle, differentiated))
 
 
 class _ModuleQuery(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, oracle: Oracle) -> Tensor:
-        logits, ctx.vector_jacobian = oracle._module_query(x.detach())
+    def forward(ctx: Any, x: Tensor, oracle: Oracle, differentiated: bool) -> Tensor:
+        logits, ctx.vector_jacobian = oracle._module_query(x.detach(), differentiated)
         return logits
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
         if ctx.vector_jacobian is None:
             raise AccessDenied("the library asked for a gradient that the card does not declare")
-        return ctx.vector_jacobian(cotangents[0]), None
+        return ctx.vector_jacobian(cotangents[0]), None, None

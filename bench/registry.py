@@ -55,7 +55,14 @@ BUILTINS: dict[Group, dict[str, str]] = {
         "cw": "attacks.cw",
         "fmn": "attacks.fmn",
         "deepfool": "attacks.deepfool",
+        "autoattack": "attacks.autoattack",
+        "fab": "attacks.autoattack",
         "boundary": "attacks.boundary",
+        "square": "attacks.square",
+        "sparse_rs": "attacks.sparse_rs",
+        "hopskipjump": "attacks.hopskipjump",
+        "sigma_zero": "attacks.sigma_zero",
+        "vfga": "attacks.vfga",
         "latent_descent": "attacks.latent_descent",
         "transfer": "attacks.transfer",
         "fgm_ge": "attacks.gradient_estimation",
@@ -136,6 +143,8 @@ class Registry:
         Raises:
             UserError: when the name is unknown, declared twice, or the plugin is broken.
         """
+        if group == "defenses" and name.startswith("robustbench:"):
+            return _from_zoo(name)
         found = self._found[group].get(name)
         if found is None:
             error = unknown(group.removesuffix("s"), name, self._found[group])
@@ -197,6 +206,14 @@ def _builtin(group: Group, name: str, module: str) -> _Found:
         raise UserError(f"built-in {name!r}: {module} declares no such plugin")
 
     return _Found(name, "built-in", load)
+
+
+def _from_zoo(name: str) -> Plugin:
+    """A model of RobustBench's zoo, whose names are not listed here: ``robustbench:<dataset>/<threat>/<name>``."""
+    factory = importlib.import_module("defenses.robustbench_adapter").zoo_defense(name)
+    card = card_of(factory)
+    assert isinstance(card, DefenseCard)
+    return Plugin(card, factory, "built-in", "")
 
 
 def _installed(group: Group, entry_point: EntryPoint) -> _Found:

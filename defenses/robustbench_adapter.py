@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,10 @@ import pyautoattack.state
 import torch
 from torch import Tensor, nn
 
-from bench.errors import unknown
+from bench.cache import cache_dir
+from bench.cards import defense
+from bench.datasets import Dataset
+from bench.errors import UserError, unknown
 
 ThreatName = Literal["Linf", "L2", "corruptions", "corruptions_3d"]
 
@@ -87,13 +91,40 @@ def load_model(
     Raises:
         UserError: for an unknown dataset, threat model or name.
     """
-    zoo = _robustbench().model_zoo.model_dicts
-    by_threat = _choose("RobustBench dataset", dataset, zoo)
-    models = _choose(f"RobustBench threat model for {dataset}", threat_model.removesuffix("_3d"), by_threat)
-    if name not in models:
-        raise unknown(f"RobustBench model for {dataset} {threat_model}", name, models)
+    _check_listed(name, dataset, threat_model)
     model: nn.Module = _robustbench().load_model(name, model_dir, dataset, threat_model)
     return model.eval()
+
+
+def zoo_defense(name: str) -> Callable[..., nn.Module]:
+    """The factory, with its card, of the defense ``robustbench:<dataset>/<threat>/<model>``.
+
+    It reads ``robustbench/<dataset>/<threat>/<model>.pt`` in the dataset's data folder, or without one in the cache.
+
+    Raises:
+        UserError: for a name that RobustBench does not list; by the factory, where weights cannot be had.
+    """
+    parts = name.removeprefix("robustbench:").split("/")
+    if len(parts) != 3:
+        raise UserError(f"defense {name!r} is not robustbench:<dataset>/<threat>/<name> (robustbench:cifar10/Linf/...)")
+    of, threat, model = parts
+    _check_listed(model, of, threat)
+
+    @defense(
+        name, datasets=[of], citation="Croce et al. 2021, RobustBench: a standardized adversarial robustness benchmark"
+    )
+    def factory(dataset: Dataset) -> nn.Module:
+        folder = (dataset.data_dir or cache_dir() / "data") / "robustbench"
+        try:
+            return load_model(model, dataset=of, threat_model=threat, model_dir=folder)  # type: ignore[arg-type]
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UserError(
+                f"defense {name!r}: no usable weights in {folder / of / threat / model}.pt, nor by a download "
+                f"({type(error).__name__}: {text})"
+            ) from error
+
+    return factory
 
 
 def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 100) -> float:
@@ -136,6 +167,14 @@ def benchmark(
         eps=epsilon,
     )
     return float(clean), float(robust)
+
+
+def _check_listed(name: str, dataset: str, threat_model: str) -> None:
+    """Refuses what is not in RobustBench's table of models."""
+    by_threat = _choose("RobustBench dataset", dataset, _robustbench().model_zoo.model_dicts)
+    models = _choose(f"RobustBench threat model for {dataset}", threat_model.removesuffix("_3d"), by_threat)
+    if name not in models:
+        raise unknown(f"RobustBench model for {dataset} {threat_model}", name, models)
 
 
 def _choose(what: str, value: str, zoo: dict[Any, dict[Any, Any]]) -> dict[Any, Any]:

@@ -33,23 +33,32 @@ SHORT: dict[str, dict[str, Any]] = {
     "apgd_ce": {"steps": 15, "bisections": 4},
     "apgd_dlr": {"steps": 15, "bisections": 4},
     "apgd_t": {"steps": 15, "bisections": 4, "targets": 2},
+    "autoattack": {"queries": 50},
     "bim": {"bisections": 5},
     "bim_ge": {"bisections": 5, "pairs": 2},
     "boundary": {"steps": 250},
     "cw": {"searches": 5, "steps": 40},
     "ddn": {"steps": 60},
     "eot_pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
+    "fab": {"steps": 10},
     "fmn": {"steps": 60},
     "gaussian_noise": {"repetitions": 3},
+    "hopskipjump": {"steps": 6, "draws": 30},
     "mim": {"bisections": 5},
     "mim_ge": {"bisections": 5, "pairs": 2},
     "pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
     "pgd_ge": {"steps": 10, "step": 1 / 4, "bisections": 5, "pairs": 2},
     "pointwise_10x": {"repetitions": 3},
     "salt_and_pepper": {"repetitions": 3},
+    "sigma_zero": {"steps": 40},
+    "sparse_rs": {"steps": 60},
+    "square": {"steps": 1000, "search_steps": 60, "bisections": 6},
     "uniform_noise": {"repetitions": 3},
 }
 """Parameters for tests that are not about strength."""
+
+RADIUS = {"L2": 2.5, "Linf": 0.5}
+"""Balls for attacks that have no minimal variant: wide enough for every image of the problems here."""
 
 CASES = [(name, norm) for name, attack in ATTACKS.items() for norm in card_of(attack).norms]
 
@@ -173,6 +182,20 @@ class SmallNet(nn.Module):
     logits = forward
 
 
+class ReluNet(nn.Module):
+    """One hidden layer of a few rectified units, for 8x8 digits: small enough for exact distances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.output = nn.Linear(64, 12), nn.Linear(12, 10)
+        self.card = DefenseCard(name="relu_net", datasets=("digits",))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.hidden(x.flatten(1)).relu())
+
+    logits = forward
+
+
 def run(
     problem: Problem,
     name: str,
@@ -185,8 +208,10 @@ def run(
     samples: int | None = None,
     **parameters: Any,
 ) -> Outcome:
-    """Runs an attack chunk by chunk, as the engine does."""
+    """Runs an attack chunk by chunk, as the engine does; in a ball of `RADIUS` if it must have one."""
     card = card_of(ATTACKS[name])
+    if epsilon is None and "minimal" not in card.kinds:
+        epsilon = RADIUS[norm]
     parts = []
     total = len(problem.x) if samples is None else samples
     for start in range(0, total, chunk):

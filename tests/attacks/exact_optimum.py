@@ -62,3 +62,36 @@ def fewest_changes(v: Array, g: Array, h: Array) -> float:
         ],
     )
     return float(round(result.fun)) if result.success else np.inf
+
+
+def relu_net_optimum(w: Array, b: Array, v: Array, c: Array, label: int, x: Array) -> float:
+    """min |x' - x|_inf over images in [0, 1] that the net ``v relu(w x' + b) + c`` does not give ``label``.
+
+    One mixed-integer program for each other class (Tjeng, Xiao & Tedrake 2019): a binary number says for each hidden
+    unit whether it is active, and its output is bounded by what it can be for any image.
+    """
+    hidden, n = w.shape
+    high, low = np.maximum(w, 0).sum(1) + b, np.minimum(w, 0).sum(1) + b
+    # Variables: the image, the hidden outputs, the binary numbers, the distance.
+    image, unit = np.eye(n), np.eye(hidden)
+    nothing, none = np.zeros((hidden, 1)), np.zeros((n, hidden))
+    one = np.ones((n, 1))
+    constraints = [
+        LinearConstraint(np.hstack([image, none, none, -one]), -np.inf, x),
+        LinearConstraint(np.hstack([image, none, none, one]), x, np.inf),
+        LinearConstraint(np.hstack([-w, unit, 0 * unit, nothing]), b, np.inf),
+        LinearConstraint(np.hstack([-w, unit, np.diag(-low), nothing]), -np.inf, b - low),
+        LinearConstraint(np.hstack([0 * w, unit, np.diag(-high), nothing]), -np.inf, 0),
+    ]
+    upper = np.concatenate([np.ones(n), np.maximum(high, 0), np.ones(hidden), [1]])
+    distances = []
+    for other in set(range(len(v))) - {label}:
+        lead = np.concatenate([np.zeros(n), v[other] - v[label], np.zeros(hidden + 1)])
+        result = milp(
+            np.eye(n + 2 * hidden + 1)[-1],
+            integrality=np.concatenate([np.zeros(n + hidden), np.ones(hidden), [0]]),
+            bounds=Bounds(np.zeros_like(upper), upper),
+            constraints=[*constraints, LinearConstraint(lead[None], c[label] - c[other], np.inf)],
+        )
+        distances.append(float(result.fun) if result.success else np.inf)
+    return min(distances)

@@ -2,8 +2,10 @@
 
 import foolbox
 import pytest
+import torch
 from attack_problems import run
 from foolbox_attacks import LADDER, SALT_AND_PEPPER, foolbox_distances
+from pyautoattack.square import SquareAttack
 
 
 def distances(problem, attack, norm, epsilons=None):
@@ -38,6 +40,18 @@ def test_salt_and_pepper_is_at_least_as_strong(small_net):
     assert run(small_net, "salt_and_pepper", "L0").distance.mean() <= 1.05 * expected.mean()
 
 
+@pytest.mark.parametrize(("norm", "constraint"), [("L2", "l2"), ("Linf", "linf")])
+def test_hopskipjump_at_the_same_steps(small_net, norm, constraint):
+    """Of as many random directions each. Foolbox normalises its gradients by the batch's length: one by one."""
+    alone = foolbox.attacks.HopSkipJumpAttack(steps=8, initial_gradient_eval_steps=50, constraint=constraint)
+    expected = torch.cat([
+        foolbox_distances(small_net.defense, small_net.x[i : i + 1], small_net.y[i : i + 1], alone, norm)
+        for i in range(12)
+    ])  # fmt: skip
+    ours = run(small_net, "hopskipjump", norm, steps=8, samples=12).distance
+    assert ours.mean() <= 1.05 * expected.mean()
+
+
 @pytest.mark.slow
 def test_boundary_at_the_same_steps(small_net):
     """From foolbox's own start, blended noise, and with its longer queues."""
@@ -52,3 +66,19 @@ def test_pointwise_from_any_start(small_net):
     for norm in ("L0", "L2"):
         expected = distances(small_net, theirs, norm)
         assert run(small_net, "pointwise_10x", norm).distance.median() <= 1.05 * expected.median()
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("L2", 0.4), ("L2", 0.7), ("Linf", 0.1), ("Linf", 0.15)])
+def test_square_succeeds_as_often_as_autoattacks(small_net, norm, epsilon):
+    """At the same queries; but for one sample of 40, since both end in local optima that chance decides about."""
+    with torch.random.fork_rng():
+        theirs = SquareAttack(small_net.defense, norm=norm, n_queries=300, eps=epsilon)
+        found = small_net.defense.logits(theirs.perturb(small_net.x, small_net.y)).argmax(1) != small_net.y
+    ours = run(small_net, "square", norm, epsilon=epsilon, steps=301)
+    assert ours.found.sum() >= found.sum() - 1
+
+
+def test_sparse_rs_needs_fewer_pixels_than_pointwise(prototypes):
+    """Means, since a median of a few pixels is too coarse."""
+    ours, theirs = run(prototypes, "sparse_rs", "L0"), run(prototypes, "pointwise_10x", "L0")
+    assert ours.distance.mean() <= theirs.distance.mean()

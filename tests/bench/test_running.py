@@ -28,17 +28,31 @@ Linf = 0.2
 L0 = 6
 """
 
-CHEAP = [
-    f"{name}_ge.{key}"
-    for name in ("fgm", "fgsm", "bim", "mim", "pgd", "deepfool")
-    for key in ("method='nes'", "pairs=8")
-] + ["pgd_ge.steps=10", "boundary.steps=200", "eot_pgd.steps=10", "apgd_t.steps=20", "apgd_t.targets=2"]
+CHEAP = (
+    [
+        f"{name}_ge.{key}"
+        for name in ("fgm", "fgsm", "bim", "mim", "pgd", "deepfool")
+        for key in ("method='nes'", "pairs=8")
+    ]
+    + ["pgd_ge.steps=10", "boundary.steps=200", "eot_pgd.steps=10", "apgd_t.steps=20", "apgd_t.targets=2"]
+    + [
+        "autoattack.queries=50",
+        "fab.steps=10",
+        "hopskipjump.steps=6",
+        "square.search_steps=50",
+        "sparse_rs.steps=50",
+    ]
+)
 """Settings that keep the dearest attacks short."""
 
 
 def write_matrix(folder, attacks):
     path = folder / "small.toml"
-    path.write_text(MATRIX.format(attacks=", ".join(f'"{name}"' for name in attacks)))
+    cards = {name: Registry([PLUGIN]).get("attacks", name).attack_card for name in attacks}
+    entries = [
+        f"{{ name = '{name}', bounded = {str('minimal' not in card.kinds).lower()} }}" for name, card in cards.items()
+    ]
+    path.write_text(MATRIX.format(attacks=", ".join(entries)))
     return str(path)
 
 

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
+from bench.loading import make_defense
+from bench.registry import Registry
 from defenses import robustbench_adapter
 from defenses.robustbench_adapter import AutoAttack
 
@@ -107,6 +110,47 @@ def test_a_wrong_name_is_one_clear_line(arguments, message):
     with pytest.raises(UserError) as error:
         robustbench_adapter.load_model(**arguments)
     assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+ZOO_NAME = "robustbench:cifar10/Linf/Wong2020Fast"
+
+
+def test_a_defense_name_finds_a_zoo_model_in_the_data_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def load(*arguments):
+        asked.append(arguments)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, CLASSES))
+
+    monkeypatch.setattr(robustbench_adapter._robustbench(), "load_model", load)
+    loaded = make_defense(ZOO_NAME, Dataset("cifar10", CLASSES, (3, 32, 32), tmp_path), Registry())
+    assert asked == [("Wong2020Fast", tmp_path / "robustbench", "cifar10", "Linf")]
+    assert loaded.card.name == ZOO_NAME
+    assert loaded.defense.logits(torch.rand(2, 3, 32, 32)).shape == (2, CLASSES)
+
+
+def test_weights_that_cannot_be_had_are_one_clear_line(tmp_path, monkeypatch):
+    def offline(*arguments):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(robustbench_adapter._robustbench(), "load_model", offline)
+    with pytest.raises(UserError, match=r"no usable weights in .*Wong2020Fast.pt, .*\(OSError: no network\)$"):
+        make_defense(ZOO_NAME, Dataset("cifar10", CLASSES, (3, 32, 32), tmp_path), Registry())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (ZOO_NAME, "is not for dataset 'digits'. It is for: cifar10"),
+        ("robustbench:cifar10/Linf/Standrad", "did you mean 'Standard'"),
+        ("robustbench:cifar10/Standard", "is not robustbench:<dataset>/<threat>/<name>"),
+    ],
+)
+def test_a_wrong_defense_name_is_one_clear_line(name, message):
+    with pytest.raises(UserError) as error:
+        make_defense(name, load_dataset("digits"), Registry())
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,144 @@
+"""AutoAttack and FAB (Croce & Hein 2020) by the package pyautoattack, which is the authors' code.
+
+The library's attacks are called one by one, not through its ``run_standard_evaluation``: that begins with checks that
+cost queries and end in ``sys.settrace(None)``. What the attacks themselves have to say about a defense (gradients that
+vanish) they log as warnings of the logger ``auto-attack``, which is silent until a handler is attached to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from pyautoattack.autoattack import AutoAttack
+from pyautoattack.fab_pt import FABAttack_PT
+from torch import Tensor
+
+from attacks.gradients import steepest
+from attacks.lines import bisect
+from bench.cards import attack
+from bench.errors import unknown
+from bench.oracle import Oracle
+from bench.threat import project
+
+VERSIONS = ("standard", "rand")
+logging.getLogger("auto-attack").addHandler(logging.NullHandler())
+
+
+@attack(
+    "autoattack",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["bounded"],
+    stochastic=True,
+    library=True,
+    budget=15000,
+    citation="Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse "
+    "parameter-free attacks",
+)
+def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard", queries: int = 5000) -> Tensor:
+    """The ensemble, each attack on what the ones before it left: APGD on the cross-entropy, targeted APGD and FAB on
+    the 9 likeliest wrong classes, Square with ``queries``; or, as ``rand`` for randomised defenses, APGD on two losses
+    with gradients averaged over 20 calls."""
+    if version not in VERSIONS:
+        raise unknown("version", version, VERSIONS, where="attack 'autoattack'")
+    epsilon = oracle.threat.epsilon
+    assert epsilon is not None
+    with seeded(oracle) as seed:
+        library = AutoAttack(
+            oracle.as_module(), norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device
+        )
+        library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, oracle.classes - 1)
+        library.square.n_queries = queries
+        for name in possible(version, oracle.classes, oracle.threat.norm, min(x.shape[2:])):
+            ids = oracle.ids[~oracle.found]
+            if not len(ids):
+                break
+            draws = oracle.draws
+            # The library averages over calls by itself.
+            oracle.draws = 1 if version == "rand" else draws
+            candidates = member(library, name)(x[ids], y[ids])
+            oracle.draws = draws
+            hand_in(oracle, x[ids], candidates, ids)
+    return oracle.closest(farthest(oracle, x))
+
+
+def possible(version: str, classes: int, norm: str, side: int) -> list[str]:
+    """The members of a version of AutoAttack that are defined for so many classes and images of so many pixels a side:
+    the DLR loss compares the 3 largest logits, the targeted one 4, and Square in L2 tiles the image with 5 x 5
+    squares."""
+    if version == "rand":
+        return ["apgd-ce"] + ["apgd-dlr"] * (classes >= 3)
+    return ["apgd-ce"] + ["apgd-t"] * (classes >= 4) + ["fab-t"] + ["square"] * (norm == "Linf" or side >= 5)
+
+
+def member(library: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """One attack of the ensemble, set up as the library's ``run_standard_evaluation`` does it."""
+    library.apgd.loss = "dlr" if name == "apgd-dlr" else "ce"
+    library.fab.targeted = True
+    attacks = {"apgd-t": library.apgd_targeted, "fab-t": library.fab, "square": library.square}
+    perturb: Callable[[Tensor, Tensor], Tensor] = attacks.get(name, library.apgd).perturb
+    return perturb
+
+
+@attack(
+    "fab",
+    norms=["L2", "Linf"],
+    access="gradient",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    library=True,
+    budget=6000,
+    citation="Croce & Hein 2020, Minimally distorted adversarial examples with a fast adaptive boundary attack",
+)
+def fab(
+    oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 50, targets: int = 9, restarts: int = 2, bisections: int = 10
+) -> Tensor:
+    """FAB towards each of the ``targets`` likeliest wrong classes, from the clean image and then from random ones.
+
+    The paper's final search on the way from the clean image, which the library lacks, is ``bisections`` halvings.
+    """
+    with seeded(oracle):
+        library = FABAttack_PT(
+            oracle.as_module(), norm=oracle.threat.norm, n_iter=steps, eps=oracle.threat.epsilon, device=x.device
+        )
+        for restart in range(restarts):
+            for target in range(min(targets, oracle.classes - 1)):
+                ids = oracle.ids if oracle.threat.epsilon is None else oracle.ids[~oracle.found]
+                if not len(ids):
+                    break
+                library.target_class = target + 2  # the library counts from the likeliest class, from 1
+                candidates = library.attack_single_run(x[ids], y[ids], use_rand_start=restart > 0, is_targeted=True)
+                hand_in(oracle, x[ids], candidates, ids)
+    hit = oracle.ids[oracle.found]
+    bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, bisections)
+    return oracle.closest(farthest(oracle, x))
+
+
+@contextmanager
+def seeded(oracle: Oracle) -> Iterator[int]:
+    """Torch's global generator, the only one that the library draws from, seeded by a draw of the chunk's first sample,
+    and its state restored afterwards. Gives the seed."""
+    seed = int(2**24 * float(oracle.random.uniform(oracle.ids[:1], ())))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield seed
+
+
+def hand_in(oracle: Oracle, x: Tensor, candidates: Tensor, ids: Tensor) -> None:
+    """Shows the oracle what the library found (N, C, H, W), pulled into the ball, out of which rounding pushes it;
+    rows that it left at the clean image ``x`` are its failures."""
+    if oracle.threat.epsilon is not None:
+        candidates = project(candidates, x, oracle.threat.norm, oracle.threat.epsilon)
+    moved = (candidates != x).flatten(1).any(1)
+    if moved.any():
+        oracle.decision(candidates[moved], ids[moved])
+
+
+def farthest(oracle: Oracle, x: Tensor) -> Tensor:
+    """What failures hand in (n, C, H, W): all pixels moved towards their far ends, within the ball."""
+    radius = 1.0 if oracle.threat.epsilon is None else oracle.threat.epsilon
+    step = radius * steepest(torch.zeros_like(x), x, oracle.threat.norm)
+    return project(x + step, x, oracle.threat.norm, radius)

@@ -1,0 +1,123 @@
+"""Sigma-zero (Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024): gradient descent on a smooth L0 norm.
+
+A pixel of a colour image counts once, whichever of its channels change: what the paper does to single values is done
+here to pixels. The approximation is of the pixels' Euclidean lengths, the threshold on their largest channel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attacks.gradients import GradientOracle, per_image, wrong_odds
+from bench.cards import attack
+
+SIGMA = 1e-3
+FIRST_THRESHOLD = 0.3
+THRESHOLD_STEP = 0.01
+"""Change of the threshold relative to the step."""
+LAST_STEP = 0.1
+"""The last step relative to the first."""
+DECAYS = (0.9, 0.999)
+"""Adam's, of the gradients' mean and of their mean square."""
+
+
+@attack(
+    "sigma_zero",
+    norms=["L0"],
+    access="gradient",
+    budget=1500,
+    citation="Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024, Sigma-zero: gradient-based optimization of "
+    "L0-norm adversarial examples",
+)
+def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: int = 200, step: float = 1.0) -> Tensor:
+    """Algorithm 1: Adam descends the loss plus the smooth L0 norm; changes below a threshold are undone.
+
+    The threshold of each sample grows while it is adversarial and falls while it is not. A step is ``step`` long at
+    first, as a share of the pixel range, and annealed by a cosine over ``steps``. Then `reset` takes back what the
+    closest adversarial can do without. A sample with an adversarial of a single pixel is finished.
+    """
+    z, threshold = x.clone(), torch.full((len(x),), FIRST_THRESHOLD, device=x.device)
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+    active = oracle.ids
+    for k in range(steps):
+        active = active[oracle.closest_distance[active] > 1]
+        active = active[oracle.affordable(active)]
+        if not len(active):
+            break
+        gradient, missed = descent_gradient(oracle, x[active], z[active], y[active], active)
+        mean[active] = DECAYS[0] * mean[active] + (1 - DECAYS[0]) * gradient
+        square[active] = DECAYS[1] * square[active] + (1 - DECAYS[1]) * gradient**2
+        direction = mean[active] / (1 - DECAYS[0] ** (k + 1))
+        direction = direction / ((square[active] / (1 - DECAYS[1] ** (k + 1))).sqrt() + 1e-8)
+        now = step * (LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * k / steps)) / 2)
+        change = torch.where(missed, -THRESHOLD_STEP, THRESHOLD_STEP) * now
+        threshold[active] = (threshold[active] + change).clamp(0, 1)
+        z[active] = undo_small(x[active], (z[active] - now * direction).clamp(0, 1), threshold[active])
+    active = active[oracle.affordable(active)]
+    oracle.decision(z[active], active)
+    reset(oracle, x, y)
+    return oracle.closest(z)
+
+
+def descent_gradient(oracle: GradientOracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient (N, C, H, W) of the loss plus the smooth L0 norm, with a largest component of one, and whether the
+    iterates ``z`` are not adversarial (N,); where they are, the loss is constant.
+
+    The loss is `wrong_odds`, with which adversarials have up to 6 % fewer pixels than with the paper's margin over the
+    likeliest wrong class. Its gradient is brought to a largest component of one before the sum: the balance of the two
+    terms does not depend on the logits' scale then. Where it vanishes it leads to the far end of each pixel's range.
+    """
+    uphill, logits = oracle.gradient(z, y, wrong_odds, ids)
+    missed = logits.argmax(1) == y
+    gradient = torch.nan_to_num(-uphill)
+    vanished = ~gradient.flatten(1).any(1)
+    gradient = torch.where(per_image(vanished), 2 * (x > 0.5).to(x) - 1, gradient)
+    gradient = to_unit(gradient) * per_image(missed)
+    return to_unit(gradient + smooth_l0_gradient(z - x)), missed
+
+
+def smooth_l0_gradient(delta: Tensor) -> Tensor:
+    """Gradient in ``delta`` (N, C, H, W) of the mean over pixels of s / (s + sigma), s the pixel's squared length
+    (equation 6)."""
+    squared = delta.square().sum(1, keepdim=True)
+    return 2 * delta * SIGMA / (squared + SIGMA).square() / delta.shape[2:].numel()
+
+
+def to_unit(gradient: Tensor) -> Tensor:
+    """``gradient`` with a largest component of one in each image; zeros remain."""
+    return gradient / per_image(gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny))
+
+
+def undo_small(x: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
+    """``z`` (N, C, H, W), its pixels reset that differ from ``x`` by less than ``threshold`` (N,) in every channel."""
+    return torch.where((z - x).abs().amax(1, keepdim=True) < per_image(threshold), x, z)
+
+
+def reset(oracle: GradientOracle, x: Tensor, y: Tensor) -> None:
+    """Resets pixels of each closest adversarial, the least changed ones first, as long as it stays adversarial.
+
+    Its changes are first taken to the ends of the pixel range, which costs no L0 distance and may let more be reset.
+    Takes one decision per changed pixel, and one.
+    """
+    best = oracle.closest(x)
+    ids = oracle.ids[oracle.closest_distance > 1]
+    ids = ids[oracle.affordable(ids) & oracle.found[ids]]
+    size = (best - x).abs().amax(1).flatten(1)
+    order, changed = size.masked_fill(size == 0, torch.inf).argsort(1), (size > 0).sum(1)
+    extreme = torch.where(best > x, 1.0, torch.where(best < x, 0.0, x))
+    hit = ids[oracle.decision(extreme[ids], ids) != y[ids]]
+    best[hit] = extreme[hit]
+    for k in range(x.shape[2:].numel()):
+        ids = ids[changed[ids] > k]
+        ids = ids[oracle.affordable(ids)]
+        if not len(ids):
+            break
+        pixel = order[ids, k]
+        fewer = best[ids]
+        rows = torch.arange(len(ids), device=x.device)
+        fewer.flatten(2)[rows, :, pixel] = x[ids].flatten(2)[rows, :, pixel]
+        still = oracle.decision(fewer, ids) != y[ids]
+        best[ids[still]] = fewer[still]
