@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.fast_gradient import fgm, fgsm
-from attacks.gradients import length, per_image
+from attacks.gradients import length, per_image, steepest
 from attacks.iterative_gradient import bim
 from attacks.lines import climb
 from bench.cards import attack
@@ -31,6 +31,7 @@ def transfer(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 50, bisection
         perturbation = oracle.transferred(source) - x
         scale = length(perturbation) if oracle.threat.norm == "L2" else perturbation.flatten(1).abs().amax(1)
         # Where the substitute errs on the clean image its minimal perturbation is none at all.
-        direction = perturbation / per_image(scale).clamp_min(torch.finfo(x.dtype).tiny)
+        none = steepest(torch.zeros_like(x), x, oracle.threat.norm)
+        direction = torch.where(per_image(scale > 0), perturbation / per_image(scale), none)
         last = climb(oracle, x, y, direction, largest, rungs, bisections)
     return oracle.closest(last)

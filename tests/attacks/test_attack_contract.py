@@ -8,7 +8,9 @@ from attack_problems import ATTACKS, CASES, SHORT, Problem, run
 
 from bench.cards import DefenseCard, card_of
 from bench.norms import within
-from bench.threat import distance
+from bench.oracle import Oracle
+from bench.randomness import Streams
+from bench.threat import ThreatModel, distance
 
 OWN_CASES = [(name, norm) for name, norm in CASES if not card_of(ATTACKS[name]).library]
 BOUNDED = [(name, norm) for name, norm in CASES if "bounded" in card_of(ATTACKS[name]).kinds]
@@ -114,6 +116,18 @@ def test_a_small_budget_is_kept(prototypes, name, norm, budget):
 def test_cards_budget_holds_the_default_parameters(prototypes, name, norm):
     outcome = run(prototypes, name, norm, **short(name))
     assert (outcome.forwards + outcome.backwards < card_of(ATTACKS[name]).budget).all()
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_transfer_has_something_to_try_where_the_substitute_errs_on_the_clean_image(prototypes, norm):
+    x, y = prototypes.x[:4], prototypes.y[:4]
+    streams = {"random": Streams(0, range(4), "attack"), "noise": Streams(0, range(4), "queries")}
+    options = {"classes": prototypes.classes, "budget": 200, "batch_size": 64, **streams}
+    oracle = Oracle(
+        prototypes.defense, "transfer", ThreatModel(norm), x, y, transferred=lambda source: x.clone(), **options
+    )
+    candidates = ATTACKS["transfer"](oracle, x, y)
+    assert (candidates != x).flatten(1).any(1).all()
 
 
 class Hooked:

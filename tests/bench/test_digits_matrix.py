@@ -22,7 +22,6 @@ def medians(frame: pd.DataFrame) -> pd.Series:
 def test_on_cnn_every_median_is_within_1_1_of_the_attack_at_its_reference_budget(tmp_path):
     data = read_matrix("digits")[1]
     names = {entry if isinstance(entry, str) else entry["name"] for entry in data["attacks"]}
-    assert names == set(BUILTINS["attacks"])
     lines = [f"dataset = 'digits'\nsamples = {data['samples']}\ndefenses = ['cnn']\nattacks = {sorted(names)}"]
     lines += ["[thresholds]", *(f"{norm} = {value}" for norm, value in data["thresholds"].items())]
     (tmp_path / "reference.toml").write_text("\n".join(lines))
