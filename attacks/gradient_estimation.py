@@ -145,7 +145,9 @@ class EstimatedGradients(GradientOracle):
 def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callable[..., Tensor]:
     """The attack ``base`` on scores, named with ``_ge`` ("with gradient estimation") behind.
 
-    It has the base's parameters and those of `EstimatedGradients`, whose ``step`` it calls ``estimation_step``.
+    It has the base's parameters and those of `EstimatedGradients`, whose ``step`` it calls ``estimation_step``. It is
+    repeated with so many ``step_sizes`` of the estimate (that step, 3 times it, a third of it, 9 times it, ...); the
+    closest adversarial of all is kept (Schott et al. 2019, section 5).
     """
     card = card_of(base)
     assert isinstance(card, AttackCard)
@@ -159,9 +161,15 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         pairs: int = 4,
         full_start: bool = True,
         estimation_step: float = 0.1,
+        step_sizes: int = 1,
         **parameters: Any,
     ) -> Tensor:
-        return base(EstimatedGradients(oracle, y, method, pairs, full_start, estimation_step), x, y, **parameters)
+        candidates = x
+        for repetition in range(step_sizes):
+            exponent = (repetition + 1) // 2 * (1 if repetition % 2 else -1)
+            gradients = EstimatedGradients(oracle, y, method, pairs, full_start, estimation_step * 3.0**exponent)
+            candidates = base(gradients, x, y, **parameters)
+        return candidates
 
     own = [p for p in inspect.signature(estimated).parameters.values() if p.kind is not p.VAR_KEYWORD]
     inherited = [p for p in inspect.signature(base).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -1,8 +1,10 @@
 """How near each attack comes to the exact optimum inside the pixel box, on classifiers where that is known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from attack_problems import ATTACKS, CASES, SHORT, run, stretched
+from attack_problems import ATTACKS, CASES, SHORT, SmallNet, run, stretched
 from exact_optimum import relu_net_optimum
 
 from bench.cards import card_of
@@ -126,6 +128,22 @@ def test_few_random_directions_do_as_well_as_all_coordinates(problems, problem, 
         full = run(problems[problem], name, norm, samples=12, method="coordinate")
         assert nes.distance.median() <= 1.05 * full.distance.median()
         assert nes.forwards.mean() <= full.forwards.mean()
+
+
+def test_gradient_estimation_with_several_step_sizes_keeps_the_best(small_net):
+    """A step too small to cross a level of brightness sees no gradient; three times it does."""
+
+    class Posterised(SmallNet):
+        def logits(self, x):
+            return super().logits((x * 4).round() / 4)
+
+    net = Posterised()
+    net.load_state_dict(small_net.defense.state_dict())
+    correct = net.logits(small_net.x).argmax(1) == small_net.y
+    problem = replace(small_net, defense=net.eval(), x=small_net.x[correct][:8], y=small_net.y[correct][:8])
+    one, three = (run(problem, "fgm_ge", "L2", method="coordinate", estimation_step=0.03, step_sizes=n) for n in (1, 3))
+    assert (three.distance <= one.distance).all()
+    assert three.distance.median() < one.distance.median()
 
 
 @pytest.mark.parametrize(("name", "norm", "parameters"), [
