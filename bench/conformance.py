@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.cards import DefenseCard
 from bench.cells import Cell
 from bench.datasets import Dataset, load_dataset
-from bench.engine import CellResult, run_cell
+from bench.engine import CellResult, Substitute, run_cell
 from bench.loading import LoadedDefense
 from bench.norms import Norm
 from bench.protocols import Defense, HasDecision, HasInputGradient, HasReconstruction, ModuleDefense
@@ -122,7 +122,7 @@ def _defense_checks(defense: Defense, dataset: Dataset) -> Iterator[Check]:
 def _gradient_checks(defense: Defense, x: Tensor) -> Iterator[Check]:
     leaf = x.clone().requires_grad_(True)
     if isinstance(defense, HasInputGradient):
-        logits, product = defense.input_gradient(x)
+        logits, product = defense.input_gradient(x, *([_rng(x, 0)] if defense.card.randomized else []))
         gradient = product(torch.ones_like(logits) * torch.arange(logits.shape[1]))
     else:
         with torch.enable_grad():
@@ -180,7 +180,7 @@ def _cell_checks(
         return candidates
 
     def result(of: Cell) -> CellResult:
-        return run_cell(of, defense, watched, dataset, torch.device("cpu"))
+        return run_cell(of, defense, watched, dataset, torch.device("cpu"), substitute=Substitute(defense))
 
     first = result(cell)
     records = first.records

@@ -99,6 +99,12 @@ def test_an_installed_package_offers_its_plugins(installed, monkeypatch):
     assert [c for c in check_attack(registry.get("attacks", "example_blend")) if not c.passed] == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILTINS["attacks"])
+def test_every_built_in_attack_passes_the_conformance_suite(name):
+    assert [c for c in check_attack(Registry().get("attacks", name)) if not c.passed] == []
+
+
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UserError, match=r"unknown defense 'cnnn'; did you mean 'cnn'\? Allowed: abs, "):
         Registry().get("defenses", "cnnn")
