@@ -60,9 +60,10 @@ class ClassMeans(nn.Module):
         self.register_buffer("means", means)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W)."""
-        flat = self.means.flatten(1)
-        return 2 * x.flatten(1) @ flat.T - flat.square().sum(1)
+        """Logits (N, K) of images (N, C, H, W); summed in float64, so that rounding, which depends on the batch, does
+        not turn a random walk into another one."""
+        flat = self.means.flatten(1).double()
+        return (2 * x.flatten(1).double() @ flat.T - flat.square().sum(1)).to(x.dtype)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean images of the classes ``y``."""
