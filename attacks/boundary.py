@@ -2,7 +2,7 @@
 
 Its steps are drawn with the biases of Brunner, Diehl, Truong Le & Knoll 2019 (Guessing smart: biased sampling for
 efficient black-box adversarial attacks) that need no second model: towards low frequencies, and towards pixels that are
-perturbed already. On MNIST this saves two thirds of the queries.
+perturbed already.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ def deepfool(
 ) -> Tensor:
     """Steps to the nearest boundary of the linearised classifier until the label changes.
 
-    The k-th iterate overshoots the summed steps by k times ``overshoot``: on curved boundaries a fixed one takes twice
-    as many steps for half a per cent of distance. Each step takes the Jacobian of all logits and, cheaper than another
+    The k-th iterate overshoots the summed steps by k times ``overshoot``: with a fixed one, iterates would creep up to
+    curved boundaries from inside. Each step takes the Jacobian of all logits and, cheaper than another
     one, a decision at the next iterate. The way from the clean image to the last iterate is then halved ``bisections``
     times, which takes the overshoot back.
     """

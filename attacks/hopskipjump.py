@@ -1,7 +1,7 @@
 """HopSkipJumpAttack (Chen, Jordan & Wainwright 2020): gradient steps along the boundary, by decisions alone.
 
 Half of its random directions are low frequencies, as in `attacks.boundary` (Brunner et al. 2019; for this attack Li et
-al. 2020, QEBA): on digits enlarged to 28x28 this brings Linf a sixth and L2 a tenth closer at the same queries.
+al. 2020, QEBA); the other half keep every pixel in reach.
 """
 
 from __future__ import annotations

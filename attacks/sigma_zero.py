@@ -66,9 +66,9 @@ def descent_gradient(oracle: GradientOracle, x: Tensor, z: Tensor, y: Tensor, id
     """The gradient (N, C, H, W) of the loss plus the smooth L0 norm, with a largest component of one, and whether the
     iterates ``z`` are not adversarial (N,); where they are, the loss is constant.
 
-    The loss is `wrong_odds`, with which adversarials have up to 6 % fewer pixels than with the paper's margin over the
-    likeliest wrong class. Its gradient is brought to a largest component of one before the sum: the balance of the two
-    terms does not depend on the logits' scale then. Where it vanishes it leads to the far end of each pixel's range.
+    The loss is `wrong_odds`, which follows all likely wrong classes, where the paper's margin follows the likeliest.
+    Its gradient is brought to a largest component of one before the sum: the balance of the two terms does not depend
+    on the logits' scale then. Where it vanishes it leads to the far end of each pixel's range.
     """
     uphill, logits = oracle.gradient(z, y, wrong_odds, ids)
     missed = logits.argmax(1) == y

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyautoattack.autoattack
 import pyautoattack.state
@@ -116,7 +116,7 @@ def zoo_defense(name: str) -> Callable[..., nn.Module]:
     def factory(dataset: Dataset) -> nn.Module:
         folder = (dataset.data_dir or cache_dir() / "data") / "robustbench"
         try:
-            return load_model(model, dataset=of, threat_model=threat, model_dir=folder)  # type: ignore[arg-type]
+            return load_model(model, dataset=of, threat_model=cast(ThreatName, threat), model_dir=folder)
         except Exception as error:
             text = " ".join(str(error).split())
             raise UserError(

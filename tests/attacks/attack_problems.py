@@ -206,9 +206,11 @@ def run(
     seed: int = 0,
     budget: int | None = None,
     samples: int | None = None,
+    substitute: Defense | None = None,
     **parameters: Any,
 ) -> Outcome:
-    """Runs an attack chunk by chunk, as the engine does; in a ball of `RADIUS` if it must have one."""
+    """Runs an attack chunk by chunk, as the engine does; in a ball of `RADIUS` if it must have one. What transfers does
+    so from ``substitute``, or from the problem's own defense."""
     card = card_of(ATTACKS[name])
     if epsilon is None and "minimal" not in card.kinds:
         epsilon = RADIUS[norm]
@@ -219,12 +221,11 @@ def run(
         x, y = problem.x[keys], problem.y[keys]
 
         def transferred(source: Callable[..., Tensor], x: Tensor = x, y: Tensor = y, keys: list[int] = keys) -> Tensor:
-            """On the problem's own defense."""
             own = card_of(source)
             streams = {"random": Streams(0, keys, "substitute"), "noise": Streams(0, keys, "substitute queries")}
             options = {"classes": problem.classes, "budget": own.budget, "batch_size": 64, **streams}
-            substitute = Oracle(problem.defense, own.access, ThreatModel(norm), x.clone(), y.clone(), **options)
-            return source(substitute, x, y)
+            on = problem.defense if substitute is None else substitute
+            return source(Oracle(on, own.access, ThreatModel(norm), x.clone(), y.clone(), **options), x, y)
 
         oracle = Oracle(
             problem.defense,
