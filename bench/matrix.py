@@ -250,6 +250,17 @@ def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
             raise UserError(f"{where}: attack {entry.name!r} is {' and '.join(card.kinds)}, not {kind} (key bounded)")
         if entry.bounded and not entry.variant and "minimal" in card.kinds:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
+        if card.access == "transfer":
+            _check_substitute(where, matrix.substitute, registry)
+
+
+def _check_substitute(where: str, name: str, registry: Registry) -> None:
+    try:
+        access = registry.get("defenses", name).defense_card.access
+    except UserError as error:
+        raise UserError(f"{where}: key substitute: {error}") from None
+    if access != "gradient":
+        raise UserError(f"{where}: substitute {name!r} gives {access} access only; transfer needs gradients")
 
 
 def _same_type(value: object, default: object) -> bool:

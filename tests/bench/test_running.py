@@ -201,5 +201,5 @@ def test_only_what_transfers_depends_on_the_substitute(tmp_path):
 
 def test_an_unknown_substitute_is_named(tmp_path):
     matrix = write_matrix(tmp_path, ["transfer"])
-    with pytest.raises(UserError, match="'cnm'"):
+    with pytest.raises(UserError, match=r"small\.toml: key substitute: unknown defense 'cnm'"):
         run(matrix, tmp_path / "out", settings=["substitute=cnm"])
