@@ -1,8 +1,7 @@
 """AutoAttack and FAB (Croce & Hein 2020) by the package pyautoattack, which is the authors' code.
 
-The library's attacks are called one by one, not through its ``run_standard_evaluation``: that begins with checks that
-cost queries and end in ``sys.settrace(None)``. What the attacks themselves have to say about a defense (gradients that
-vanish) they log as warnings of the logger ``auto-attack``, which is silent until a handler is attached to it.
+The library's attacks and checks are called one by one, not through its ``run_standard_evaluation``, one of whose checks
+ends in ``sys.settrace(None)``. What they log as warnings about a defense becomes a remark in the ledger.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from pyautoattack import checks
 from pyautoattack.autoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
@@ -24,7 +24,7 @@ from bench.oracle import Oracle
 from bench.threat import project
 
 VERSIONS = ("standard", "rand")
-logging.getLogger("auto-attack").addHandler(logging.NullHandler())
+LOGGER = logging.getLogger("auto-attack")
 
 
 @attack(
@@ -46,12 +46,15 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard
         raise unknown("version", version, VERSIONS, where="attack 'autoattack'")
     epsilon = oracle.threat.epsilon
     assert epsilon is not None
-    with seeded(oracle) as seed:
-        library = AutoAttack(
-            oracle.as_module(), norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device
-        )
+    module = oracle.as_module()
+    with seeded(oracle) as seed, warnings_of_library(oracle):
+        if version == "standard":
+            checks.check_randomized(module, x, y, logger=LOGGER)
+        checks.check_range_output(module, x, logger=LOGGER)
+        library = AutoAttack(module, norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device)
         library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, oracle.classes - 1)
         library.square.n_queries = queries
+        accuracies: dict[str, float] = {}
         for name in possible(version, oracle.classes, oracle.threat.norm, min(x.shape[2:])):
             ids = oracle.ids[~oracle.found]
             if not len(ids):
@@ -62,6 +65,8 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard
             candidates = member(library, name)(x[ids], y[ids])
             oracle.draws = draws
             hand_in(oracle, x[ids], candidates, ids)
+            accuracies[name] = float((~oracle.found).float().mean())
+        checks.check_square_sr(accuracies, logger=LOGGER)
     return oracle.closest(farthest(oracle, x))
 
 
@@ -115,6 +120,22 @@ def fab(
     hit = oracle.ids[oracle.found]
     bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, bisections)
     return oracle.closest(farthest(oracle, x))
+
+
+@contextmanager
+def warnings_of_library(oracle: Oracle) -> Iterator[None]:
+    """What the library warns of meanwhile becomes remarks, and nothing else."""
+
+    def remark(record: logging.LogRecord) -> bool:
+        if warned := record.levelno >= logging.WARNING:
+            oracle.remarks.append(record.getMessage())
+        return not warned
+
+    LOGGER.addFilter(remark)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(remark)
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def run(
     seed: Seed = None,
     settings: Settings = None,
     out: Out = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on masking evidence, and name it.")] = False,
 ) -> None:
     """Run a matrix: train what is untrained, run the cells that are missing, write the report."""
     from bench.running import choose_device, default_out, execute, prepare, process_count
@@ -80,7 +81,8 @@ def run(
 
         index = write_report(folder, folder / "report")
     typer.echo(f"Report: {index}")
-    if outcome.failed:
+    doubted = strict and _name_doubts(folder)
+    if outcome.failed or doubted:
         raise typer.Exit(1)
 
 
@@ -354,6 +356,19 @@ def _choice(option: str, value: str) -> Any:
     if value not in RUNNERS:
         raise unknown("runner", value, RUNNERS, option)
     return value
+
+
+def _name_doubts(run: Path) -> bool:
+    """Prints the masking evidence of a run; true if there is some."""
+    from reports import evidence, load_run
+
+    lines = [
+        f"doubtful: {defense} · {attack or 'all attacks'} · {norm}: {doubt.sign} ({doubt.detail})"
+        for defense, norm, attack, doubt in evidence(load_run(run))
+    ]
+    for line in lines:
+        typer.echo(line, err=True)
+    return bool(lines)
 
 
 def _newest(run: Path) -> int:

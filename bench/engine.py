@@ -126,6 +126,7 @@ def _run_chunk(
         columns["broken"][wrong] = True
         columns["adversarial_prediction"][wrong] = columns["clean_prediction"][wrong]
         columns["success_rate"][wrong] = clean.success_rate.cpu().numpy()[wrong]
+        columns["found_after"][wrong] = 0.0
         for norm in NORMS:
             columns[norm.lower()][wrong] = 0.0
         adversarials[clean.misclassified] = x[clean.misclassified]
@@ -267,6 +268,10 @@ def _record(columns: Columns, rows: NDArray[np.int64], oracle: Oracle, judged: J
     columns["success_rate"][rows] = judged.success_rate.cpu()
     for norm, values in judged.distances.items():
         columns[norm.lower()][rows] = np.where(violation == "", values.cpu().numpy(), np.nan)
+    columns["claimed"][rows] = oracle.found.cpu()
+    columns["found_after"][rows] = oracle.found_after.cpu()
+    columns["useless_gradients"][rows] = oracle.useless_gradients.cpu()
+    columns["remarks"][rows] = "; ".join(dict.fromkeys(oracle.remarks))
     columns["forwards"][rows] = oracle.forwards.cpu()
     columns["backwards"][rows] = oracle.backwards.cpu()
     columns["inner_steps"][rows] = oracle.inner_steps.cpu()
@@ -290,7 +295,9 @@ def _blank(cell: Cell, x: Tensor, y: Tensor, indices: range) -> Columns:
         "adversarial_prediction": -1,
         "status": "failed",
         "broken": False,
+        "claimed": False,
         "reason": "",
+        "remarks": "",
         **dict.fromkeys(("forwards", "backwards", "inner_steps", "seconds"), 0.0),
     }
     columns = {}

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from bench.atomic import write_atomically
 from bench.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STATUSES = ("clean_error", "found", "not_found", "budget", "violation", "failed")
 
 _SCHEMA = pa.schema(
@@ -53,6 +53,10 @@ _SCHEMA = pa.schema(
         ("l2", pa.float64()),
         ("linf", pa.float64()),
         ("success_rate", pa.float64()),
+        ("claimed", pa.bool_()),
+        ("found_after", pa.float64()),
+        ("useless_gradients", pa.float64()),
+        ("remarks", pa.string()),
         ("forwards", pa.float64()),
         ("backwards", pa.float64()),
         ("inner_steps", pa.float64()),
@@ -64,7 +68,10 @@ COLUMNS: dict[str, Any] = {
 }
 """The columns of a ledger's frame and their numpy types. Distances are 0 for a clean error, the judged distance where
 broken, infinity where not, NaN for a violation or a failure. Predictions are -1 where there is none; epsilon is NaN for
-minimal attacks."""
+minimal attacks. What may make a reader doubt a defense's robustness: ``claimed``, whether the attack's own queries
+showed an adversarial; ``found_after``, the passes up to the first one (infinity without one, 0 for a clean error);
+``useless_gradients``, the share of its derivatives that were all zero or not finite (NaN where it asked for none);
+``remarks`` of the attack's library."""
 
 
 def ledger_dir(run: Path | str) -> Path:
@@ -152,7 +159,10 @@ def load_manifest(run: Path | str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"manifest {path}: corrupt ({error}); repeat the assay run that made it") from None
     if manifest.get("schema") != SCHEMA_VERSION:
-        raise UserError(f"manifest {path}: schema version {manifest.get('schema')}, this assay reads {SCHEMA_VERSION}")
+        raise UserError(
+            f"manifest {path}: schema version {manifest.get('schema')}, this assay reads {SCHEMA_VERSION}; "
+            "delete the run's folder or choose another with --out"
+        )
     return manifest
 
 

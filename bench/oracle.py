@@ -57,6 +57,9 @@ class Oracle:
         draws: over how many draws the answers of a randomised defense are averaged (expectation over transformation);
             the attack may change it.
         refused: True (n,) for samples of which a query was refused because their budget was used up.
+        found_after: passes (n,) float64, forward and backward, up to and with the query that showed a sample's first
+            adversarial (in the ball, where there is one); infinity without one.
+        remarks: what the attack has to say about the defense, such as a library's warnings; the ledger keeps it.
     """
 
     def __init__(
@@ -90,9 +93,14 @@ class Oracle:
         self._forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._backwards = torch.zeros_like(self._forwards)
         self._shared_forwards = self._shared_backwards = 0
+        self._gradients = torch.zeros_like(self._forwards)
+        self._useless_gradients = torch.zeros_like(self._forwards)
+        self._shared_gradients = self._shared_useless_gradients = 0
         deterministic = isinstance(defense, HasDecision) and not defense.card.randomized
         self._decide = cast(HasDecision, defense).decide if deterministic else None
         self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
+        self.found_after = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.remarks: list[str] = []
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
 
@@ -182,12 +190,20 @@ class Oracle:
     @property
     def forwards(self) -> Tensor:
         """Forward passes per sample (n,), float64 (queries without ids count in equal shares)."""
-        return self._forwards + self._shared_forwards / max(len(self.ids), 1)
+        return self._forwards.double() + self._shared_forwards / max(len(self.ids), 1)
 
     @property
     def backwards(self) -> Tensor:
         """Backward passes per sample (n,), float64."""
-        return self._backwards + self._shared_backwards / max(len(self.ids), 1)
+        return self._backwards.double() + self._shared_backwards / max(len(self.ids), 1)
+
+    @property
+    def useless_gradients(self) -> Tensor:
+        """Share (n,) float64 of the derivatives asked of each sample that were all zero or not finite, which leads a
+        gradient attack nowhere; NaN where none was asked. Losses that do not depend on the logits do not count."""
+        asked = self._gradients + self._shared_gradients / max(len(self.ids), 1)
+        useless = self._useless_gradients + self._shared_useless_gradients / max(len(self.ids), 1)
+        return useless / asked
 
     @property
     def inner_steps(self) -> Tensor:
@@ -294,7 +310,10 @@ class Oracle:
         for rows in self._admitted(ids):
             logits, vector_jacobian = self._linearize(x[rows], ids[rows])
             for m, cotangent in enumerate(cotangents(logits, rows)):
-                products[rows, m] = vector_jacobian(cotangent)
+                product = products[rows, m] = vector_jacobian(cotangent)
+                asked, useless = _derivatives(cotangent, product)
+                self._gradients.index_add_(0, ids[rows], asked.long())
+                self._useless_gradients.index_add_(0, ids[rows], useless.long())
             logits_out[rows] = logits
             self._count(ids[rows], forwards=self._passes, backwards=width * self._passes)
             self._observe(x[rows], logits.argmax(1), ids[rows])
@@ -318,6 +337,9 @@ class Oracle:
         first = torch.ones(len(by_sample), dtype=torch.bool, device=x.device)
         first[1:] = ids[by_sample][1:] != ids[by_sample][:-1]
         winners = by_sample[first]
+        fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
+        if len(fresh):
+            self.found_after[fresh] = (self.forwards + self.backwards)[fresh]
         self._closest[ids[winners]] = x[winners]
         self._closest_distance[ids[winners]] = distances[winners]
 
@@ -335,9 +357,21 @@ class Oracle:
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             self._shared_backwards += self._passes * len(x)
-            return torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
+            products = torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
+            asked, useless = _derivatives(cotangent, products)
+            self._shared_gradients += int(asked.sum())
+            self._shared_useless_gradients += int(useless.sum())
+            return products
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian
+
+
+def _derivatives(cotangents: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows (N,) of cotangents (N, K) ask for a derivative, and which of these get one that is all zero or not
+    finite."""
+    asked = (cotangents != 0).any(1)
+    size = products.flatten(1).abs().amax(1)
+    return asked, asked & ~((size > 0) & torch.isfinite(size))
 
 
 class _OracleModule(nn.Module):

@@ -1,5 +1,7 @@
 """Reports: records to statistics, tables, figures and pages; knows nothing of torch."""
 
+from reports.masking import evidence
 from reports.report import write_report
+from reports.runs import load_run
 
-__all__ = ["write_report"]
+__all__ = ["evidence", "load_run", "write_report"]

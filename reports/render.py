@@ -24,6 +24,7 @@ _LATEX = {
     "≤": r"$\le$",
     "≥": r"$\ge$",
     "−": "$-$",
+    "†": r"\dag{}",
     **{character: f"${character}$" for character in "<>|"},
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
@@ -49,7 +50,7 @@ class PrintedTable:
     Attributes:
         header: heading of the row labels, then the column labels.
         rows: label and cells of each row.
-        notes: footnotes by mark (a, b, ...), in the order in which they are met.
+        notes: footnotes by mark, in the order in which they are met: a, b, ... and, for doubts, †a, †b, ...
     """
 
     header: list[str]
@@ -59,19 +60,24 @@ class PrintedTable:
 
 def print_table(table: Table) -> PrintedTable:
     """The table's cells as text, its footnotes collected and marked."""
-    marks: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    doubts: dict[str, str] = {}
+
+    def marks(texts: tuple[str, ...], known: dict[str, str]) -> list[str]:
+        return sorted((known.setdefault(text, _mark(len(known))) for text in texts), key=_mark_order)
 
     def print_cell(cell: Cell) -> PrintedCell:
         return PrintedCell(
             text=cell.text or print_numbers(cell.values, table.quantities),
             words=bool(cell.text and table.quantities),
             published=print_published(cell.published, table.quantities),
-            marks=tuple(sorted((marks.setdefault(note, _mark(len(marks))) for note in cell.notes), key=_mark_order)),
+            marks=(*marks(cell.notes, notes), *(f"†{mark}" for mark in marks(cell.doubts, doubts))),
         )
 
     rows = [(label, [print_cell(cell) for cell in cells]) for label, cells in _rows(table)]
     header = [str(table.frame.index.name), *map(str, table.frame.columns)]
-    return PrintedTable(header, rows, {mark: note for note, mark in marks.items()})
+    footnotes = {mark: note for note, mark in notes.items()} | {f"†{mark}": sign for sign, mark in doubts.items()}
+    return PrintedTable(header, rows, footnotes)
 
 
 def print_numbers(values: tuple[float, ...], quantities: tuple[Quantity, ...]) -> str:
@@ -99,7 +105,8 @@ def to_csv(table: Table) -> str:
     """Comma-separated values, numbers in full: shares as fractions, infinity as ``inf``, an empty field for none.
 
     A column of the table becomes one per quantity (``cnn median``, ``cnn accuracy``), then, where any of its cells has
-    some, published numbers (``cnn published median``) and a note (``cnn note``: text in place of numbers, footnotes).
+    some, published numbers (``cnn published median``), a note (``cnn note``: text in place of numbers, footnotes) and
+    doubts (``cnn doubts``).
     """
     lines = [[label] for label, _ in _rows(table)]
     header = [str(table.frame.index.name)]
@@ -116,6 +123,8 @@ def to_csv(table: Table) -> str:
         notes = ["; ".join(filter(None, [cell.text if table.quantities else "", *cell.notes])) for cell in cells]
         if any(notes):
             columns[f"{name} note"] = notes
+        if any(cell.doubts for cell in cells):
+            columns[f"{name} doubts"] = ["; ".join(cell.doubts) for cell in cells]
         header += columns
         for line, *values in zip(lines, *columns.values(), strict=True):
             line += values
@@ -164,7 +173,9 @@ def to_latex(table: Table) -> str:
         lines.append(_latex_row([_stack(_wrapped(label, 17), "l"), *texts]))
     lines += [r"\bottomrule", r"\end{tabular}}"]
     if shown.notes:
-        notes = " ".join(rf"\textsuperscript{{{mark}}}~{escape_latex(note)}." for mark, note in shown.notes.items())
+        notes = " ".join(
+            rf"\textsuperscript{{{escape_latex(mark)}}}~{escape_latex(note)}." for mark, note in shown.notes.items()
+        )
         lines.append(rf"\par\smallskip\parbox{{\linewidth}}{{\raggedright {notes}}}")
     return "\n".join([*lines, r"\end{table}", ""])
 
@@ -232,7 +243,7 @@ def _latex_row(texts: list[str]) -> str:
 def _latex_cell(cell: PrintedCell, prose: bool) -> str:
     if prose:
         return rf"\raggedright {escape_latex(cell.text)}"
-    marks = rf"\textsuperscript{{{','.join(cell.marks)}}}" if cell.marks else ""
+    marks = rf"\textsuperscript{{{escape_latex(','.join(cell.marks))}}}" if cell.marks else ""
     published = [f"({cell.published})"] if cell.published else []
     return _stack([*_wrapped(cell.text), *published]) + marks
 

@@ -11,7 +11,15 @@ from reports.page import Section, page
 from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
-from reports.tables import attacks_table, cost_table, defenses_table, mcnemar_table, summary_table, with_published
+from reports.tables import (
+    attacks_table,
+    cost_table,
+    defenses_table,
+    masking_table,
+    mcnemar_table,
+    summary_table,
+    with_published,
+)
 
 _RENDERERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
 
@@ -32,7 +40,7 @@ def write_run_report(run: Run, out_dir: Path) -> Path:
     """`write_report` for a run that is already in memory."""
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
-    appendix = [cost_table(run), attacks_table(run), defenses_table(run)]
+    appendix = [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
     for table in [*(table for section in sections for table in section.tables), *appendix]:
         for suffix, renderer in _RENDERERS.items():
             (out_dir / f"{table.name}{suffix}").write_text(renderer(table), encoding="utf-8")

@@ -68,7 +68,10 @@ class Run:
             ids: dict[float | None, dict[str, str]] = {} if cells or not missing else {None: {}}
             for cell in cells:
                 ids.setdefault(cell["epsilon"], {})[cell["defense"]] = cell["id"]
-            rows += [AttackRow(attack["name"], epsilon, of_defense, reasons) for epsilon, of_defense in ids.items()]
+            rows += [
+                AttackRow(attack["name"], attack["access"], epsilon, of_defense, reasons)
+                for epsilon, of_defense in ids.items()
+            ]
         return rows
 
     def cell_records(self, cell: str) -> pd.DataFrame | None:
@@ -88,12 +91,14 @@ class AttackRow:
 
     Attributes:
         attack: its name.
+        access: what it may ask of a defense.
         epsilon: the ball that it fills; None for a minimal attack.
         cells: id of the cell of each defense that has one.
         not_applicable: for each defense that it cannot be run against, the reason.
     """
 
     attack: str
+    access: str
     epsilon: float | None
     cells: Mapping[str, str]
     not_applicable: Mapping[str, str]

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bench.norms import Norm, within
+from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
 from reports.statistics import accuracy_at, clean_accuracy, mcnemar, median_distance, smallest_adversarials
 
@@ -50,12 +51,14 @@ class Cell:
         values: a number for each of the table's quantities, NaN where one does not apply; or nothing.
         text: what stands there instead of numbers.
         notes: footnotes.
+        doubts: footnotes behind a dagger, that say why the numbers may be too good.
         published: numbers of a publication for the same quantities, NaN where it has none; or nothing.
     """
 
     values: tuple[float, ...] = ()
     text: str = ""
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     published: tuple[float, ...] = ()
 
 
@@ -146,9 +149,10 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     """
     smallest = smallest_adversarials(run.records, norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
+    doubts = {defense: _signs(defense_doubts(run, norm, defense)) for defense in run.defenses}
     rows = {
         first: [
-            _mcnemar_cell(run, norm, distances[first], distances[second]) if column < row else Cell()
+            _mcnemar_cell(run, norm, distances[first], distances[second], doubts) if column < row else Cell()
             for column, second in enumerate(run.defenses[:-1])
         ]
         for row, first in enumerate(run.defenses[1:], start=1)
@@ -231,6 +235,31 @@ def defenses_table(run: Run) -> Table:
     )
 
 
+def masking_table(run: Run) -> Table:
+    """Every doubt of the run: one row per defense, norm and sign."""
+    rows: dict[tuple[str, Norm, str], list[str]] = {}
+    for defense, norm, attack, doubt in evidence(run):
+        rows.setdefault((defense, norm, doubt.sign), []).append(f"{attack or 'all attacks'}: {doubt.detail}")
+    return Table(
+        name="masking",
+        title="Masking evidence",
+        caption=(
+            "What makes a careful reader doubt that a defense is as robust as it looks, and where. "
+            + ("A dagger marks these numbers in the other tables." if rows else "Nothing was found.")
+        ),
+        frame=pd.DataFrame(
+            [
+                [Cell(text=NORM_LABELS[norm]), Cell(text=sign), Cell(text=", ".join(details))]
+                for (_, norm, sign), details in rows.items()
+            ],
+            index=pd.Index([defense for defense, _, _ in rows], name="defense"),
+            columns=["norm", "sign", "evidence"],
+            dtype=object,
+        ),
+        prose=("sign", "evidence"),
+    )
+
+
 def problems(run: Run) -> list[str]:
     """One line for each cell that has not run or holds samples without a valid result."""
     return [
@@ -258,9 +287,10 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     if invalid:
         return Cell(text=invalid, notes=_details(records, norm))
     distances = records[norm.lower()]
+    doubts = _signs(cell_doubts(run, norm, row, defense))
     if row.epsilon is not None:
-        return Cell((np.nan, accuracy_at(distances, row.epsilon)))
-    return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))))
+        return Cell((np.nan, accuracy_at(distances, row.epsilon)), doubts=doubts)
+    return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))), doubts=doubts)
 
 
 def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, distances: pd.Series | None) -> Cell:
@@ -275,7 +305,12 @@ def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, dist
     # adversarials of bounded attacks lie near their epsilon: alone, they say nothing about the smallest ones
     minimal = any(row.epsilon is None and defense in row.cells for row in attacks)
     median = median_distance(distances) if minimal else np.nan
-    return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes)
+    doubts = _signs(defense_doubts(run, norm, defense))
+    return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes, doubts=doubts)
+
+
+def _signs(doubts: list[Doubt]) -> tuple[str, ...]:
+    return tuple(doubt.sign for doubt in doubts)
 
 
 def _gaps(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:
@@ -289,7 +324,9 @@ def _gaps(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[
     return gaps
 
 
-def _mcnemar_cell(run: Run, norm: Norm, first: pd.Series, second: pd.Series) -> Cell:
+def _mcnemar_cell(
+    run: Run, norm: Norm, first: pd.Series, second: pd.Series, doubts: Mapping[str, tuple[str, ...]]
+) -> Cell:
     valid = first.notna() & second.notna()
     if not valid.any():
         return Cell(text="—", notes=("no image with a known distance for both",))
@@ -297,12 +334,10 @@ def _mcnemar_cell(run: Run, norm: Norm, first: pd.Series, second: pd.Series) -> 
     samples = len(run.samples)
     notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
     attacks = run.attack_rows(norm)
-    notes += [
-        f"not all attacks on {name} are complete"
-        for name in (first.name, second.name)
-        if _gaps(run, norm, attacks, str(name))
-    ]
-    return Cell((mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon)),), notes=tuple(notes))
+    names = (str(first.name), str(second.name))
+    notes += [f"not all attacks on {name} are complete" for name in names if _gaps(run, norm, attacks, name)]
+    p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
+    return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))
 
 
 def _cost_cell(run: Run, row: AttackRow, defense: str) -> Cell:

@@ -131,12 +131,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What an attack achieved: candidates, the distance of the closest adversarial seen, and passes per sample."""
+    """What an attack achieved: candidates, the distance of the closest adversarial seen, and passes per sample; and its
+    remarks."""
 
     candidates: Tensor
     distance: Tensor
     forwards: Tensor
     backwards: Tensor
+    remarks: list[str]
 
     @property
     def found(self) -> Tensor:
@@ -214,7 +216,7 @@ def run(
     card = card_of(ATTACKS[name])
     if epsilon is None and "minimal" not in card.kinds:
         epsilon = RADIUS[norm]
-    parts = []
+    parts, remarks = [], []
     total = len(problem.x) if samples is None else samples
     for start in range(0, total, chunk):
         keys = list(range(start, min(start + chunk, total)))
@@ -249,7 +251,8 @@ def run(
         assert torch.equal(attacked, x), "the attack changed its input"
         assert torch.equal(labels, y), "the attack changed the labels"
         parts.append((candidates, oracle.closest_distance, oracle.forwards, oracle.backwards))
-    return Outcome(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        remarks += oracle.remarks
+    return Outcome(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), remarks)
 
 
 def stretched(problem: Problem, outcome: Outcome, factor: float = 1.001) -> Tensor:

@@ -1,6 +1,6 @@
 """The adapters on pyautoattack against the library's own calls, on the same net."""
 
-import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,14 +87,30 @@ def test_what_was_found_survives_the_budget(linear):
     assert (outcome.forwards + outcome.backwards <= 302).all()
 
 
-def test_it_is_silent_but_a_handler_hears_of_vanished_gradients(capfd, caplog):
+def test_it_is_silent_but_remarks_on_vanished_gradients(capfd):
     """And the global generator is as it was."""
     net = LinearDefense()
     flat = Problem(net, torch.rand(2, 1, 6, 6), torch.zeros(2, dtype=torch.int64), 5, (torch.empty(0), torch.empty(0)))
     net.weight, net.bias = torch.zeros_like(net.weight), torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0])
     state = torch.get_rng_state()
-    with caplog.at_level(logging.WARNING, "auto-attack"):
-        run(flat, "autoattack", "Linf", epsilon=0.1, queries=5)
+    outcome = run(flat, "autoattack", "Linf", epsilon=0.1, queries=5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert any("zero gradient" in record.message for record in caplog.records)
+    assert any("zero gradient" in remark for remark in outcome.remarks)
     assert capfd.readouterr() == ("", "")
+
+
+def test_it_remarks_on_probabilities_and_on_randomness_and_on_nothing_sound(small_net):
+    assert run(small_net, "autoattack", "Linf", epsilon=0.1, queries=5, samples=4).remarks == []
+
+    class Strange(LinearDefense):
+        def logits(self, x, rng=None):
+            noise = 0 if rng is None else 0.01 * rng.normal((self.bias.shape[0],))
+            return super().logits(x).softmax(1) + noise
+
+    x = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    for randomized, remark in ((False, "probability distribution"), (True, "randomized defense")):
+        defense = Strange()
+        defense.card = replace(defense.card, randomized=randomized)
+        problem = Problem(defense, x, defense.logits(x).argmax(1), 5, (x[:0], torch.zeros(0, dtype=torch.int64)))
+        remarks = run(problem, "autoattack", "Linf", epsilon=0.1, queries=5).remarks
+        assert [remark in text for text in remarks] == [True]

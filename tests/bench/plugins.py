@@ -38,3 +38,20 @@ def slow_noise(oracle, x, y):
 @defense("moody", datasets=["digits"])
 def moody() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+
+@defense("quantized", datasets=["digits"], citation="this test")
+def quantized(dataset):
+    means = ClassMeans(dataset)
+    return Quantized(means)
+
+
+class Quantized(torch.nn.Module):
+    """Masks its gradients: three shades of grey are all that it sees."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net.logits((2 * x).round() / 2).float()

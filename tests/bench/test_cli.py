@@ -57,6 +57,23 @@ def run(matrix, tmp_path, *more):
     return assay("run", matrix, "--plugin", PLUGIN, "--out", tmp_path / "out", "--workers", "1", *more)
 
 
+def test_strict_names_masked_gradients_and_fails(tmp_path):
+    """A defense that rounds its input gives no gradients; sound ones pass in silence."""
+    options = ["--plugin", PLUGIN, "--norms", "L2", "--samples", 10, "--workers", 1, "--strict"]
+    attacks = ["--attacks", "deepfool,boundary", "--set", "boundary.steps=100"]
+    sound = assay("run", "digits", *options, *attacks, "--defenses", "class_means", "--out", tmp_path / "sound")
+    assert (sound.returncode, sound.stderr.count("doubtful")) == (0, 0), sound.stderr
+    masked = assay("run", "digits", *options, *attacks, "--defenses", "quantized", "--out", tmp_path / "masked")
+    assert masked.returncode == 1
+    lines = [line for line in masked.stderr.splitlines() if line.startswith("doubtful")]
+    assert lines[0] == (
+        "doubtful: quantized · all attacks · L2: gradients that are zero or not finite (100% of the derivatives)"
+    )
+    assert any("attacks without gradients find closer adversarials" in line for line in lines)
+    assert any("quantized · deepfool · L2: gradients that are zero" in line for line in lines)
+    assert "†" in (tmp_path / "masked" / "report" / "summary_L2.md").read_text()
+
+
 def test_a_run_ends_with_the_path_of_its_report_and_repeated_has_nothing_to_do(matrix, tmp_path):
     path = matrix()
     first = run(path, tmp_path)

@@ -205,3 +205,48 @@ def test_the_budget_stops_a_librarys_chunk():
     module(X)
     with pytest.raises(BudgetExhausted):
         module(X)
+
+
+def test_derivatives_that_lead_nowhere_are_counted_where_the_loss_asked_for_one():
+    class Flat(Linear):
+        """The gradient vanishes where the first pixel is 0, and is not a number where it is 1."""
+
+        def forward(self, x, rng=None):
+            first = x[:, 0, 0, 0, None]
+            logits = super().forward(x)
+            flat = torch.where(first == 0, logits.detach(), logits)
+            return torch.where(first == 1, logits + 0 * (1 - first).sqrt(), flat)
+
+    oracle = make(module=Flat())
+    assert oracle.useless_gradients.isnan().all()
+    x = torch.full((4, 1, 2, 2), 0.5)
+    x[1, 0, 0, 0], x[2, 0, 0, 0] = 0, 1
+    oracle.gradient(x, torch.zeros(4, dtype=torch.int64), cross_entropy, torch.tensor([0, 0, 1, 2]))
+    assert oracle.useless_gradients.tolist() == [0.5, 1.0, 0.0]
+
+    def hinge(logits, y):
+        return (logits[:, 1] - logits[:, 0]).clamp_min(0)  # flat where class 0 leads
+
+    oracle.gradient(x[:1], Y[:1], hinge, torch.tensor([0]))
+    assert oracle.useless_gradients.tolist() == [0.5, 1.0, 0.0]
+
+
+def test_derivatives_of_a_librarys_rows_are_counted_in_equal_shares():
+    class Quantized(Linear):
+        def forward(self, x, rng=None):
+            return super().forward(x.round())
+
+    oracle = make(module=Quantized())
+    leaf = X.clone().requires_grad_(True)
+    oracle.as_module()(leaf).sum().backward()
+    assert oracle.useless_gradients.tolist() == [1.0] * 3
+
+
+def test_it_remembers_after_how_many_passes_a_sample_was_first_broken():
+    oracle = make()
+    dark, darker = torch.full_like(X, 0.4), torch.full_like(X, 0.3)
+    oracle.decision(X, oracle.ids)
+    assert oracle.found_after.tolist() == [torch.inf, torch.inf, 1]  # the last is misclassified as it is
+    oracle.gradient(darker[:1], Y[:1], cross_entropy, torch.tensor([0]))
+    oracle.decision(dark, oracle.ids)
+    assert oracle.found_after.tolist() == [3, 2, 1]

@@ -38,9 +38,9 @@ class RunMaker:
             "citation": citation,
         }
 
-    def cell(self, defense, attack, norm, distances=None, reasons=None, budget=1000, predictions=None):
+    def cell(self, defense, attack, norm, distances=None, reasons=None, budget=1000, predictions=None, **columns):
         """One distance per sample: 0 a clean error, infinity unbroken, NaN (with a reason) failed or a violation; no
-        distances: the cell has not run."""
+        distances: the cell has not run. ``columns`` of the records may be given."""
         entry = self.attacks[attack]
         epsilon = self.thresholds[norm] if entry["kind"] == "bounded" else None
         cell = {
@@ -55,7 +55,8 @@ class RunMaker:
         }
         self.cells.append(cell)
         if distances is not None:
-            self.frames.append(self._records(cell, np.array(distances, float), reasons or {}, predictions))
+            records = self._records(cell, np.array(distances, float), reasons or {}, predictions)
+            self.frames.append(records.assign(**columns))
 
     def na(self, defense, attack, norm, reason):
         self.not_applicable.append({"defense": defense, "attack": attack, "norm": norm, "reason": reason})
@@ -88,6 +89,10 @@ class RunMaker:
                 "reason": [reasons.get(i, "") for i in range(count)],
                 **{key: np.where(broken & (distances > 0), 1.0, distances) for key in ("l0", "l2", "linf")},
                 "success_rate": np.where(broken, 1.0, 0.0),
+                "claimed": broken & (distances > 0),
+                "found_after": np.where(distances == 0, 0.0, np.where(broken, 10.0, INF)),
+                "useless_gradients": 0.0 if self.attacks[cell["attack"]]["access"] == "gradient" else NAN,
+                "remarks": "",
                 "forwards": np.where(distances == 0, 0.0, 100.0),
                 "backwards": np.where(distances == 0, 0.0, 40.0),
                 "inner_steps": 0.0,
@@ -103,7 +108,7 @@ class RunMaker:
         shape = (self.samples, *self.dataset["shape"])
         images = np.zeros(shape, np.float32) if clean is None else clean
         manifest = {
-            "schema": 1,
+            "schema": 2,
             "matrix": "synthetic",
             "dataset": self.dataset,
             "samples": list(range(self.samples)),

@@ -23,6 +23,7 @@ from reports.tables import (
     attacks_table,
     cost_table,
     defenses_table,
+    masking_table,
     mcnemar_table,
     summary_table,
     with_published,
@@ -36,7 +37,7 @@ MEDIAN, ACCURACY = Quantity("median", 2), Quantity("accuracy", percent=True)
 def tables():
     run = every_status()
     per_norm = [table for norm in run.norms for table in (summary_table(run, norm), mcnemar_table(run, norm))]
-    return [*per_norm, attacks_table(run), cost_table(run), defenses_table(run), published_table()]
+    return [*per_norm, masking_table(run), attacks_table(run), cost_table(run), defenses_table(run), published_table()]
 
 
 def published_table():

@@ -62,7 +62,9 @@ def test_every_table_and_figure_is_a_file(report):
     names = {str(path.relative_to(report.parent)) for path in report.parent.rglob("*") if path.is_file()}
     tables = [f"{kind}_{norm}" for kind in ("summary", "mcnemar") for norm in ("L2", "Linf", "L0")]
     expected = {
-        f"{table}.{kind}" for table in [*tables, "attacks", "cost", "defenses"] for kind in ("csv", "md", "tex")
+        f"{table}.{kind}"
+        for table in [*tables, "masking", "attacks", "cost", "defenses"]
+        for kind in ("csv", "md", "tex")
     }
     expected |= {f"figures/curves_{norm}.{kind}" for norm in ("L2", "Linf", "L0") for kind in ("svg", "pdf", "png")}
     assert names == expected | {"index.html"}
@@ -98,7 +100,7 @@ def test_ids_are_unique(page):
 
 
 def test_tables_are_tables_with_captions_and_scopes(page):
-    assert len(page.all("caption")) == len(page.all("table")) == 3 * 3 + 3
+    assert len(page.all("caption")) == len(page.all("table")) == 3 * 3 + 4
     assert {header["scope"] for header in page.all("th")} == {"row", "col"}
     assert all(image["alt"] for image in page.all("img"))
 
