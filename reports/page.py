@@ -24,6 +24,7 @@ class Section:
         norm: the norm.
         summary: median distances and accuracies.
         published: the same with published numbers beside them, where there are some; the page shows it instead.
+        strength: the summary with intervals and costs.
         mcnemar: the pairwise tests, where there are two defenses.
         curves: accuracy-distortion curves as SVG.
         gallery: the smallest adversarials.
@@ -32,6 +33,7 @@ class Section:
     norm: Norm
     summary: Table
     published: Table | None
+    strength: Table
     mcnemar: Table | None
     curves: bytes
     gallery: Gallery
@@ -44,7 +46,7 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """All tables of the section."""
-        return [table for table in (self.summary, self.published, self.mcnemar) if table is not None]
+        return [table for table in (self.summary, self.published, self.mcnemar, self.strength) if table is not None]
 
     @property
     def curves_uri(self) -> str:

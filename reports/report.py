@@ -17,6 +17,7 @@ from reports.tables import (
     defenses_table,
     masking_table,
     mcnemar_table,
+    strength_table,
     summary_table,
     with_published,
 )
@@ -57,6 +58,7 @@ def _section(run: Run, norm: Norm, figures: Path) -> Section:
         norm=norm,
         summary=summary,
         published=with_published(summary, published_numbers(run, norm), REFERENCE),
+        strength=strength_table(run, norm),
         mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
         curves=curves.with_suffix(".svg").read_bytes(),
         gallery=gallery(run, norm),

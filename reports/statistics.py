@@ -6,10 +6,12 @@ was found, and NaN where the attack failed or broke the rules (design.md, "Ledge
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from scipy.stats import binom, quantile_test
 
 from bench.norms import Norm, within
 
@@ -26,6 +28,19 @@ def median_distance(distances: ArrayLike) -> float:
     if ordered.size == 0 or np.isnan(ordered[-1]):  # np.sort puts NaN last
         return np.nan
     return float((ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2)
+
+
+def median_interval(distances: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+    """A distribution-free confidence interval of the median, between two order statistics, so that infinite distances
+    count as large (Conover 1999, section 3.2).
+
+    It is [0, infinity] where there are too few samples for more, and NaN for none or if any distance is NaN.
+    """
+    values = np.asarray(distances, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any():
+        return np.nan, np.nan
+    interval: Any = quantile_test(values, p=0.5).confidence_interval(confidence)
+    return float(np.nan_to_num(interval.low, nan=0.0)), float(np.nan_to_num(interval.high, nan=np.inf, posinf=np.inf))
 
 
 def accuracy_at(distances: ArrayLike, epsilon: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,14 @@ import pandas as pd
 from bench.norms import Norm, within
 from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
-from reports.statistics import accuracy_at, clean_accuracy, mcnemar, median_distance, smallest_adversarials
+from reports.statistics import (
+    accuracy_at,
+    clean_accuracy,
+    mcnemar,
+    median_distance,
+    median_interval,
+    smallest_adversarials,
+)
 
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
@@ -116,7 +124,7 @@ def summary_table(run: Run, norm: Norm) -> Table:
         frame=_frame("attack", run.defenses, rows),
         quantities=(
             Quantity("median", _DECIMALS[norm]),
-            Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True),
+            _accuracy(run),
         ),
         rules=(1, len(rows) - 1),
     )
@@ -167,6 +175,42 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
         caption=caption,
         frame=_frame("defense", run.defenses[:-1], rows),
         quantities=(Quantity("p", 3),),
+    )
+
+
+def strength_table(run: Run, norm: Norm) -> Table:
+    """How strong each attack is, how sure that is, and what it costs: the numbers of `summary_table` with the median's
+    interval, and passes and seconds per attacked image."""
+    together = all_attacks(norm)
+    summary: dict[Any, dict[Any, Cell]] = summary_table(run, norm).frame.to_dict("index")
+    smallest = smallest_adversarials(run.records, norm).assign(forwards=np.nan, seconds=np.nan)
+    rows = {
+        row.label: [
+            _with_interval_and_cost(summary[row.label][defense], _records(run, row, defense), norm)
+            for defense in run.defenses
+        ]
+        for row in run.attack_rows(norm)
+    }
+    rows[together] = [
+        _with_interval_and_cost(summary[together][defense], smallest[smallest["defense"] == defense], norm)
+        for defense in run.defenses
+    ]
+    return Table(
+        name=f"strength_{norm}",
+        title=f"{NORM_LABELS[norm]}: strength and cost of the attacks",
+        caption=(
+            f"Median {NORM_LABELS[norm]} distance / lower / upper end of its 95 % confidence interval (from order "
+            f"statistics) / accuracy at ε = {run.threshold(norm):g} / mean forward plus backward passes / mean seconds "
+            f"per attacked image, on {_measured_on(run)}. Seconds depend on the machine and on what else it does."
+        ),
+        frame=_frame("attack", run.defenses, rows),
+        quantities=(
+            *(Quantity(name, _DECIMALS[norm]) for name in ("median", "low", "high")),
+            _accuracy(run),
+            Quantity("passes"),
+            Quantity("seconds", 2),
+        ),
+        rules=(len(rows) - 1,),
     )
 
 
@@ -271,6 +315,10 @@ def problems(run: Run) -> list[str]:
     ]
 
 
+def _accuracy(run: Run) -> Quantity:
+    return Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True)
+
+
 def _clean_cell(run: Run, defense: str) -> Cell:
     records = run.records[run.records["defense"] == defense]
     accuracy = clean_accuracy(records, len(run.samples))
@@ -311,6 +359,17 @@ def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, dist
 
 def _signs(doubts: list[Doubt]) -> tuple[str, ...]:
     return tuple(doubt.sign for doubt in doubts)
+
+
+def _with_interval_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Norm) -> Cell:
+    """A cell that says median and accuracy, with the median's interval between them, mean passes and seconds behind."""
+    if isinstance(records, Cell) or not cell.values:
+        return cell
+    median, accuracy = cell.values
+    low, high = (np.nan, np.nan) if np.isnan(median) else median_interval(records[norm.lower()])
+    attacked = records[~records["status"].isin(["clean_error", "failed"])]
+    passes, seconds = (attacked["forwards"] + attacked["backwards"]).mean(), attacked["seconds"].mean()
+    return replace(cell, values=(median, low, high, accuracy, passes, seconds))
 
 
 def _gaps(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:

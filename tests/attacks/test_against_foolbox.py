@@ -5,7 +5,11 @@ import pytest
 import torch
 from attack_problems import run
 from foolbox_attacks import LADDER, SALT_AND_PEPPER, foolbox_distances
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.square import SquareAttack
+
+GRID = [0.01 * k for k in range(1, 101)]
+"""The half-widths of uniform noise."""
 
 
 def distances(problem, attack, norm, epsilons=None):
@@ -22,6 +26,10 @@ def distances(problem, attack, norm, epsilons=None):
     ("mim", "Linf", foolbox.attacks.LinfMomentumIterativeFastGradientMethod(steps=10), LADDER),
     ("pgd", "L2", foolbox.attacks.L2PGD(steps=20, rel_stepsize=1 / 8), LADDER),
     ("pgd", "Linf", foolbox.attacks.LinfPGD(steps=20, rel_stepsize=1 / 8), LADDER),
+    ("ddn", "L2", foolbox.attacks.DDNAttack(steps=300), None),
+    ("cw", "L2", foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=150, stepsize=0.05), None),
+    ("fmn", "Linf", foolbox.attacks.LInfFMNAttack(steps=300), None),
+    ("uniform_noise", "Linf", foolbox.attacks.LinfRepeatedAdditiveUniformNoiseAttack(repeats=10), GRID),
 ])  # fmt: skip
 def test_at_least_as_strong(small_net, name, norm, theirs, epsilons):
     ours = run(small_net, name, norm).distance
@@ -66,6 +74,23 @@ def test_pointwise_from_any_start(small_net):
     for norm in ("L0", "L2"):
         expected = distances(small_net, theirs, norm)
         assert run(small_net, "pointwise_10x", norm).distance.median() <= 1.05 * expected.median()
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("L2", 0.35), ("L2", 0.5), ("Linf", 0.06), ("Linf", 0.1)])
+@pytest.mark.parametrize(("name", "theirs"), [
+    ("apgd_ce", lambda net, **ball: APGDAttack(net, n_iter=100, loss="ce", **ball)),
+    ("apgd_dlr", lambda net, **ball: APGDAttack(net, n_iter=100, loss="dlr", **ball)),
+    ("apgd_t", lambda net, **ball: APGDAttack_targeted(net, n_iter=100, n_target_classes=9, **ball)),
+])  # fmt: skip
+def test_apgd_succeeds_as_often_as_autoattacks(small_net, name, theirs, norm, epsilon):
+    """At the same steps; but for one sample of 40, which the random start decides about."""
+    library = theirs(small_net.defense, norm=norm, eps=epsilon, seed=0, device="cpu")
+    with torch.random.fork_rng():
+        candidates = library.perturb(small_net.x, small_net.y)
+    found = small_net.defense.logits(candidates).argmax(1) != small_net.y
+    ours = run(small_net, name, norm, epsilon=epsilon, steps=100)
+    assert 0 < found.sum() < len(found)
+    assert ours.found.sum() >= found.sum() - 1
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("L2", 0.4), ("L2", 0.7), ("Linf", 0.1), ("Linf", 0.15)])

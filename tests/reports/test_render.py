@@ -25,6 +25,7 @@ from reports.tables import (
     defenses_table,
     masking_table,
     mcnemar_table,
+    strength_table,
     summary_table,
     with_published,
 )
@@ -37,7 +38,15 @@ MEDIAN, ACCURACY = Quantity("median", 2), Quantity("accuracy", percent=True)
 def tables():
     run = every_status()
     per_norm = [table for norm in run.norms for table in (summary_table(run, norm), mcnemar_table(run, norm))]
-    return [*per_norm, masking_table(run), attacks_table(run), cost_table(run), defenses_table(run), published_table()]
+    return [
+        *per_norm,
+        strength_table(run, "L2"),
+        masking_table(run),
+        attacks_table(run),
+        cost_table(run),
+        defenses_table(run),
+        published_table(),
+    ]
 
 
 def published_table():

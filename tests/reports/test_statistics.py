@@ -13,6 +13,7 @@ from reports.statistics import (
     clean_accuracy,
     mcnemar,
     median_distance,
+    median_interval,
     smallest_adversarials,
 )
 
@@ -45,6 +46,29 @@ def test_median_of_finite_distances_is_numpys(values):
 @given(distances)
 def test_median_grows_when_adversarials_are_lost(values):
     assert median_distance([*values[1:], INF]) >= median_distance(values)
+
+
+def test_the_interval_of_the_median_is_between_order_statistics():
+    """P(Binomial(100, 1/2) <= 39) = .018 and of <= 40 it is .028: the 40th and the 61st of a hundred."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 101.0))
+    assert median_interval(values) == (40, 61)
+
+
+def test_infinite_distances_count_as_large_in_the_interval():
+    assert median_interval([1.0] * 3 + [2.0] * 3 + [INF] * 4) == (1, INF)
+    assert median_interval([1.0] * 9 + [INF]) == (1, 1)
+
+
+def test_few_distances_say_nothing_and_unknown_ones_have_no_interval():
+    assert median_interval([1.0] * 5) == (0, INF)
+    for values in ([], [1.0] * 20 + [NAN]):
+        assert np.isnan(median_interval(values)).all()
+
+
+@given(distances)
+def test_the_interval_holds_the_median(values):
+    low, high = median_interval(values)
+    assert low <= median_distance(values) <= high
 
 
 def test_accuracy_counts_samples_that_are_not_broken_within_epsilon():

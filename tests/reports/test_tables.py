@@ -8,6 +8,7 @@ from reports.tables import (
     defenses_table,
     mcnemar_table,
     problems,
+    strength_table,
     summary_table,
 )
 
@@ -164,6 +165,29 @@ def test_costs_are_means_over_the_images_that_were_attacked(run):
     assert cell(table, "pgd, L2", "cnn").values == (100, 40, 0)  # one of five is a clean error and cost nothing
     assert cell(table, "pgd, L∞", "nearest_neighbour").text == "—"
     assert cell(table, "pgd, L2", "binary_cnn").text == "n/a"
+
+
+def test_strength_adds_intervals_and_costs_to_the_summary():
+    """Of eight images the 1st and the 8th bound the median with 95 %; the clean error cost nothing."""
+    maker = RunMaker(["cnn", "abs"], 8)
+    maker.attack("pgd", ["L2"])
+    maker.attack("pgd:bounded", ["L2"], kind="bounded")
+    maker.cell("cnn", "pgd", "L2", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, INF])
+    maker.cell("cnn", "pgd:bounded", "L2", [0.0] + [1.5] * 7)
+    maker.na("abs", "pgd", "L2", "why")
+    table = strength_table(maker.make(), "L2")
+    assert [quantity.name for quantity in table.quantities] == [
+        "median",
+        "low",
+        "high",
+        "accuracy",
+        "passes",
+        "seconds",
+    ]
+    assert cell(table, "pgd", "cnn").values == pytest.approx((3.5, 0, INF, 0.75, 140, 0.5))
+    assert cell(table, "pgd:bounded (ε=1.5)", "cnn").values == pytest.approx((NAN, NAN, NAN, 0, 140, 0.5), nan_ok=True)
+    assert cell(table, "All L2 attacks", "cnn").values == pytest.approx((1.5, 0, 1.5, 0, NAN, NAN), nan_ok=True)
+    assert cell(table, "pgd", "abs").text == "n/a"
 
 
 def test_defenses_are_described(run):
