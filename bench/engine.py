@@ -126,6 +126,7 @@ def _run_chunk(
         columns["broken"][wrong] = True
         columns["adversarial_prediction"][wrong] = columns["clean_prediction"][wrong]
         columns["success_rate"][wrong] = clean.success_rate.cpu().numpy()[wrong]
+        columns["draws"][wrong] = clean.draws.cpu().numpy()[wrong]
         columns["found_after"][wrong] = 0.0
         for norm in NORMS:
             columns[norm.lower()][wrong] = 0.0
@@ -266,6 +267,7 @@ def _record(columns: Columns, rows: NDArray[np.int64], oracle: Oracle, judged: J
     columns["broken"][rows] = broken
     columns["adversarial_prediction"][rows] = judged.prediction.cpu()
     columns["success_rate"][rows] = judged.success_rate.cpu()
+    columns["draws"][rows] = judged.draws.cpu()
     for norm, values in judged.distances.items():
         columns[norm.lower()][rows] = np.where(violation == "", values.cpu().numpy(), np.nan)
     columns["claimed"][rows] = oracle.found.cpu()
@@ -295,6 +297,7 @@ def _blank(cell: Cell, x: Tensor, y: Tensor, indices: range) -> Columns:
         "adversarial_prediction": -1,
         "status": "failed",
         "broken": False,
+        "draws": 0,
         "claimed": False,
         "reason": "",
         "remarks": "",

@@ -30,11 +30,13 @@ class DefenseFault(Exception):
 @dataclass(frozen=True)
 class Verdict:
     """What fresh forward passes say of images: the predicted class (N,) int64 (the majority for a randomised defense),
-    whether they are misclassified (N,), and the share of draws that misclassify them (N,) float64."""
+    whether they are misclassified (N,), the share of draws that misclassify them (N,) float64, and how many draws there
+    were (N,) int64: 1 for a deterministic defense."""
 
     prediction: Tensor
     misclassified: Tensor
     success_rate: Tensor
+    draws: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Judged:
         images: (n, C, H, W) that candidate; zeros where none holds.
         prediction: (n,) its class; -1 where none holds.
         success_rate: (n,) float64 share of draws that misclassify it; of the last candidate tried where none holds.
+        draws: (n,) int64 how many draws that were; 0 where nothing was tried.
         distances: float64 (n,) per norm; infinity where none holds.
         violation: per sample why the attack's own candidates break the rules, or "".
     """
@@ -54,6 +57,7 @@ class Judged:
     images: Tensor
     prediction: Tensor
     success_rate: Tensor
+    draws: Tensor
     distances: dict[Norm, Tensor]
     violation: list[str]
 
@@ -69,7 +73,7 @@ def classify(defense: Defense, x: Tensor, y: Tensor, noise: Streams, ids: Tensor
     if not defense.card.randomized:
         prediction = _logits(defense, x, noise, ids, classes).argmax(1)
         wrong = prediction != y
-        return Verdict(prediction, wrong, wrong.double())
+        return Verdict(prediction, wrong, wrong.double(), torch.ones_like(prediction))
     votes = torch.zeros(len(x), classes, dtype=torch.int64, device=x.device)
     open_rows = torch.arange(len(x), device=x.device)
     for draw in range(MAX_DRAWS):
@@ -81,7 +85,7 @@ def classify(defense: Defense, x: Tensor, y: Tensor, noise: Streams, ids: Tensor
         if not len(open_rows):
             break
     rate = _errors(votes, y) / votes.sum(1)
-    return Verdict(votes.argmax(1), rate >= 0.5, rate.double())
+    return Verdict(votes.argmax(1), rate >= 0.5, rate.double(), votes.sum(1))
 
 
 def wilson(successes: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +131,7 @@ def judge(
     images = torch.zeros_like(x)
     prediction = torch.full((n,), -1, dtype=torch.int64, device=x.device)
     success_rate = torch.zeros(n, dtype=torch.float64, device=x.device)
+    draws = torch.zeros(n, dtype=torch.int64, device=x.device)
     previous = torch.full((n,), -1.0, dtype=torch.float64, device=x.device)
     for ranked in order:
         distance_now = distances[ranked, rows]
@@ -137,14 +142,14 @@ def judge(
             continue
         tried = stacked[ranked[todo], todo]
         verdict = classify(defense, tried, y[todo], noise, ids[todo], classes)
-        success_rate[todo] = verdict.success_rate
+        success_rate[todo], draws[todo] = verdict.success_rate, verdict.draws
         holds = todo[verdict.misclassified]
         broken[holds] = True
         images[holds] = tried[verdict.misclassified]
         prediction[holds] = verdict.prediction[verdict.misclassified]
     final = {norm: torch.where(broken, distance(images, x, norm), torch.inf) for norm in NORMS}
     violation = ["" if hit else _violation(candidates[:, i], x[i], threat) for i, hit in enumerate(broken.tolist())]
-    return Judged(broken, images, prediction, success_rate, final, violation)
+    return Judged(broken, images, prediction, success_rate, draws, final, violation)
 
 
 def _lawful_or(x: Tensor, candidate: Tensor, threat: ThreatModel) -> Tensor:

@@ -53,6 +53,7 @@ _SCHEMA = pa.schema(
         ("l2", pa.float64()),
         ("linf", pa.float64()),
         ("success_rate", pa.float64()),
+        ("draws", pa.int64()),
         ("claimed", pa.bool_()),
         ("found_after", pa.float64()),
         ("useless_gradients", pa.float64()),
@@ -68,10 +69,12 @@ COLUMNS: dict[str, Any] = {
 }
 """The columns of a ledger's frame and their numpy types. Distances are 0 for a clean error, the judged distance where
 broken, infinity where not, NaN for a violation or a failure. Predictions are -1 where there is none; epsilon is NaN for
-minimal attacks. What may make a reader doubt a defense's robustness: ``claimed``, whether the attack's own queries
-showed an adversarial; ``found_after``, the passes up to the first one (infinity without one, 0 for a clean error);
-``useless_gradients``, the share of its derivatives that were all zero or not finite (NaN where it asked for none);
-``remarks`` of the attack's library."""
+minimal attacks. ``success_rate`` is the share of the verdict's ``draws`` that misclassify.
+
+What may make a reader doubt a defense's robustness: ``claimed``, whether the attack's own queries showed an adversarial;
+``found_after``, the passes up to the first one (infinity without one, 0 for a clean error); ``useless_gradients``, the
+share of its derivatives that were all zero or not finite (NaN where it asked for none); ``remarks`` of the attack's
+library."""
 
 
 def ledger_dir(run: Path | str) -> Path:

@@ -21,7 +21,7 @@ NO_GRADIENTS = "no attack with gradients was run"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without gradients find closer adversarials than those with gradients"
 NOT_AT_ANY_DISTANCE = "attacks with gradients find nothing at any distance for some images"
-LATE = "more steps or restarts still help"
+LATE = "images still broken in the second half of the passes: more steps or restarts may help"
 VANISHED = "adversarials of the attack's own queries did not hold on fresh passes"
 REMARKS = "the attack's library warns"
 

@@ -87,6 +87,8 @@ def test_a_good_candidate_is_recorded_with_distances_in_all_norms():
     assert records["linf"][:4].tolist() == pytest.approx([0.251] * 4, rel=1e-6)
     assert records["l0"][:4].tolist() == [4.0] * 4
     assert records["adversarial_prediction"][:4].tolist() == [1, 0, 1, 0]
+    assert (records["success_rate"] == 1).all()
+    assert (records["draws"] == 1).all()
     assert np.allclose(result.adversarials[0], 0.499)
 
 
@@ -242,6 +244,7 @@ def test_a_randomised_defense_is_broken_where_at_least_half_of_fresh_draws_err()
     beyond = run(to(torch.tensor(0.3)), coin).records.query("label == 0 and status != 'clean_error'")
     assert beyond["broken"].all()
     assert (beyond["success_rate"] > 0.6).all()
+    assert beyond["draws"].isin(range(10, 101, 10)).all()
     short = run(to(torch.tensor(0.7)), coin).records.query("label == 0 and status != 'clean_error'")
     assert (short["success_rate"] < 0.5).all()
     assert not short["broken"].any()

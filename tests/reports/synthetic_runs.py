@@ -89,6 +89,7 @@ class RunMaker:
                 "reason": [reasons.get(i, "") for i in range(count)],
                 **{key: np.where(broken & (distances > 0), 1.0, distances) for key in ("l0", "l2", "linf")},
                 "success_rate": np.where(broken, 1.0, 0.0),
+                "draws": 1,
                 "claimed": broken & (distances > 0),
                 "found_after": np.where(distances == 0, 0.0, np.where(broken, 10.0, INF)),
                 "useless_gradients": 0.0 if self.attacks[cell["attack"]]["access"] == "gradient" else NAN,
