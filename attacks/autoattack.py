@@ -1,14 +1,15 @@
 """AutoAttack and FAB (Croce & Hein 2020) by the package pyautoattack, which is the authors' code.
 
 The library's attacks and checks are called one by one, not through its ``run_standard_evaluation``, one of whose checks
-ends in ``sys.settrace(None)``. What they log as warnings about a defense becomes a remark in the ledger.
+ends in ``sys.settrace(None)``. Where they warn of a defense, a remark goes into the ledger: a sentence of ours, since
+theirs holds numbers of one chunk.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from pyautoattack import checks
@@ -24,7 +25,10 @@ from bench.oracle import Oracle
 from bench.threat import project
 
 VERSIONS = ("standard", "rand")
-LOGGER = logging.getLogger("auto-attack")
+RANDOMIZED = "the outputs change from pass to pass"
+PROBABILITIES = "the outputs look like probabilities, not logits"
+ZERO_GRADIENTS = "APGD met gradients that are zero"
+SQUARE_BREAKS = "Square broke images that the attacks with gradients had left"
 
 
 @attack(
@@ -47,13 +51,14 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard
     epsilon = oracle.threat.epsilon
     assert epsilon is not None
     module = oracle.as_module()
-    with seeded(oracle) as seed, warnings_of_library(oracle):
+    with seeded(oracle) as seed:
         if version == "standard":
-            checks.check_randomized(module, x, y, logger=LOGGER)
-        checks.check_range_output(module, x, logger=LOGGER)
+            checks.check_randomized(module, x, y, logger=Remark(oracle, RANDOMIZED))
+        checks.check_range_output(module, x, logger=Remark(oracle, PROBABILITIES))
         library = AutoAttack(module, norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device)
         library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, oracle.classes - 1)
         library.square.n_queries = queries
+        library.apgd.logger = library.apgd_targeted.logger = Remark(oracle, ZERO_GRADIENTS)
         accuracies: dict[str, float] = {}
         for name in possible(version, oracle.classes, oracle.threat.norm, min(x.shape[2:])):
             ids = oracle.ids[~oracle.found]
@@ -66,7 +71,7 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard
             oracle.draws = draws
             hand_in(oracle, x[ids], candidates, ids)
             accuracies[name] = float((~oracle.found).float().mean())
-        checks.check_square_sr(accuracies, logger=LOGGER)
+        checks.check_square_sr(accuracies, logger=Remark(oracle, SQUARE_BREAKS))
     return oracle.closest(farthest(oracle, x))
 
 
@@ -122,20 +127,16 @@ def fab(
     return oracle.closest(farthest(oracle, x))
 
 
-@contextmanager
-def warnings_of_library(oracle: Oracle) -> Iterator[None]:
-    """What the library warns of meanwhile becomes remarks, and nothing else."""
+@dataclass(frozen=True)
+class Remark:
+    """Stands in for the library's logger: whatever it warns of becomes this ``text`` among the oracle's remarks."""
 
-    def remark(record: logging.LogRecord) -> bool:
-        if warned := record.levelno >= logging.WARNING:
-            oracle.remarks.append(record.getMessage())
-        return not warned
+    oracle: Oracle
+    text: str
 
-    LOGGER.addFilter(remark)
-    try:
-        yield
-    finally:
-        LOGGER.removeFilter(remark)
+    def warning(self, message: str) -> None:
+        """Called by the library."""
+        self.oracle.remarks.append(self.text)
 
 
 @contextmanager

@@ -72,9 +72,9 @@ broken, infinity where not, NaN for a violation or a failure. Predictions are -1
 minimal attacks. ``success_rate`` is the share of the verdict's ``draws`` that misclassify.
 
 What may make a reader doubt a defense's robustness: ``claimed``, whether the attack's own queries showed an
-adversarial; ``found_after``, the passes up to the first one (infinity without one, 0 for a clean error);
-``useless_gradients``, the share of its derivatives that were all zero or not finite (NaN where it asked for none);
-``remarks`` of the attack's library."""
+adversarial; ``found_after``, the passes up to the first one (infinity without one, 0 for a clean error, NaN where a
+library hides it or the sample failed); ``useless_gradients``, the share of its derivatives that were all zero or not
+finite (NaN where it asked for none); ``remarks`` of the attack's library."""
 
 
 def ledger_dir(run: Path | str) -> Path:

@@ -58,7 +58,7 @@ class Oracle:
             the attack may change it.
         refused: True (n,) for samples of which a query was refused because their budget was used up.
         found_after: passes (n,) float64, forward and backward, up to and with the query that showed a sample's first
-            adversarial (in the ball, where there is one); infinity without one.
+            adversarial (in the ball, where there is one); infinity without one, NaN where a library hides it.
         remarks: what the attack has to say about the defense, such as a library's warnings; the ledger keeps it.
     """
 
@@ -200,9 +200,13 @@ class Oracle:
     @property
     def useless_gradients(self) -> Tensor:
         """Share (n,) float64 of the derivatives asked of each sample that were all zero or not finite, which leads a
-        gradient attack nowhere; NaN where none was asked. Losses that do not depend on the logits do not count."""
-        asked = self._gradients + self._shared_gradients / max(len(self.ids), 1)
-        useless = self._useless_gradients + self._shared_useless_gradients / max(len(self.ids), 1)
+        gradient attack nowhere; NaN where none was asked.
+
+        A loss that is flat in the logits counts where the image is still classified correctly (it is saturated), and
+        not beyond the boundary (a hinge). Of a library's rows, which have no labels, it never counts.
+        """
+        asked = self._gradients.double() + self._shared_gradients / max(len(self.ids), 1)
+        useless = self._useless_gradients.double() + self._shared_useless_gradients / max(len(self.ids), 1)
         return useless / asked
 
     @property
@@ -311,7 +315,7 @@ class Oracle:
             logits, vector_jacobian = self._linearize(x[rows], ids[rows])
             for m, cotangent in enumerate(cotangents(logits, rows)):
                 product = products[rows, m] = vector_jacobian(cotangent)
-                asked, useless = _derivatives(cotangent, product)
+                asked, useless = _derivatives(cotangent, product, logits.argmax(1) == self._y[ids[rows]])
                 self._gradients.index_add_(0, ids[rows], asked.long())
                 self._useless_gradients.index_add_(0, ids[rows], useless.long())
             logits_out[rows] = logits
@@ -339,7 +343,8 @@ class Oracle:
         winners = by_sample[first]
         fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
         if len(fresh):
-            self.found_after[fresh] = (self.forwards + self.backwards)[fresh]
+            passes = (self.forwards + self.backwards)[fresh]
+            self.found_after[fresh] = passes if not self._shared_forwards else torch.nan
         self._closest[ids[winners]] = x[winners]
         self._closest_distance[ids[winners]] = distances[winners]
 
@@ -358,7 +363,7 @@ class Oracle:
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             self._shared_backwards += self._passes * len(x)
             products = torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
-            asked, useless = _derivatives(cotangent, products)
+            asked, useless = _derivatives(cotangent, products, torch.zeros_like(cotangent[:, 0], dtype=torch.bool))
             self._shared_gradients += int(asked.sum())
             self._shared_useless_gradients += int(useless.sum())
             return products
@@ -366,10 +371,10 @@ class Oracle:
         return torch.cat([logits for logits, _ in linear]), vector_jacobian
 
 
-def _derivatives(cotangents: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows (N,) of cotangents (N, K) ask for a derivative, and which of these get one that is all zero or not
-    finite."""
-    asked = (cotangents != 0).any(1)
+def _derivatives(cotangents: Tensor, products: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows (N,) ask for a derivative, by cotangents (N, K) or because they are ``correct`` (N,) and want to be
+    led away, and which of these get one that is all zero or not finite."""
+    asked = (cotangents != 0).any(1) | correct
     size = products.flatten(1).abs().amax(1)
     return asked, asked & ~((size > 0) & torch.isfinite(size))
 

@@ -1,8 +1,8 @@
 """Masking evidence: what in a run's records makes a careful reader doubt that a defense is as robust as it looks.
 
-The signs are those of Athalye, Carlini & Wagner 2018 (Obfuscated gradients give a false sense of security, section
-3.1), of Carlini et al. 2019 (On evaluating adversarial robustness), and the warnings of AutoAttack (Croce & Hein 2020).
-They do not prove that a number is wrong; they say why it may be.
+Most signs are of Athalye, Carlini & Wagner 2018 (Obfuscated gradients give a false sense of security, section 3.1) and
+of Carlini et al. 2019 (On evaluating adversarial robustness); AutoAttack (Croce & Hein 2020) warns of some. They do not
+prove that a number is wrong; they say why it may be.
 """
 
 from __future__ import annotations
@@ -10,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
-from bench.norms import Norm
+from bench.norms import Norm, within
 from reports.runs import AttackRow, Run
 
-NO_GRADIENTS = "no attack with gradients was run"
+NO_GRADIENTS = "no attack with the defense's gradients"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
-BEATEN = "attacks without gradients find closer adversarials than those with gradients"
-NOT_AT_ANY_DISTANCE = "attacks with gradients find nothing at any distance for some images"
-LATE = "images still broken in the second half of the passes: more steps or restarts may help"
-VANISHED = "adversarials of the attack's own queries did not hold on fresh passes"
+BEATEN = "attacks without the defense's gradients come closer than those with them"
+UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
+LATE = "images still broken in the last quarter of the passes: more steps or restarts may help"
+VANISHED = "adversarials of an attack's own queries did not hold on fresh passes"
 REMARKS = "the attack's library warns"
 
 USELESS_SHARE = 0.05
-"""Share of an attack's derivatives that may be zero or not finite."""
+"""Share of the derivatives that may be zero or not finite."""
 IMAGES_SHARE = 0.01
-"""Share of the attacked images that may be found late, or vanish."""
+"""Share of the attacked images that may be found late, or vanish; one image may in any case."""
+LAST_PASSES = 0.75
+"""Share of an attack's passes after which an image is found late."""
 MARGIN = 0.01
 """Distances that differ by less than this share are equally close."""
 ALPHA = 0.05
@@ -44,34 +45,32 @@ class Doubt:
     detail: str
 
 
-def cell_doubts(run: Run, norm: Norm, row: AttackRow, defense: str) -> list[Doubt]:
+def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     """What makes one attack's number for a defense doubtful."""
     records = _attacked(run, row, defense)
-    if records.empty:
+    if records is None or records.empty:
         return []
     found = [useless_gradients(records), vanished(records), remarks(records)]
     if row.epsilon is not None:
         found.append(found_late(records))
-    elif row.access == "gradient":
-        found.append(not_at_any_distance(records.set_index("sample")[norm.lower()]))
     return [doubt for doubt in found if doubt is not None]
 
 
 def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     """What makes a defense's number under all attacks of a norm doubtful."""
-    rows = [row for row in run.attack_rows(norm) if defense in row.cells]
-    ran = [(row, records) for row in rows for records in [_attacked(run, row, defense)] if not records.empty]
+    cells = [(row, _attacked(run, row, defense)) for row in run.attack_rows(norm) if defense in row.cells]
+    ran = [(row, records) for row, records in cells if records is not None and len(records)]
     if not ran:
         return []
-    found: list[Doubt | None] = []
-    if not any(row.access == "gradient" for row in rows):
-        reasons = {row.not_applicable[defense] for row in run.attack_rows(norm) if defense in row.not_applicable}
-        found.append(Doubt(NO_GRADIENTS, "; ".join(sorted(reasons)) or "none is in the matrix"))
-    found.append(useless_gradients(pd.concat([records for _, records in ran])))
-    minimal = [(row, records) for row, records in ran if row.epsilon is None]
-    with_gradients = _closest([r for row, r in minimal if row.access == "gradient"], norm)
-    without = _closest([r for row, r in minimal if row.access != "gradient"], norm)
-    found += [beaten(with_gradients, without), not_at_any_distance(with_gradients)]
+    together = pd.concat([records for _, records in ran])
+    found = [useless_gradients(together), vanished(together), remarks(together)]
+    if all(records is not None for row, records in cells if row.access == "gradient"):
+        with_gradients = [records for row, records in ran if row.access == "gradient"]
+        if with_gradients:
+            without = [records for row, records in ran if row.access != "gradient"]
+            found += [beaten(with_gradients, without, norm, run.threshold(norm)), unbroken(with_gradients)]
+        else:
+            found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense)))
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -81,69 +80,105 @@ def evidence(run: Run) -> Iterator[tuple[str, Norm, str | None, Doubt]]:
         for norm in run.norms:
             yield from ((defense, norm, None, doubt) for doubt in defense_doubts(run, norm, defense))
             for row in run.attack_rows(norm):
-                yield from ((defense, norm, row.label, doubt) for doubt in cell_doubts(run, norm, row, defense))
+                yield from ((defense, norm, row.label, doubt) for doubt in cell_doubts(run, row, defense))
 
 
 def useless_gradients(records: pd.DataFrame) -> Doubt | None:
-    """More than `USELESS_SHARE` of the derivatives of attacks that asked for some were all zero or not finite."""
-    share = records["useless_gradients"].mean()  # NaN, where none was asked, is passed over
-    return Doubt(USELESS_GRADIENTS, f"{share:.0%} of the derivatives") if share > USELESS_SHARE else None
+    """More than `USELESS_SHARE` of the derivatives were all zero or not finite."""
+    asked = records.loc[records["useless_gradients"].notna() & (records["backwards"] > 0)]
+    useless, total = (asked["useless_gradients"] * asked["backwards"]).sum(), asked["backwards"].sum()
+    return (
+        Doubt(USELESS_GRADIENTS, f"{useless / total:.0%} of the derivatives")
+        if useless > USELESS_SHARE * total
+        else None
+    )
 
 
 def vanished(records: pd.DataFrame) -> Doubt | None:
-    """More than `IMAGES_SHARE` of the images have an adversarial among the attack's queries and none that holds."""
-    return _too_many(VANISHED, records["claimed"] & ~records["broken"])
+    """More than `IMAGES_SHARE` of the images have an adversarial among the queries and none that holds."""
+    images = records.groupby("sample")[["claimed", "broken"]].any()
+    return _too_many(VANISHED, images["claimed"] & ~images["broken"])
 
 
 def found_late(records: pd.DataFrame) -> Doubt | None:
-    """More than `IMAGES_SHARE` of the images were broken only in the second half of the passes that the attack spends
-    on images it cannot break, of which there are some."""
-    unbroken = records[~records["broken"]]
-    passes = (unbroken["forwards"] + unbroken["backwards"]).max()
-    return _too_many(LATE, records["broken"] & (records["found_after"] > passes / 2))
+    """More than `IMAGES_SHARE` of the images were broken only at the end of the passes that the attack spends on images
+    it cannot break, of which there are some. An attack's library hides when it found something."""
+    left = records[~records["broken"]]
+    passes = (left["forwards"] + left["backwards"]).max()
+    found = records["found_after"].where(records["claimed"] & records["broken"])
+    return _too_many(LATE, found > LAST_PASSES * passes)
 
 
 def remarks(records: pd.DataFrame) -> Doubt | None:
     """The attack's library warned."""
-    texts = [text for text in records["remarks"].unique() if text]
+    texts = dict.fromkeys(text for joined in records["remarks"].unique() for text in joined.split("; ") if text)
     return Doubt(REMARKS, "; ".join(texts)) if texts else None
 
 
-def not_at_any_distance(distances: pd.Series) -> Doubt | None:
-    """For some images no adversarial was found although the distance was not bounded: accuracy does not reach 0."""
-    unbroken = distances == np.inf
-    return Doubt(NOT_AT_ANY_DISTANCE, _count(unbroken)) if unbroken.any() else None
+def unbroken(cells: list[pd.DataFrame]) -> Doubt | None:
+    """Some images none of these attacks broke, and one of them that bounds neither distance nor, yet, passes found no
+    adversarial among its queries: accuracy does not reach 0."""
+    records = pd.concat(cells)
+    gave_up = records["epsilon"].isna() & records["status"].eq("not_found") & ~records["claimed"]
+    images = records.assign(gave_up=gave_up).groupby("sample")[["gave_up", "broken"]].any()
+    left = images["gave_up"] & ~images["broken"]
+    return Doubt(UNBROKEN, _count(left)) if left.any() else None
 
 
-def beaten(with_gradients: pd.Series, without: pd.Series) -> Doubt | None:
-    """On the samples known for both (the frames' index), distances without gradients are smaller by more than `MARGIN`
-    significantly more often than larger (one-sided sign test, `ALPHA`)."""
-    known = with_gradients.index.intersection(without.index)
-    ours, theirs = with_gradients[known], without[known]
-    closer, farther = int((theirs < ours * (1 - MARGIN)).sum()), int((ours < theirs * (1 - MARGIN)).sum())
-    if closer == 0 or binom.sf(closer - 1, closer + farther, 0.5) > ALPHA:
+def beaten(
+    with_gradients: list[pd.DataFrame], without: list[pd.DataFrame], norm: Norm, threshold: float
+) -> Doubt | None:
+    """Attacks without gradients come closer by more than `MARGIN`, or break within ``threshold``, significantly more
+    often than the other way round (one-sided sign test, `ALPHA`), on images that all attacks have a result for."""
+    ours, theirs = _closest(with_gradients, norm), _closest(without, norm)
+    known = ours.index.intersection(theirs.index)
+    ours, theirs = ours[known], theirs[known]
+    won, lost = (
+        within(theirs, threshold) & ~within(ours, threshold),
+        within(ours, threshold) & ~within(theirs, threshold),
+    )
+    if _significant(won, lost):
+        return Doubt(BEATEN, f"within ε = {threshold:g} on {_count(won)}, the other way round on {lost.sum()}")
+    minimal = [[cell for cell in cells if cell["epsilon"].isna().all()] for cells in (with_gradients, without)]
+    if not all(minimal):
         return None
-    return Doubt(BEATEN, f"on {closer} of {len(known)} images, and farther ones on {farther}")
+    ours, theirs = (_closest(cells, norm).reindex(known) for cells in minimal)
+    won, lost = theirs < ours * (1 - MARGIN), ours < theirs * (1 - MARGIN)
+    if _significant(won, lost):
+        return Doubt(BEATEN, f"on {_count(won)}, the other way round on {lost.sum()}")
+    return None
 
 
-def _attacked(run: Run, row: AttackRow, defense: str) -> pd.DataFrame:
-    """The records of the images that were attacked with a valid result."""
+def _why_none(run: Run, norm: Norm, defense: str) -> str:
+    """Why no attack with gradients has a result for a defense."""
+    rows = [row for row in run.attack_rows(norm) if row.access == "gradient"]
+    reasons = [row.not_applicable[defense] for row in rows if defense in row.not_applicable]
+    reasons += ["failed" for row in rows if defense in row.cells]
+    return "; ".join(dict.fromkeys(reasons)) or "none is in the matrix"
+
+
+def _attacked(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | None:
+    """The records of the images that were attacked with a valid result; None where the cell is not there."""
     records = run.cell_records(row.cells[defense]) if defense in row.cells else None
-    if records is None:
-        return run.records[:0]
-    return records[~records["status"].isin(["clean_error", "failed", "violation"])]
+    return None if records is None else records[~records["status"].isin(["clean_error", "failed", "violation"])]
 
 
-def _closest(frames: list[pd.DataFrame], norm: Norm) -> pd.Series:
-    """Per sample, the smallest distance of any of these cells."""
-    if not frames:
+def _closest(cells: list[pd.DataFrame], norm: Norm) -> pd.Series:
+    """Per sample that all of these cells have a result for, the smallest distance."""
+    if not cells:
         return pd.Series(dtype=float)
-    smallest: pd.Series = pd.concat(frames).groupby("sample")[norm.lower()].min()
+    distances = pd.concat(cells).groupby("sample")[norm.lower()]
+    smallest: pd.Series = distances.min()[distances.size() == len(cells)]
     return smallest
 
 
+def _significant(won: pd.Series, lost: pd.Series) -> bool:
+    wins = int(won.sum())
+    return wins > 0 and bool(binom.sf(wins - 1, wins + int(lost.sum()), 0.5) <= ALPHA)
+
+
 def _too_many(sign: str, images: pd.Series) -> Doubt | None:
-    return Doubt(sign, _count(images)) if images.mean() > IMAGES_SHARE else None
+    return Doubt(sign, _count(images)) if images.sum() > max(1, IMAGES_SHARE * len(images)) else None
 
 
 def _count(images: pd.Series) -> str:

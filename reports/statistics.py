@@ -40,7 +40,8 @@ def median_interval(distances: ArrayLike, confidence: float = 0.95) -> tuple[flo
     if values.size == 0 or np.isnan(values).any():
         return np.nan, np.nan
     interval: Any = quantile_test(values, p=0.5).confidence_interval(confidence)
-    return float(np.nan_to_num(interval.low, nan=0.0)), float(np.nan_to_num(interval.high, nan=np.inf, posinf=np.inf))
+    low, high = float(interval.low), float(interval.high)
+    return 0.0 if np.isnan(low) else low, np.inf if np.isnan(high) else high
 
 
 def accuracy_at(distances: ArrayLike, epsilon: float) -> float:

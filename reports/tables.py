@@ -335,7 +335,7 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     if invalid:
         return Cell(text=invalid, notes=_details(records, norm))
     distances = records[norm.lower()]
-    doubts = _signs(cell_doubts(run, norm, row, defense))
+    doubts = _signs(cell_doubts(run, row, defense))
     if row.epsilon is not None:
         return Cell((np.nan, accuracy_at(distances, row.epsilon)), doubts=doubts)
     return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))), doubts=doubts)

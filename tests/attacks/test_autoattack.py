@@ -8,7 +8,7 @@ from attack_problems import LinearDefense, Problem, run
 from pyautoattack.autoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 
-from attacks.autoattack import possible
+from attacks.autoattack import PROBABILITIES, RANDOMIZED, SQUARE_BREAKS, ZERO_GRADIENTS, possible
 from bench.errors import UserError
 from bench.threat import distance
 
@@ -95,7 +95,7 @@ def test_it_is_silent_but_remarks_on_vanished_gradients(capfd):
     state = torch.get_rng_state()
     outcome = run(flat, "autoattack", "Linf", epsilon=0.1, queries=5)
     assert torch.equal(torch.get_rng_state(), state)
-    assert any("zero gradient" in remark for remark in outcome.remarks)
+    assert ZERO_GRADIENTS in outcome.remarks
     assert capfd.readouterr() == ("", "")
 
 
@@ -108,9 +108,20 @@ def test_it_remarks_on_probabilities_and_on_randomness_and_on_nothing_sound(smal
             return super().logits(x).softmax(1) + noise
 
     x = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    for randomized, remark in ((False, "probability distribution"), (True, "randomized defense")):
+    for randomized, remark in ((False, PROBABILITIES), (True, RANDOMIZED)):
         defense = Strange()
         defense.card = replace(defense.card, randomized=randomized)
         problem = Problem(defense, x, defense.logits(x).argmax(1), 5, (x[:0], torch.zeros(0, dtype=torch.int64)))
-        remarks = run(problem, "autoattack", "Linf", epsilon=0.1, queries=5).remarks
-        assert [remark in text for text in remarks] == [True]
+        assert run(problem, "autoattack", "Linf", epsilon=0.1, queries=5).remarks == [remark]
+
+
+def test_it_remarks_where_square_breaks_what_gradients_did_not():
+    class Quantized(LinearDefense):
+        def logits(self, x):
+            return super().logits((4 * x).round() / 4)
+
+    defense = Quantized()
+    x = torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    problem = Problem(defense, x, defense.logits(x).argmax(1), 5, (x[:0], torch.zeros(0, dtype=torch.int64)))
+    remarks = run(problem, "autoattack", "Linf", epsilon=0.1, queries=50).remarks
+    assert {ZERO_GRADIENTS, SQUARE_BREAKS} == set(remarks)

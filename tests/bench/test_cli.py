@@ -69,7 +69,7 @@ def test_strict_names_masked_gradients_and_fails(tmp_path):
     assert lines[0] == (
         "doubtful: quantized · all attacks · L2: gradients that are zero or not finite (100% of the derivatives)"
     )
-    assert any("attacks without gradients find closer adversarials" in line for line in lines)
+    assert any("attacks without the defense's gradients come closer" in line for line in lines)
     assert any("quantized · deepfool · L2: gradients that are zero" in line for line in lines)
     assert "†" in (tmp_path / "masked" / "report" / "summary_L2.md").read_text()
 

@@ -224,11 +224,18 @@ def test_derivatives_that_lead_nowhere_are_counted_where_the_loss_asked_for_one(
     oracle.gradient(x, torch.zeros(4, dtype=torch.int64), cross_entropy, torch.tensor([0, 0, 1, 2]))
     assert oracle.useless_gradients.tolist() == [0.5, 1.0, 0.0]
 
-    def hinge(logits, y):
-        return (logits[:, 1] - logits[:, 0]).clamp_min(0)  # flat where class 0 leads
 
-    oracle.gradient(x[:1], Y[:1], hinge, torch.tensor([0]))
-    assert oracle.useless_gradients.tolist() == [0.5, 1.0, 0.0]
+def test_a_loss_that_is_flat_in_the_logits_leads_nowhere_only_before_the_boundary():
+    def hinge(logits, y):
+        return (logits[:, 0] - logits[:, 1]).clamp_min(0)  # flat where class 1 leads
+
+    def saturated(logits, y):
+        return cross_entropy(1e6 * logits, y)
+
+    oracle, dark = make(), torch.full_like(X, 0.4)
+    for x, loss, share in ((dark, hinge, torch.nan), (X, hinge, 0), (X, saturated, 1 / 2)):
+        oracle.gradient(x[:1], Y[:1], loss, torch.tensor([0]))
+        assert oracle.useless_gradients[0].item() == pytest.approx(share, nan_ok=True)
 
 
 def test_derivatives_of_a_librarys_rows_are_counted_in_equal_shares():
@@ -240,6 +247,9 @@ def test_derivatives_of_a_librarys_rows_are_counted_in_equal_shares():
     leaf = X.clone().requires_grad_(True)
     oracle.as_module()(leaf).sum().backward()
     assert oracle.useless_gradients.tolist() == [1.0] * 3
+    oracle.decision(torch.zeros_like(X), oracle.ids)
+    assert oracle.found_after.isnan().tolist() == [True, True, False]  # when the library saw it, nobody knows
+    assert oracle.found_after[2] == torch.inf
 
 
 def test_it_remembers_after_how_many_passes_a_sample_was_first_broken():

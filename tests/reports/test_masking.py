@@ -8,8 +8,8 @@ from reports.masking import (
     BEATEN,
     LATE,
     NO_GRADIENTS,
-    NOT_AT_ANY_DISTANCE,
     REMARKS,
+    UNBROKEN,
     USELESS_GRADIENTS,
     VANISHED,
     evidence,
@@ -17,16 +17,16 @@ from reports.masking import (
 from reports.tables import masking_table, mcnemar_table, summary_table
 
 FOUND = [1.0] * 10
+ATTACKS = {"pgd": "gradient", "boundary": "decision", "pgd_ball": "gradient", "square_ball": "score"}
 
 
-def run(**cells):
-    """One defense; attacks by name: ``pgd`` (gradients, minimal), ``bounded`` (gradients, ball of 1.5), ``boundary``
-    (decisions), each with distances and, after them, columns."""
+def make(**cells):
+    """One defense and the attacks given: ``pgd`` and ``boundary`` minimal, the others in a ball of 1.5; each with
+    distances and, after them, columns."""
     maker = RunMaker(["abs"], 10)
-    maker.attack("pgd", ["L2"])
-    maker.attack("bounded", ["L2"], kind="bounded")
-    maker.attack("boundary", ["L2"], access="decision")
     for attack, (distances, columns) in cells.items():
+        kind = "bounded" if attack.endswith("ball") else "minimal"
+        maker.attack(attack, ["L2"], kind=kind, access=ATTACKS[attack])
         maker.cell("abs", attack, "L2", distances, **columns)
     return maker.make()
 
@@ -36,7 +36,7 @@ def doubts(made):
 
 
 def test_a_sound_run_has_no_doubts():
-    made = run(pgd=(FOUND, {}), bounded=([INF] * 5 + [1.5] * 5, {}), boundary=([2.0] * 10, {}))
+    made = make(pgd=(FOUND, {}), pgd_ball=([INF] * 5 + [1.5] * 5, {}), boundary=([2.0] * 10, {}))
     assert doubts(made) == []
     table = masking_table(made)
     assert len(table.frame) == 0
@@ -44,30 +44,45 @@ def test_a_sound_run_has_no_doubts():
 
 
 def test_gradients_that_are_zero_are_named_at_the_attack_and_at_the_defense():
-    made = run(pgd=(FOUND, {"useless_gradients": [0.5] * 2 + [0.0] * 8}))
-    assert doubts(made) == [
-        (None, USELESS_GRADIENTS, "10% of the derivatives"),
-        ("pgd", USELESS_GRADIENTS, "10% of the derivatives"),
-    ]
-    assert doubts(run(pgd=(FOUND, {"useless_gradients": [0.5] + [0.0] * 9}))) == []
+    made = make(pgd=(FOUND, {"useless_gradients": [0.5] * 2 + [0.0] * 8}))
+    sign = (USELESS_GRADIENTS, "10% of the derivatives")
+    assert doubts(made) == [(None, *sign), ("pgd", *sign)]
+    assert doubts(make(pgd=(FOUND, {"useless_gradients": [0.5] + [0.0] * 9}))) == []
 
 
-def test_a_defense_without_gradients_says_why():
+def test_images_count_by_the_derivatives_that_were_asked_of_them():
+    """Nine images need one good derivative each, the tenth gets ninety-one useless ones."""
+    columns = {"useless_gradients": [0.0] * 9 + [1.0], "backwards": [1.0] * 9 + [91.0]}
+    assert doubts(make(pgd=(FOUND, columns)))[0] == (None, USELESS_GRADIENTS, "91% of the derivatives")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (lambda maker: maker.na("abs", "pgd", "L2", "gives decision access only"), "gives decision access only"),
+        (lambda maker: maker.cell("abs", "pgd", "L2", [NAN] * 2, reasons={0: "exception", 1: "exception"}), "failed"),
+        (lambda maker: None, "none is in the matrix"),
+    ],
+)
+def test_a_defense_that_no_gradient_attack_has_a_result_for_says_why(prepare, why):
     maker = RunMaker(["abs"], 2)
     maker.attack("pgd", ["L2"])
     maker.attack("boundary", ["L2"], access="decision")
-    maker.na("abs", "pgd", "L2", "gives decision access only")
+    maker.attack("latent_descent", ["L2"], access="latent")
     maker.cell("abs", "boundary", "L2", [1.0, 2.0])
-    assert doubts(maker.make()) == [(None, NO_GRADIENTS, "gives decision access only")]
-    assert doubts(run(boundary=(FOUND, {}))) == [(None, NO_GRADIENTS, "none is in the matrix")]
+    maker.na("abs", "latent_descent", "L2", "has no reconstructions")
+    prepare(maker)
+    assert doubts(maker.make()) == [(None, NO_GRADIENTS, why)]
 
 
-def test_gradient_attacks_that_have_not_run_yet_are_not_missing():
-    maker = RunMaker(["abs"], 1)
-    maker.attack("pgd", ["L2"])
+def test_gradient_attacks_that_have_not_run_yet_are_neither_missing_nor_beaten():
+    maker = RunMaker(["abs"], 10)
+    for name in ("fgm", "pgd"):
+        maker.attack(name, ["L2"])
     maker.attack("boundary", ["L2"], access="decision")
+    maker.cell("abs", "fgm", "L2", [3.0] * 10)
     maker.cell("abs", "pgd", "L2")
-    maker.cell("abs", "boundary", "L2", [1.0])
+    maker.cell("abs", "boundary", "L2", FOUND)
     assert doubts(maker.make()) == []
 
 
@@ -82,60 +97,92 @@ def test_gradient_attacks_that_have_not_run_yet_are_not_missing():
         ([INF] * 10, False),
     ],
 )
-def test_attacks_without_gradients_that_are_stronger(without, doubted):
-    made = run(pgd=(FOUND, {}), boundary=(without, {}))
+def test_attacks_without_gradients_that_come_closer(without, doubted):
+    made = make(pgd=(FOUND, {}), boundary=(without, {}))
     assert [sign for _, sign, _ in doubts(made)] == [BEATEN] * doubted
 
 
-def test_only_the_gradient_attacks_together_have_to_find_all():
+@pytest.mark.parametrize("attack", ["boundary", "square_ball"])
+def test_attacks_without_gradients_that_break_what_bounded_ones_with_them_leave(attack):
+    """A minimal attack's adversarial within the ball counts as well as a bounded one's."""
+    left = [INF] * 5 + [1.5] * 5
+    made = make(pgd_ball=(left, {}), **{attack: ([1.4] * 10, {})})
+    assert doubts(made) == [(None, BEATEN, "within ε = 1.5 on 5 of 10 images, the other way round on 0")]
+    assert doubts(make(pgd_ball=(left, {}), **{attack: ([1.6] * 4 + [1.4] * 6, {})})) == []
+
+
+def test_images_that_an_attack_failed_on_are_not_compared():
+    reasons = dict.fromkeys(range(6), "timeout")
+    made = make(pgd=([NAN] * 6 + [1.0] * 4, {"reasons": reasons}), boundary=([0.5] * 10, {}))
+    assert doubts(made) == []
+
+
+def test_only_the_gradient_attacks_together_have_to_break_all():
     maker = RunMaker(["abs"], 2)
     for name in ("fgm", "pgd"):
         maker.attack(name, ["L2"])
-    maker.cell("abs", "fgm", "L2", [INF, 2.0])
+    maker.cell("abs", "fgm", "L2", [INF, INF])
     maker.cell("abs", "pgd", "L2", [1.0, 1.0])
-    assert doubts(maker.make()) == [("fgm", NOT_AT_ANY_DISTANCE, "1 of 2 images")]
+    assert doubts(maker.make()) == []
 
 
-def test_what_no_gradient_attack_finds_at_any_distance_is_the_defenses_doubt():
-    made = run(pgd=([INF] + [1.0] * 9, {}), boundary=([2.0] * 10, {}))
-    assert doubts(made) == [
-        (None, NOT_AT_ANY_DISTANCE, "1 of 10 images"),
-        ("pgd", NOT_AT_ANY_DISTANCE, "1 of 10 images"),
-    ]
+def test_what_no_gradient_attack_breaks_at_any_distance_is_the_defenses_doubt():
+    made = make(pgd=([INF] + [1.0] * 9, {}), boundary=([2.0] * 10, {}))
+    assert doubts(made) == [(None, UNBROKEN, "1 of 10 images")]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [{"status": "budget"}, {"claimed": [True] + [False] * 9}],
+    ids=["its budget ended it", "it did find something"],
+)
+def test_an_image_that_the_attack_did_not_give_up_is_not_unbroken_at_any_distance(columns):
+    assert doubts(make(pgd=([INF] + [1.0] * 9, columns))) == []
 
 
 def test_a_decision_attack_that_fails_is_no_sign():
-    assert doubts(run(pgd=(FOUND, {}), boundary=([INF] * 10, {}))) == []
+    assert doubts(make(pgd=(FOUND, {}), boundary=([INF] * 10, {}))) == []
 
 
 @pytest.mark.parametrize(
     ("distances", "found_after", "doubted"),
     [
-        ([1.5] * 5 + [INF] * 5, [71.0] + [10.0] * 4 + [INF] * 5, True),  # 140 passes on what is not broken
-        ([1.5] * 5 + [INF] * 5, [70.0] + [10.0] * 4 + [INF] * 5, False),
+        ([1.5] * 5 + [INF] * 5, [106.0] * 2 + [10.0] * 3 + [INF] * 5, True),  # 140 passes on what is not broken
+        ([1.5] * 5 + [INF] * 5, [105.0] * 2 + [10.0] * 3 + [INF] * 5, False),
+        ([1.5] * 5 + [INF] * 5, [140.0] + [10.0] * 4 + [INF] * 5, False),  # a single image may
+        ([1.5] * 5 + [INF] * 5, [NAN] * 5 + [INF] * 5, False),  # a library hides it
         ([1.5] * 10, [140.0] * 10, False),  # nothing is left that more could break
     ],
 )
-def test_a_bounded_attack_that_still_breaks_images_in_its_second_half(distances, found_after, doubted):
-    made = run(pgd=(FOUND, {}), bounded=(distances, {"found_after": found_after}))
-    assert [(attack, sign) for attack, sign, _ in doubts(made)] == [("bounded (ε=1.5)", LATE)] * doubted
+def test_a_bounded_attack_that_still_breaks_images_at_its_end(distances, found_after, doubted):
+    made = make(pgd=(FOUND, {}), pgd_ball=(distances, {"found_after": found_after}))
+    assert [(attack, sign) for attack, sign, _ in doubts(made)] == [("pgd_ball (ε=1.5)", LATE)] * doubted
+
+
+def test_an_adversarial_that_the_attack_handed_in_without_asking_is_not_late():
+    columns = {"found_after": INF, "claimed": False}
+    assert doubts(make(pgd=(FOUND, {}), pgd_ball=([1.5] * 5 + [INF] * 5, columns))) == []
 
 
 def test_success_that_vanishes_on_fresh_draws():
-    columns = {"claimed": [True] * 10, "success_rate": 0.3}
-    assert doubts(run(pgd=(FOUND, {}), bounded=([INF] * 9 + [1.5], columns))) == [
-        ("bounded (ε=1.5)", VANISHED, "9 of 10 images")
-    ]
+    columns = {"claimed": True, "success_rate": 0.3}
+    sign = (VANISHED, "9 of 10 images")
+    assert doubts(make(pgd_ball=([INF] * 9 + [1.5], columns))) == [(None, *sign), ("pgd_ball (ε=1.5)", *sign)]
+
+
+def test_what_another_attack_broke_has_not_vanished_for_the_defense():
+    made = make(pgd=(FOUND, {}), pgd_ball=([INF] * 9 + [1.5], {"claimed": True}))
+    assert [attack for attack, *_ in doubts(made)] == ["pgd_ball (ε=1.5)"]
 
 
 def test_a_librarys_warnings_are_passed_on_once():
-    made = run(pgd=(FOUND, {"remarks": ["it seems to be randomized"] * 5 + [""] * 5}))
-    assert doubts(made) == [("pgd", REMARKS, "it seems to be randomized")]
+    made = make(pgd=(FOUND, {"remarks": ["strange; flat"] * 3 + ["flat; odd"] * 2 + [""] * 5}))
+    assert doubts(made) == [(None, REMARKS, "strange; flat; odd"), ("pgd", REMARKS, "strange; flat; odd")]
 
 
 def test_clean_errors_and_failures_are_not_evidence():
     columns = {"useless_gradients": [1.0, 1.0] + [0.0] * 8, "claimed": True, "remarks": ["x", "x"] + [""] * 8}
-    made = run(pgd=([0.0, NAN] + [1.0] * 8, {"reasons": {1: "exception"}, **columns}))
+    made = make(pgd=([0.0, NAN] + [1.0] * 8, {"reasons": {1: "exception"}, **columns}))
     assert doubts(made) == []
 
 
@@ -145,19 +192,23 @@ def test_numbers_wear_daggers_with_reasons():
     maker.attack("boundary", ["L2"], access="decision")
     for attack in ("pgd", "boundary"):
         maker.cell("cnn", attack, "L2", FOUND)
-    maker.cell("abs", "pgd", "L2", [INF] + [1.0] * 9)
+    maker.cell("abs", "pgd", "L2", [INF] + [1.0] * 9, useless_gradients=1.0)
     maker.cell("abs", "boundary", "L2", np.full(10, 0.5))
     made = maker.make()
     summary, mcnemar = summary_table(made, "L2").frame, mcnemar_table(made, "L2").frame
-    assert summary.loc["pgd", "abs"].doubts == (NOT_AT_ANY_DISTANCE,)
+    assert summary.loc["pgd", "abs"].doubts == (USELESS_GRADIENTS,)
     assert summary.loc["boundary", "abs"].doubts == ()
-    assert summary.loc["All L2 attacks", "abs"].doubts == (BEATEN, NOT_AT_ANY_DISTANCE)
+    assert summary.loc["All L2 attacks", "abs"].doubts == (USELESS_GRADIENTS, BEATEN, UNBROKEN)
     assert all(cell.doubts == () for cell in summary["cnn"])
-    assert mcnemar.loc["abs", "cnn"].doubts == (f"abs: {BEATEN}", f"abs: {NOT_AT_ANY_DISTANCE}")
+    assert mcnemar.loc["abs", "cnn"].doubts == (
+        f"abs: {USELESS_GRADIENTS}",
+        f"abs: {BEATEN}",
+        f"abs: {UNBROKEN}",
+    )
     rows = masking_table(made).frame
-    assert [
-        (defense, *(cell.text for cell in row)) for defense, row in zip(rows.index, rows.to_numpy(), strict=True)
-    ] == [
-        ("abs", "L2", BEATEN, "all attacks: on 10 of 10 images, and farther ones on 0"),
-        ("abs", "L2", NOT_AT_ANY_DISTANCE, "all attacks: 1 of 10 images, pgd: 1 of 10 images"),
+    texts = [(defense, *(cell.text for cell in row)) for defense, row in zip(rows.index, rows.to_numpy(), strict=True)]
+    assert texts == [
+        ("abs", "L2", USELESS_GRADIENTS, "all attacks: 100% of the derivatives, pgd: 100% of the derivatives"),
+        ("abs", "L2", BEATEN, "all attacks: on 10 of 10 images, the other way round on 0"),
+        ("abs", "L2", UNBROKEN, "all attacks: 1 of 10 images"),
     ]

@@ -57,6 +57,7 @@ def test_the_interval_of_the_median_is_between_order_statistics():
 def test_infinite_distances_count_as_large_in_the_interval():
     assert median_interval([1.0] * 3 + [2.0] * 3 + [INF] * 4) == (1, INF)
     assert median_interval([1.0] * 9 + [INF]) == (1, 1)
+    assert median_interval([1.0] * 30 + [INF] * 70) == (INF, INF)
 
 
 def test_few_distances_say_nothing_and_unknown_ones_have_no_interval():
