@@ -1,17 +1,20 @@
 """Datasets: images in [0, 1] with their labels, and where their files are looked for.
 
-``digits`` comes with scikit-learn. ``mnist`` and ``fashion_mnist`` are read from IDX files under a data folder
-(``--data-dir`` or ``$ASSAY_DATA``); without one they are downloaded by torchvision into the cache.
+``digits`` comes with scikit-learn. The others are read from files under a data folder (``--data-dir`` or
+``$ASSAY_DATA``): ``mnist`` and ``fashion_mnist`` from IDX files, those in colour from npz files or from what
+torchvision has put there. Without a data folder torchvision downloads them into the cache.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import lzma
 import math
 import os
 import socket
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +70,22 @@ class Archive:
 
 
 @dataclass(frozen=True)
+class ColourArchive:
+    """Colour images of 32x32 pixels in ``train.npz`` and ``test.npz``, each with ``x`` uint8 (N, 32, 32, 3) and the
+    labels ``y`` (N,); or as torchvision keeps them.
+
+    Attributes:
+        folder: where the npz files lie below a data folder.
+        torchvision_name: the class in ``torchvision.datasets`` that reads and downloads the set; None where none does.
+        kept: the classes that are kept, ascending; they become 0, 1, ... None keeps all.
+    """
+
+    folder: str
+    torchvision_name: str | None = None
+    kept: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class DatasetCard:
     """What is known about a dataset before it is loaded.
 
@@ -74,8 +93,8 @@ class DatasetCard:
         name: what commands and matrices call it.
         classes: number of classes.
         shape: channels, height and width of an image.
-        train: number of training images.
-        test: number of test images.
+        train: number of training images of the complete set.
+        test: number of test images of the complete set.
         source: where it comes from.
         citation: where it was published.
         archive: its files, or None where it comes with a library.
@@ -88,7 +107,7 @@ class DatasetCard:
     test: int
     source: str
     citation: str
-    archive: Archive | None = None
+    archive: Archive | ColourArchive | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +187,47 @@ DATASETS: dict[str, DatasetCard] = {
                 },
             ),
         ),
+        DatasetCard(
+            name="cifar10",
+            classes=10,
+            shape=(3, 32, 32),
+            train=50000,
+            test=10000,
+            source="npz files (all or a part), or torchvision's download",
+            citation="Krizhevsky 2009, Learning multiple layers of features from tiny images",
+            archive=ColourArchive("cifar10", "CIFAR10"),
+        ),
+        DatasetCard(
+            name="cifar2",
+            classes=2,
+            shape=(3, 32, 32),
+            train=10000,
+            test=2000,
+            source="airplanes and automobiles of cifar10",
+            citation="Krizhevsky 2009; the two classes of Schott et al. 2019, appendix A.1",
+            archive=ColourArchive("cifar10", "CIFAR10", kept=(0, 1)),
+        ),
+        DatasetCard(
+            name="gtsrb_top10",
+            classes=10,
+            shape=(3, 32, 32),
+            train=16404,
+            test=5345,
+            source="npz files",
+            citation="Stallkamp, Schlipsing, Salmen & Igel 2012, Man vs. computer; its ten most frequent classes, in "
+            "place of Ju & Wagner's SuperTraffic-10",
+            archive=ColourArchive("gtsrb-top10"),
+        ),
+        DatasetCard(
+            name="svhn",
+            classes=10,
+            shape=(3, 32, 32),
+            train=73257,
+            test=26032,
+            source="npz files (all or a part), or torchvision's download",
+            citation="Netzer et al. 2011, Reading digits in natural images with unsupervised feature learning",
+            archive=ColourArchive("svhn", "SVHN"),
+        ),
     )
 }
 
@@ -199,6 +259,8 @@ def _load_split(name: str, part: Part, data_dir: Path | None) -> Split:
     archive = DATASETS[name].archive
     if archive is None:
         return _digits(part)
+    if isinstance(archive, ColourArchive):
+        return _colour(name, archive, part, data_dir)
     root = data_dir if data_dir is not None else _downloaded(name, archive)
     prefix = "train" if part == "train" else "t10k"
     images, labels = (
@@ -259,6 +321,76 @@ def read_idx(path: Path, md5: str | None = None) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape).copy()
 
 
+def _colour(name: str, archive: ColourArchive, part: Part, data_dir: Path | None) -> Split:
+    path = None if data_dir is None else data_dir / archive.folder / f"{part}.npz"
+    if path is not None and path.is_file():
+        x, y = read_npz(path)
+    else:
+        x, y = _read_by_torchvision(name, archive, part, data_dir)
+    if archive.kept is not None:
+        rows = np.isin(y, archive.kept)
+        x, y = x[rows], np.searchsorted(archive.kept, y[rows])
+    if len(strange := y[(y < 0) | (y >= DATASETS[name].classes)]):
+        raise UserError(f"dataset {name!r}, {part}: label {strange[0]}; allowed: 0 to {DATASETS[name].classes - 1}")
+    return Split(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().float().div_(255), torch.from_numpy(y).long())
+
+
+def read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 (N, 32, 32, 3) and labels int64 (N,): the arrays ``x`` and ``y`` of an npz file.
+
+    Raises:
+        UserError: when it cannot be read or holds something else.
+    """
+    try:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            x, y = file["x"], file["y"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path}: not a readable npz file with arrays x and y ({error})") from None
+    if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3):
+        raise UserError(f"{path}: x is {x.dtype} {x.shape}, expected uint8 (N, 32, 32, 3)")
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise UserError(f"{path}: y is {y.dtype} {y.shape}, expected integers {x.shape[:1]}")
+    return x, y.astype(np.int64)
+
+
+def _read_by_torchvision(
+    name: str, archive: ColourArchive, part: Part, data_dir: Path | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Reads what torchvision has put into the data folder, or downloads it into the cache; it verifies checksums."""
+    files = f"{archive.folder}/{part}.npz"
+    if archive.torchvision_name is None:
+        raise UserError(
+            f"dataset {name!r}: no {files} under {data_dir or 'a data folder'}; set --data-dir or ASSAY_DATA to the "
+            "folder that has it"
+        )
+    import torchvision
+
+    root = data_dir or cache_dir() / "data" / archive.torchvision_name
+    reader = getattr(torchvision.datasets, archive.torchvision_name)
+    split = {"split": part} if archive.torchvision_name == "SVHN" else {"train": part == "train"}
+    try:
+        with _socket_timeout(30):
+            loaded = reader(root, download=data_dir is None, **split)
+    except (RuntimeError, OSError) as error:
+        if data_dir is not None:
+            raise UserError(
+                f"dataset {name!r}: no {files} under {data_dir}, nor intact files of torchvision's; set --data-dir or "
+                "ASSAY_DATA to the folder that has them, or leave both out to download them"
+            ) from None
+        raise _failed_download(name, error, files) from None
+    if archive.torchvision_name == "SVHN":
+        return loaded.data.transpose(0, 2, 3, 1), loaded.labels
+    return loaded.data, np.array(loaded.targets)
+
+
+def _failed_download(name: str, error: Exception, files: str) -> UserError:
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"dataset {name!r}: the download failed ({reason}); connect to the internet, or set --data-dir or ASSAY_DATA "
+        f"to a folder that has {files}"
+    )
+
+
 def _find(archive: Archive, root: Path, file: str) -> Path | None:
     candidates = (root / folder / (file + suffix) for folder in archive.folders for suffix in (".gz", ""))
     return next((path for path in candidates if path.is_file()), None)
@@ -286,11 +418,7 @@ def _downloaded(name: str, archive: Archive) -> Path:
         try:
             getattr(torchvision.datasets, archive.torchvision_name)(temporary, download=True)
         except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"dataset {name!r}: the download failed ({reason}); connect to the internet, or set --data-dir or "
-                f"ASSAY_DATA to a folder that has {archive.folders[0]}/*-ubyte.gz"
-            ) from None
+            raise _failed_download(name, error, f"{archive.folders[0]}/*-ubyte.gz") from None
         target = root / archive.torchvision_name
         if not target.exists():
             (Path(temporary) / archive.torchvision_name).replace(target)

@@ -6,10 +6,12 @@ import ast
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import bench
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.loading import make_defense
@@ -128,6 +130,28 @@ def test_a_defense_name_finds_a_zoo_model_in_the_data_folder(tmp_path, monkeypat
     assert asked == [("Wong2020Fast", tmp_path / "robustbench", "cifar10", "Linf")]
     assert loaded.card.name == ZOO_NAME
     assert loaded.defense.logits(torch.rand(2, 3, 32, 32)).shape == (2, CLASSES)
+
+
+def test_a_zoo_model_runs_like_any_defense(tmp_path):
+    """From its name, with its own architecture and a checkpoint in the data folder, to records."""
+    torch.manual_seed(0)
+    architecture = robustbench_adapter._robustbench().model_zoo.cifar10.linf["Wong2020Fast"]["model"]()
+    checkpoint = tmp_path / "robustbench" / "cifar10" / "Linf" / "Wong2020Fast.pt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save(architecture.state_dict(), checkpoint)
+    rng = np.random.default_rng(0)
+    (tmp_path / "cifar10").mkdir()
+    for part, n in (("train", 4), ("test", 12)):
+        x, y = rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10
+        np.savez(tmp_path / "cifar10" / f"{part}.npz", x=x, y=y)
+    matrix = tmp_path / "zoo.toml"
+    matrix.write_text(
+        f'dataset = "cifar10"\nsamples = 12\ndefenses = ["{ZOO_NAME}"]\n'
+        'attacks = [{ name = "fgsm", parameters = { rungs = 3 } }]\n[thresholds]\nLinf = 0.03\n'
+    )
+    records = bench.run(str(matrix), out=tmp_path / "out", data_dir=tmp_path, workers=1)
+    assert len(records) == 12
+    assert not records["status"].isin(["failed", "violation"]).any(), records["reason"].unique()
 
 
 def test_weights_that_cannot_be_had_are_one_clear_line(tmp_path, monkeypatch):
