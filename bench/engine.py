@@ -241,7 +241,7 @@ def _attack_and_judge(
         candidates = x.new_empty(0, *x.shape)
     noise = Streams(cell.seed, keys, f"judge {cell.attack} {cell.norm}", x.device)
     threat = ThreatModel(cell.norm, cell.epsilon)
-    return judge(defense, threat, x, y, candidates, oracle.closest(x), noise, oracle.ids, classes)
+    return judge(defense, threat, x, y, candidates, oracle.seen(), noise, oracle.ids, classes)
 
 
 def _checked(candidates: Any, x: Tensor) -> Tensor:

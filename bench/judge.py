@@ -5,6 +5,7 @@ Nothing that an attack claims is recorded unchecked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,20 +71,29 @@ def classify(defense: Defense, x: Tensor, y: Tensor, noise: Streams, ids: Tensor
     Raises:
         DefenseFault: when the logits are not finite or not of shape (N, classes).
     """
-    if not defense.card.randomized:
-        prediction = _logits(defense, x, noise, ids, classes).argmax(1)
-        wrong = prediction != y
-        return Verdict(prediction, wrong, wrong.double(), torch.ones_like(prediction))
-    votes = torch.zeros(len(x), classes, dtype=torch.int64, device=x.device)
-    open_rows = torch.arange(len(x), device=x.device)
-    for draw in range(MAX_DRAWS):
-        predicted = _logits(defense, x[open_rows], noise, ids[open_rows], classes).argmax(1)
-        votes[open_rows, predicted] += 1
+
+    def predict(rows: Tensor) -> Tensor:
+        return _logits(defense, x[rows], noise, ids[rows], classes).argmax(1)
+
+    if defense.card.randomized:
+        return vote(predict, y, classes, MAX_DRAWS)
+    prediction = predict(torch.arange(len(x), device=x.device))
+    wrong = prediction != y
+    return Verdict(prediction, wrong, wrong.double(), torch.ones_like(prediction))
+
+
+def vote(predict: Callable[[Tensor], Tensor], y: Tensor, classes: int, max_draws: int) -> Verdict:
+    """The verdict on images with labels ``y`` (N,) by up to ``max_draws`` draws of ``predict``, which gives the classes
+    of the rows it is asked for; see `classify`."""
+    votes = torch.zeros(len(y), classes, dtype=torch.int64, device=y.device)
+    open_rows = torch.arange(len(y), device=y.device)
+    for draw in range(max_draws):
+        if not len(open_rows):
+            break
+        votes[open_rows, predict(open_rows)] += 1
         if (draw + 1) % _DRAWS_AT_ONCE == 0:
             low, high = wilson(_errors(votes, y)[open_rows], votes[open_rows].sum(1))
             open_rows = open_rows[(low <= 0.5) & (high >= 0.5)]
-        if not len(open_rows):
-            break
     rate = _errors(votes, y) / votes.sum(1)
     return Verdict(votes.argmax(1), rate >= 0.5, rate.double(), votes.sum(1))
 
@@ -107,14 +117,14 @@ def judge(
     ids: Tensor,
     classes: int,
 ) -> Judged:
-    """Judges an attack's candidates (M, n, C, H, W) and the closest adversarial ``seen`` (n, C, H, W) by the oracle.
+    """Judges an attack's candidates (M, n, C, H, W) and the adversarials ``seen`` (S, n, C, H, W) by the oracle.
 
     Each is tried as it is, post-processed if the defense binarises, and, without an epsilon, stretched; the nearest
     first, until one is in bounds, in the ball and misclassified on fresh passes.
     """
     threshold = defense.card.binarization_threshold
     # What breaks the rules is not mended: it takes the clean image's place, which is never adversarial.
-    proposals = [_lawful_or(x, candidate, threat) for candidate in [*candidates, seen]]
+    proposals = [_lawful_or(x, candidate, threat) for candidate in [*candidates, *seen]]
     stretched = [(x + factor * (p - x)).clamp(0, 1) for factor in STRETCHES for p in proposals]
     if threshold is not None:
         proposals += [snap_to_threshold(p, x, threshold) for p in proposals]

@@ -2,7 +2,7 @@
 
 It grants the access that the attack's card declares, counts every query per sample, stops samples at the budget,
 averages over draws of randomised defenses, and remembers the closest adversarial among all queries (for a binarised
-defense, of the queries' nearest equivalents).
+defense, of the queries' nearest equivalents; of a randomised one, among those that further draws confirm).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
+from bench.judge import vote, wilson
 from bench.protocols import Defense, HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
 from bench.randomness import Streams
 from bench.threat import ThreatModel, snap_to_threshold
@@ -29,6 +30,12 @@ Rows = Tensor | slice
 """Rows of a query: indices, or a slice where they are consecutive."""
 DRAWS = 16
 """Draws over which answers of a randomised defense are averaged unless the attack sets another number."""
+
+
+CONFIRMATIONS = 40
+"""Draws at most that confirm an adversarial of a randomised defense before it is remembered as found: their 99 % Wilson
+interval has to lie above one half. The search for the closest of thousands of queries would otherwise end at the
+luckiest, and an attack that stops at its first success at a lucky one. They count as forward passes."""
 
 
 class AccessDenied(Exception):
@@ -103,6 +110,8 @@ class Oracle:
         self.remarks: list[str] = []
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self._likely = x.clone()
+        self._likely_distance = self._closest_distance.clone()
 
     # What an attack asks.
 
@@ -161,6 +170,11 @@ class Oracle:
         """Per sample, the closest adversarial (in the ball, where there is one) among all queries so far, else the
         row of ``fallback`` (n, C, H, W): what most attacks return."""
         return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest, fallback)
+
+    def seen(self) -> Tensor:
+        """What the queries showed, for the judge (S, n, C, H, W): per sample the closest adversarial and, of a
+        randomised defense, a closer one that most draws misclassified, but not enough of them; or the clean image."""
+        return torch.stack([self._closest, self._likely] if self._defense.card.randomized else [self._closest])
 
     @property
     def found(self) -> Tensor:
@@ -269,7 +283,11 @@ class Oracle:
                 given = answer(x[rows], ids[rows])
             answers[rows] = given
             self._count(ids[rows], forwards=self._passes)
-            self._observe(x[rows], given if given.dim() == 1 else given.argmax(1), ids[rows])
+            refuted = self._observe(x[rows], given if given.dim() == 1 else given.argmax(1), ids[rows])
+            if len(refuted):
+                part = answers[rows]
+                part[refuted] = self._unbroken(part[refuted], ids[rows][refuted])
+                answers[rows] = part
         return answers
 
     def _mean(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -320,15 +338,20 @@ class Oracle:
                 self._useless_gradients.index_add_(0, ids[rows], useless.long())
             logits_out[rows] = logits
             self._count(ids[rows], forwards=self._passes, backwards=width * self._passes)
-            self._observe(x[rows], logits.argmax(1), ids[rows])
+            refuted = self._observe(x[rows], logits.argmax(1), ids[rows])
+            if len(refuted):
+                part = logits.clone()
+                part[refuted] = self._unbroken(part[refuted], ids[rows][refuted])
+                logits_out[rows] = part
         return products, logits_out
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, predicted: Tensor, ids: Tensor) -> None:
-        """Remembers the rows that are adversarial, in bounds and closer than what their sample had."""
+    def _observe(self, x: Tensor, predicted: Tensor, ids: Tensor) -> Tensor:
+        """Remembers the rows that are adversarial, in bounds and closer than what their sample had; gives those among
+        them that further draws refute."""
         rows = (predicted != self._y[ids]).nonzero()[:, 0]
         if not len(rows):
-            return
+            return rows
         x, ids = x[rows].detach(), ids[rows]
         if (threshold := self._defense.card.binarization_threshold) is not None:
             x = snap_to_threshold(x, self._x[ids], threshold)
@@ -340,13 +363,37 @@ class Oracle:
         by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
         first = torch.ones(len(by_sample), dtype=torch.bool, device=x.device)
         first[1:] = ids[by_sample][1:] != ids[by_sample][:-1]
-        winners = by_sample[first]
+        winners, refuted = by_sample[first], rows[:0]
+        if self._defense.card.randomized and len(winners):
+            confirmed = self._confirmed(x[winners], distances[winners], ids[winners])
+            winners, refuted = winners[confirmed], rows[winners[~confirmed]]
         fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
         if len(fresh):
             passes = (self.forwards + self.backwards)[fresh]
             self.found_after[fresh] = passes if not self._shared_forwards else torch.nan
         self._closest[ids[winners]] = x[winners]
         self._closest_distance[ids[winners]] = distances[winners]
+        return refuted
+
+    def _unbroken(self, answers: Tensor, ids: Tensor) -> Tensor:
+        """Classes (N,) or logits (N, K) changed as little as makes them name the true class."""
+        if answers.dim() == 1:
+            return self._y[ids]
+        highest = answers.amax(1, keepdim=True)
+        return answers.scatter(1, self._y[ids, None], torch.nextafter(highest, torch.full_like(highest, torch.inf)))
+
+    def _confirmed(self, x: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+        """Which images (N,), one per sample, significantly most of some further draws misclassify; the others that at
+        least half of them do are remembered as likely."""
+        verdict = vote(
+            lambda rows: self._logits(x[rows], ids[rows]).argmax(1), self._y[ids], self.classes, CONFIRMATIONS
+        )
+        self._forwards.index_add_(0, ids, verdict.draws)
+        low, _ = wilson(verdict.success_rate * verdict.draws, verdict.draws)
+        likely = verdict.misclassified & (distances < self._likely_distance[ids])
+        self._likely[ids[likely]] = x[likely]
+        self._likely_distance[ids[likely]] = distances[likely]
+        return low > 0.5
 
     def _module_query(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
         """Logits of rows without ids, and their vector-Jacobian product where gradients are granted and wanted."""
