@@ -26,7 +26,7 @@ GRANTS: dict[str, frozenset[str]] = {
     "latent": frozenset({"decision", "score", "latent"}),
     "transfer": frozenset({"decision", "transfer"}),
 }
-_NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)?|robustbench:\w+/\w+/[\w.-]+")
+_NAME = re.compile(r"[a-z][a-z0-9_]*(:[a-z0-9_]+)*|([a-z][a-z0-9_]*:)?robustbench:\w+/\w+/[\w.-]+")
 _ATTRIBUTE = "__assay_card__"
 
 
@@ -44,6 +44,7 @@ class DefenseCard:
         binarization_threshold: intensity at which it binarises its input (pixel >= threshold becomes 1), or None.
         batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
         version: raised whenever a change can alter results.
+        wraps: name of the defense it is built around, or None.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DefenseCard:
     binarization_threshold: float | None = None
     batch_size: int = 64
     version: int = 1
+    wraps: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("defense", self.name)
@@ -113,11 +115,13 @@ def defense(
     binarization_threshold: float | None = None,
     batch_size: int = 64,
     version: int = 1,
+    wraps: str | None = None,
 ) -> Callable[[Function], Function]:
     """Declares a factory as a defense; the arguments are `DefenseCard`'s.
 
-    The factory takes nothing, or the `bench.datasets.Dataset` it is built for as ``dataset``, and returns a
-    ``torch.nn.Module`` from images to logits or an object with ``logits(x)`` (see `bench.protocols.Defense`).
+    The factory takes nothing, or the `bench.datasets.Dataset` it is built for as ``dataset`` and the defense that it
+    ``wraps`` as ``base``, which is trained as itself. It returns a ``torch.nn.Module`` from images to logits or an
+    object with ``logits(x)`` (see `bench.protocols.Defense`).
     """
     card = DefenseCard(
         name=name,
@@ -128,6 +132,7 @@ def defense(
         binarization_threshold=binarization_threshold,
         batch_size=batch_size,
         version=version,
+        wraps=wraps,
     )
     return _attach(card)
 

@@ -26,10 +26,11 @@ from bench.training import checkpoint_path, ensure_trained
 
 @dataclass(frozen=True)
 class LoadedDefense:
-    """A defense with the plugin it was made from."""
+    """A defense with the plugin it was made from, and the defense that it wraps, if it does."""
 
     plugin: Plugin
     defense: Defense
+    base: LoadedDefense | None = None
 
     @property
     def card(self) -> DefenseCard:
@@ -38,8 +39,14 @@ class LoadedDefense:
 
     @property
     def code(self) -> str:
-        """The version and the digest of its code, for identities."""
-        return f"{self.card.version} {self.plugin.digest}"
+        """The version and the digest of its code, and of what it wraps, for identities."""
+        own = f"{self.card.version} {self.plugin.digest}"
+        return own if self.base is None else f"{own} around {self.base.code}"
+
+    @property
+    def learner(self) -> LoadedDefense:
+        """The defense that is trained: itself, or what it wraps."""
+        return self if self.base is None else self.base.learner
 
     @cached_property
     def fingerprint(self) -> str:
@@ -57,9 +64,11 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     card = plugin.defense_card
     if dataset.name not in card.datasets:
         raise UserError(f"defense {name!r} is not for dataset {dataset.name!r}. It is for: {', '.join(card.datasets)}")
-    wants_dataset = "dataset" in inspect.signature(plugin.function).parameters
+    base = None if card.wraps is None else make_defense(card.wraps, dataset, registry)
+    available = {"dataset": dataset, "base": base and base.defense}
+    wanted = {key: available[key] for key in inspect.signature(plugin.function).parameters if key in available}
     try:
-        made = plugin.function(dataset=dataset) if wants_dataset else plugin.function()
+        made = plugin.function(**wanted)
     except UserError:
         raise
     except Exception as error:
@@ -67,7 +76,7 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
         raise UserError(
             f"defense {name!r} ({plugin.source}) cannot be built: {type(error).__name__}: {text}"
         ) from error
-    return LoadedDefense(plugin, as_defense(card, made))
+    return LoadedDefense(plugin, as_defense(card, made), base)
 
 
 def load_trained(
@@ -81,17 +90,19 @@ def load_trained(
         UserError: as `make_defense`, and when its checkpoint is corrupt.
     """
     loaded = make_defense(name, dataset, registry)
-    if isinstance(loaded.defense, Trainable):
-        ensure_trained(loaded.defense, dataset, seed, device, loaded.plugin.digest, progress)
+    learner = loaded.learner
+    if isinstance(learner.defense, Trainable):
+        ensure_trained(learner.defense, dataset, seed, device, learner.plugin.digest, progress)
     loaded.defense.to(device)
     return loaded
 
 
 def needs_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -> bool:
     """True if a defense would have to be trained before it can be used."""
-    if not isinstance(loaded.defense, Trainable):
+    learner = loaded.learner
+    if not isinstance(learner.defense, Trainable):
         return False
-    path = checkpoint_path(loaded.defense, dataset, seed, loaded.plugin.digest)
+    path = checkpoint_path(learner.defense, dataset, seed, learner.plugin.digest)
     return not path.with_suffix(".json").exists()
 
 

@@ -22,12 +22,15 @@ from bench.cards import AttackCard, Card, DefenseCard, card_of
 from bench.errors import UserError, unknown
 
 Group = Literal["defenses", "attacks"]
+WRAPPERS = {"randomized_smoothing": "defenses.smoothing", "variational_smoothing": "defenses.smoothing"}
+"""Modules of the defenses that are built around another one, ``<wrapper>:<defense>``, by a function of that name."""
 _CARD_TYPES: dict[Group, type[Card]] = {"defenses": DefenseCard, "attacks": AttackCard}
 
 BUILTINS: dict[Group, dict[str, str]] = {
     "defenses": {
         "cnn": "defenses.cnn",
         "binary_cnn": "defenses.cnn",
+        "cnn_gaussian": "defenses.cnn",
         "nearest_neighbour": "defenses.nearest_neighbour",
         "adv_linf": "defenses.adversarial_training",
         "adv_l2": "defenses.adversarial_training",
@@ -126,6 +129,9 @@ class Registry:
         for group, names in BUILTINS.items():
             for name, module in names.items():
                 self._add(group, _builtin(group, name, module))
+        for wrapper in WRAPPERS:
+            name = f"{wrapper}:cnn_gaussian"
+            self._add("defenses", _Found(name, "built-in", partial(self.get, "defenses", name)))
         for group in self._found:
             for entry_point in entry_points(group=f"assay.{group}"):
                 self._add(group, _installed(group, entry_point))
@@ -145,6 +151,9 @@ class Registry:
         """
         if group == "defenses" and name.startswith("robustbench:"):
             return _from_zoo(name)
+        wrapper, _, wrapped = name.partition(":")
+        if group == "defenses" and wrapper in WRAPPERS and wrapped:
+            return _around(wrapper, self.get("defenses", wrapped))
         found = self._found[group].get(name)
         if found is None:
             error = unknown(group.removesuffix("s"), name, self._found[group])
@@ -214,6 +223,14 @@ def _from_zoo(name: str) -> Plugin:
     card = card_of(factory)
     assert isinstance(card, DefenseCard)
     return Plugin(card, factory, "built-in", "")
+
+
+def _around(wrapper: str, base: Plugin) -> Plugin:
+    """A defense around another one: ``<wrapper>:<defense>``."""
+    factory = getattr(importlib.import_module(WRAPPERS[wrapper]), wrapper)(base.defense_card)
+    card = card_of(factory)
+    assert isinstance(card, DefenseCard)
+    return Plugin(card, factory, base.source, base.digest)
 
 
 def _installed(group: Group, entry_point: EntryPoint) -> _Found:

@@ -98,8 +98,9 @@ def prepare(
     defenses = {name: make_defense(name, dataset, registry) for name in names}
     untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
     if trainers:
-        if min(trainers, len(untrained)) > 1 and device.type == "cpu":
-            train_side_by_side(untrained, dataset, registry, matrix.seed, trainers)
+        learners = list(dict.fromkeys(defenses[name].learner.card.name for name in untrained))
+        if min(trainers, len(learners)) > 1 and device.type == "cpu":
+            train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
         untrained = []
     for name in names:
         if name not in untrained:

@@ -1,0 +1,182 @@
+"""Classifiers smoothed with Gaussian noise, around any deterministic defense that torch can differentiate.
+
+``randomized_smoothing:<defense>`` (Cohen, Rosenfeld & Kolter 2019) adds noise to the image: the verdict's majority over
+draws is the smoothed classifier. ``variational_smoothing:<defense>`` (Ju 2021, chapter 4) adds, for each class, noise
+around the perturbation that makes the class likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench import defense
+from bench.cards import DefenseCard
+from bench.datasets import Dataset
+from bench.errors import UserError
+from bench.norms import Norm
+from bench.protocols import Defense, HasInputGradient
+from bench.randomness import RowStreams
+from bench.threat import project
+from defenses.cnn import NOISE
+
+RADII = {"digits": 0.1, "mnist": 0.3, "fashion_mnist": 0.1}
+"""Radius of variational smoothing's Linf ball: the one that the dataset's defenses are attacked in (section 4.3)."""
+COLOUR_RADIUS = 8 / 255
+STEP = 1.25
+"""Length of a step of the search, in radii, as Wong, Rice & Kolter 2020 take for a single step from a random point."""
+
+
+class Smoothed:
+    """A defense around another one, whose tensors are its own."""
+
+    def __init__(self, base: Defense) -> None:
+        self.base = base
+
+    def to(self, device: torch.device | str) -> Smoothed:
+        """Moves the base to a device, in place."""
+        self.base.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's tensors."""
+        state: dict[str, Any] = getattr(self.base, "state_dict", dict)()
+        return state
+
+
+class RandomizedSmoothing(Smoothed):
+    """f(x + noise), noise ~ N(0, ``sigma``^2 I) (Cohen et al. 2019, equation 1)."""
+
+    def __init__(self, base: Defense, *, sigma: float = NOISE) -> None:
+        super().__init__(base)
+        self.sigma = sigma
+
+    def logits(self, x: Tensor, rng: RowStreams) -> Tensor:
+        """Logits (N, K) of the base for one noisy draw of each image (N, C, H, W)."""
+        output: Tensor = self.base.logits(x + self.sigma * rng.normal(x.shape[1:]))
+        return output
+
+
+class VariationalSmoothing(Smoothed):
+    """Algorithm 5 of Ju 2021: each class is scored near the point of a ball where it is likeliest.
+
+    Args:
+        base: a deterministic defense that torch can differentiate.
+        classes: number of its classes K.
+        norm: ``L2`` or ``Linf``, of the ball that is searched.
+        radius: of the ball.
+        sigma: standard deviation of the noise around the point found.
+        steps: of the search, which starts from a random point of the ball.
+        draws: of the noise, over which a class's score is averaged.
+    """
+
+    def __init__(
+        self,
+        base: Defense,
+        classes: int,
+        *,
+        radius: float,
+        norm: Norm = "Linf",
+        sigma: float = NOISE,
+        steps: int = 1,
+        draws: int = 1,
+    ) -> None:
+        super().__init__(base)
+        self.classes, self.norm, self.radius, self.sigma = classes, norm, radius, sigma
+        self.steps, self.draws = steps, draws
+
+    @property
+    def inner_steps(self) -> int:
+        """Gradient steps per image and forward pass."""
+        return self.steps * self.classes
+
+    def logits(self, x: Tensor, rng: RowStreams) -> Tensor:
+        """For each class y, log softmax f(x + mu_y + noise)_y (N, K), averaged over the draws of the noise; the search
+        for mu_y is left out of the derivative."""
+        shift = self.search(x, rng) - x.detach()[:, None]
+        scores = []
+        for _ in range(self.draws):
+            noise = self.sigma * rng.normal((self.classes, *x.shape[1:]))
+            scores.append(self.score(x[:, None] + shift + noise))
+        return torch.stack(scores).mean(0)
+
+    def search(self, x: Tensor, rng: RowStreams) -> Tensor:
+        """For each class, the point (N, K, C, H, W) of the ball around ``x`` that a few steps find likeliest for it."""
+        center = x.detach().repeat_interleave(self.classes, 0)
+        shape = (self.classes, *x.shape[1:])
+        offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
+        if self.norm == "L2":
+            offset = self.direction(offset)
+        z = project(center + self.radius * offset, center, self.norm, self.radius)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                leaf = z.reshape(-1, *shape).requires_grad_(True)
+                (gradient,) = torch.autograd.grad(self.score(leaf).sum(), leaf)
+            step = STEP * self.radius * self.direction(gradient.flatten(0, 1))
+            z = project(z.detach() + step, center, self.norm, self.radius)
+        return z.reshape(-1, *shape)
+
+    def score(self, points: Tensor) -> Tensor:
+        """log softmax f(points[:, y])_y (N, K) of points (N, K, C, H, W)."""
+        log_softmax: Tensor = F.log_softmax(self.base.logits(points.flatten(0, 1)), 1)
+        own: Tensor = log_softmax.reshape(-1, self.classes, self.classes).diagonal(dim1=1, dim2=2)
+        return own
+
+    def direction(self, x: Tensor) -> Tensor:
+        """The step of length 1 in the norm that follows ``x`` (N, C, H, W) best."""
+        if self.norm == "Linf":
+            return x.sign()
+        length: Tensor = x.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return x / length.reshape(-1, 1, 1, 1)
+
+
+def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing]:
+    """The factory, with its card, of ``randomized_smoothing:<base>``."""
+    _check_base(base)
+
+    @defense(
+        f"randomized_smoothing:{base.name}",
+        datasets=base.datasets,
+        citation="Cohen, Rosenfeld & Kolter 2019, Certified adversarial robustness via randomized smoothing",
+        randomized=True,
+        batch_size=base.batch_size,
+        wraps=base.name,
+    )
+    def factory(base: Defense) -> RandomizedSmoothing:
+        return RandomizedSmoothing(_differentiable(base))
+
+    return factory
+
+
+def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothing]:
+    """The factory, with its card, of ``variational_smoothing:<base>``."""
+    _check_base(base)
+
+    @defense(
+        f"variational_smoothing:{base.name}",
+        datasets=base.datasets,
+        citation="Ju 2021, Generative models as a robust alternative for image classification, chapter 4",
+        randomized=True,
+        batch_size=base.batch_size,
+        wraps=base.name,
+    )
+    def factory(base: Defense, dataset: Dataset) -> VariationalSmoothing:
+        radius = RADII.get(dataset.name, COLOUR_RADIUS)
+        return VariationalSmoothing(_differentiable(base), dataset.classes, radius=radius)
+
+    return factory
+
+
+def _check_base(base: DefenseCard) -> None:
+    if base.randomized:
+        raise UserError(f"defense {base.name!r} is randomised itself; smoothing is for deterministic ones")
+
+
+def _differentiable(base: Defense) -> Defense:
+    if isinstance(base, HasInputGradient):
+        raise UserError(f"defense {base.card.name!r} has no derivative that torch could take; smoothing needs one")
+    return base
