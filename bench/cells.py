@@ -15,6 +15,7 @@ from bench.ledger import SCHEMA_VERSION
 from bench.loading import LoadedDefense
 from bench.matrix import AttackEntry, Matrix
 from bench.norms import Norm
+from bench.oracle import DRAWS
 from bench.protocols import offers
 from bench.registry import Plugin, Registry
 
@@ -135,7 +136,8 @@ def _cell(
         epsilon=matrix.thresholds[norm] if entry.bounded else None,
         access=card.access,
         parameters={**card.parameters, **entry.parameters},
-        budget=entry.budget or card.budget,
+        # A card's budget is meant for answers of one pass each.
+        budget=entry.budget or card.budget * (DRAWS if loaded.card.randomized else 1),
         seed=matrix.seed,
         samples=matrix.samples,
         chunk=matrix.chunk or loaded.card.batch_size,

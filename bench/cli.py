@@ -202,7 +202,8 @@ def train(
 
     data = load_dataset(dataset, data_dir)
     torch_device = choose_device(device)
-    loaded = load_trained(defense, data, Registry(plugin or []), seed, torch_device)
+    loaded = load_trained(defense, data, Registry(plugin or []), seed, torch_device).learner
+    defense = loaded.card.name
     accuracy = clean_accuracy(loaded.defense, data.test, torch_device)
     if isinstance(loaded.defense, Trainable):
         path = checkpoint_path(loaded.defense, data, seed, loaded.plugin.digest)

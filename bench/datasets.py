@@ -344,9 +344,18 @@ def read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             x, y = file["x"], file["y"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:
         raise UserError(f"{path}: not a readable npz file with arrays x and y ({error})") from None
-    if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3):
+    if x.dtype != np.uint8 or x.shape[1:] != (32, 32, 3) or not len(x):
         raise UserError(f"{path}: x is {x.dtype} {x.shape}, expected uint8 (N, 32, 32, 3)")
     if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
         raise UserError(f"{path}: y is {y.dtype} {y.shape}, expected integers {x.shape[:1]}")

@@ -142,12 +142,12 @@ def judge(
     prediction = torch.full((n,), -1, dtype=torch.int64, device=x.device)
     success_rate = torch.zeros(n, dtype=torch.float64, device=x.device)
     draws = torch.zeros(n, dtype=torch.int64, device=x.device)
-    previous = torch.full((n,), -1.0, dtype=torch.float64, device=x.device)
+    previous = x
     for ranked in order:
-        distance_now = distances[ranked, rows]
-        # A proposal at the very distance of the one before it is a copy of it.
-        todo = (~broken & torch.isfinite(distance_now) & (distance_now != previous)).nonzero()[:, 0]
-        previous = distance_now
+        now = stacked[ranked, rows]
+        copies = (now == previous).flatten(1).all(1)
+        todo = (~broken & torch.isfinite(distances[ranked, rows]) & ~copies).nonzero()[:, 0]
+        previous = now
         if not len(todo):
             continue
         tried = stacked[ranked[todo], todo]

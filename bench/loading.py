@@ -76,6 +76,9 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
         raise UserError(
             f"defense {name!r} ({plugin.source}) cannot be built: {type(error).__name__}: {text}"
         ) from error
+    if base is not None and (made is base.defense or isinstance(made, Trainable)):
+        what = "returns its base" if made is base.defense else "has a fit of its own"
+        raise UserError(f"defense {name!r} ({plugin.source}) wraps {card.wraps!r} and {what}; only the base is trained")
     return LoadedDefense(plugin, as_defense(card, made), base)
 
 

@@ -111,7 +111,7 @@ class Oracle:
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self._likely = x.clone()
-        self._likely_distance = self._closest_distance.clone()
+        self._likely_rank = self._closest_distance.clone()
 
     # What an attack asks.
 
@@ -129,7 +129,7 @@ class Oracle:
         """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
 
         For a randomised defense these are the logits averaged over `draws` and the gradient of the loss of that
-        average.
+        average; where further draws refute that ``x`` is adversarial, the true class's logit is raised to the highest.
         """
 
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
@@ -173,7 +173,8 @@ class Oracle:
 
     def seen(self) -> Tensor:
         """What the queries showed, for the judge (S, n, C, H, W): per sample the closest adversarial and, of a
-        randomised defense, a closer one that most draws misclassified, but not enough of them; or the clean image."""
+        randomised defense, the closest, or in a ball the surest, that at least half of the further draws misclassified;
+        the clean image where there is none."""
         return torch.stack([self._closest, self._likely] if self._defense.card.randomized else [self._closest])
 
     @property
@@ -361,12 +362,10 @@ class Oracle:
         closer_rows = (closer & (low >= 0) & (high <= 1)).nonzero()[:, 0]
         nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
         by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
-        first = torch.ones(len(by_sample), dtype=torch.bool, device=x.device)
-        first[1:] = ids[by_sample][1:] != ids[by_sample][:-1]
-        winners, refuted = by_sample[first], rows[:0]
-        if self._defense.card.randomized and len(winners):
-            confirmed = self._confirmed(x[winners], distances[winners], ids[winners])
-            winners, refuted = winners[confirmed], rows[winners[~confirmed]]
+        winners, refuted = by_sample[_first_of_each(ids[by_sample])], rows[:0]
+        if self._defense.card.randomized:
+            winners, refuted = self._sifted(x, distances, ids, by_sample)
+            refuted = rows[refuted]
         fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
         if len(fresh):
             passes = (self.forwards + self.backwards)[fresh]
@@ -382,17 +381,31 @@ class Oracle:
         highest = answers.amax(1, keepdim=True)
         return answers.scatter(1, self._y[ids, None], torch.nextafter(highest, torch.full_like(highest, torch.inf)))
 
+    def _sifted(self, x: Tensor, distances: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ``rows``, sorted by sample and distance, the nearest of each sample that further draws confirm, and the
+        nearer ones that they refute."""
+        confirmed, refuted = [], []
+        while len(rows):
+            first = _first_of_each(ids[rows])
+            nearest = rows[first]
+            holds = self._confirmed(x[nearest], distances[nearest], ids[nearest])
+            confirmed.append(nearest[holds])
+            refuted.append(nearest[~holds])
+            rows = rows[~first & torch.isin(ids[rows], ids[nearest[~holds]])]
+        return torch.cat([rows, *confirmed]), torch.cat([rows, *refuted])
+
     def _confirmed(self, x: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
-        """Which images (N,), one per sample, significantly most of some further draws misclassify; the others that at
-        least half of them do are remembered as likely."""
+        """Which images (N,), one per sample, significantly most of some further draws misclassify. Of those that at
+        least half of them do, a sample's nearest, or in a ball its surest, is remembered as likely."""
         verdict = vote(
             lambda rows: self._logits(x[rows], ids[rows]).argmax(1), self._y[ids], self.classes, CONFIRMATIONS
         )
         self._forwards.index_add_(0, ids, verdict.draws)
         low, _ = wilson(verdict.success_rate * verdict.draws, verdict.draws)
-        likely = verdict.misclassified & (distances < self._likely_distance[ids])
+        rank = distances if self.threat.epsilon is None else -verdict.success_rate
+        likely = verdict.misclassified & (rank < self._likely_rank[ids])
         self._likely[ids[likely]] = x[likely]
-        self._likely_distance[ids[likely]] = distances[likely]
+        self._likely_rank[ids[likely]] = rank[likely]
         return low > 0.5
 
     def _module_query(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
@@ -416,6 +429,13 @@ class Oracle:
             return products
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian
+
+
+def _first_of_each(sorted_ids: Tensor) -> Tensor:
+    """True (N,) at the first of each run of equal ids."""
+    first = torch.ones_like(sorted_ids, dtype=torch.bool)
+    first[1:] = sorted_ids[1:] != sorted_ids[:-1]
+    return first
 
 
 def _derivatives(cotangents: Tensor, products: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,8 +130,8 @@ class Registry:
             for name, module in names.items():
                 self._add(group, _builtin(group, name, module))
         for wrapper in WRAPPERS:
-            name = f"{wrapper}:cnn_gaussian"
-            self._add("defenses", _Found(name, "built-in", partial(self.get, "defenses", name)))
+            base = "cnn_gaussian"
+            self._add("defenses", _Found(f"{wrapper}:{base}", "built-in", partial(self._around, wrapper, base)))
         for group in self._found:
             for entry_point in entry_points(group=f"assay.{group}"):
                 self._add(group, _installed(group, entry_point))
@@ -151,10 +151,10 @@ class Registry:
         """
         if group == "defenses" and name.startswith("robustbench:"):
             return _from_zoo(name)
-        wrapper, _, wrapped = name.partition(":")
-        if group == "defenses" and wrapper in WRAPPERS and wrapped:
-            return _around(wrapper, self.get("defenses", wrapped))
         found = self._found[group].get(name)
+        wrapper, _, wrapped = name.partition(":")
+        if found is None and group == "defenses" and wrapper in WRAPPERS and wrapped:
+            return self._around(wrapper, wrapped)
         if found is None:
             error = unknown(group.removesuffix("s"), name, self._found[group])
             broken = "; ".join(f"plugin {path} is broken: {text}" for path, text in self._broken_files.items())
@@ -173,6 +173,14 @@ class Registry:
                 yield name, found[0].source, str(error)
         for path, text in self._broken_files.items():
             yield Path(path).stem, f"file {path}", text
+
+    def _around(self, wrapper: str, wrapped: str) -> Plugin:
+        """A defense around another one: ``<wrapper>:<wrapped>``."""
+        base = self.get("defenses", wrapped)
+        factory = getattr(importlib.import_module(WRAPPERS[wrapper]), wrapper)(base.defense_card)
+        card = card_of(factory)
+        assert isinstance(card, DefenseCard)
+        return Plugin(card, factory, base.source, base.digest)
 
     def _add(self, group: Group, found: _Found) -> None:
         self._found[group].setdefault(found.name, []).append(found)
@@ -223,14 +231,6 @@ def _from_zoo(name: str) -> Plugin:
     card = card_of(factory)
     assert isinstance(card, DefenseCard)
     return Plugin(card, factory, "built-in", "")
-
-
-def _around(wrapper: str, base: Plugin) -> Plugin:
-    """A defense around another one: ``<wrapper>:<defense>``."""
-    factory = getattr(importlib.import_module(WRAPPERS[wrapper]), wrapper)(base.defense_card)
-    card = card_of(factory)
-    assert isinstance(card, DefenseCard)
-    return Plugin(card, factory, base.source, base.digest)
 
 
 def _installed(group: Group, entry_point: EntryPoint) -> _Found:

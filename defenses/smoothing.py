@@ -108,9 +108,11 @@ class VariationalSmoothing(Smoothed):
         """For each class, the point (N, K, C, H, W) of the ball around ``x`` that a few steps find likeliest for it."""
         center = x.detach().repeat_interleave(self.classes, 0)
         shape = (self.classes, *x.shape[1:])
-        offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
-        if self.norm == "L2":
-            offset = self.direction(offset)
+        if self.norm == "Linf":
+            offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
+        else:
+            length = rng.uniform((self.classes, 1, 1, 1)).flatten(0, 1) ** (1 / x[0].numel())
+            offset = length * self.direction(rng.normal(shape).flatten(0, 1))
         z = project(center + self.radius * offset, center, self.norm, self.radius)
         for _ in range(self.steps):
             with torch.enable_grad():
@@ -140,6 +142,7 @@ def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing
 
     @defense(
         f"randomized_smoothing:{base.name}",
+        access=base.access,
         datasets=base.datasets,
         citation="Cohen, Rosenfeld & Kolter 2019, Certified adversarial robustness via randomized smoothing",
         randomized=True,
@@ -155,6 +158,8 @@ def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing
 def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothing]:
     """The factory, with its card, of ``variational_smoothing:<base>``."""
     _check_base(base)
+    if base.access != "gradient":
+        raise UserError(f"defense {base.name!r} gives {base.access} access only; variational smoothing needs gradients")
 
     @defense(
         f"variational_smoothing:{base.name}",

@@ -57,6 +57,14 @@ def run(matrix, tmp_path, *more):
     return assay("run", matrix, "--plugin", PLUGIN, "--out", tmp_path / "out", "--workers", "1", *more)
 
 
+def test_training_a_wrapper_trains_what_it_wraps():
+    result = assay("train", "randomized_smoothing:cnn_gaussian", "--dataset", "digits")
+    assert result.returncode == 0, result.stderr
+    assert re.search(
+        r"^cnn_gaussian on digits: clean accuracy 9\d\.\d\d%, checkpoint .*cnn_gaussian", result.stdout, re.M
+    )
+
+
 def test_strict_names_masked_gradients_and_fails(tmp_path):
     """A defense that rounds its input gives no gradients; sound ones pass in silence."""
     options = ["--plugin", PLUGIN, "--norms", "L2", "--samples", 10, "--workers", 1, "--strict"]

@@ -249,6 +249,7 @@ def test_two_classes_of_cifar10(tmp_path, no_data):
     [
         ({"x": X.astype(float)}, "x is float64 (6, 32, 32, 3), expected uint8 (N, 32, 32, 3)"),
         ({"x": X[:, :28]}, "x is uint8 (6, 28, 32, 3), expected uint8 (N, 32, 32, 3)"),
+        ({"x": X[:0], "y": Y[:0]}, "x is uint8 (0, 32, 32, 3), expected uint8 (N, 32, 32, 3)"),
         ({"y": Y[:5]}, "y is int64 (5,), expected integers (6,)"),
         ({"y": Y / 2}, "y is float64 (6,), expected integers (6,)"),
     ],
@@ -263,7 +264,9 @@ def test_a_corrupt_npz_file_is_named(tmp_path, no_data):
     whole = path.read_bytes()
     np.savez(tmp_path / "other.npz", x=X)
     garbled = whole[:5000] + bytes(200) + whole[5200:]
-    for content in (b"", whole[:-30], garbled, (tmp_path / "other.npz").read_bytes()):
+    np.save(tmp_path / "other.npy", X)
+    others = [(tmp_path / name).read_bytes() for name in ("other.npz", "other.npy")]
+    for content in (b"", whole[:-30], garbled, *others):
         path.write_bytes(content)
         assert_one_line(path, "not a readable npz file", lambda: load_dataset("cifar10", tmp_path).test)
 

@@ -250,6 +250,27 @@ def test_a_randomised_defense_is_broken_where_at_least_half_of_fresh_draws_err()
     assert not short["broken"].any()
 
 
+def test_of_two_candidates_at_the_same_distance_either_may_hold():
+    """One pixel changed each, in L0 the same distance: only the second is adversarial."""
+
+    def two(oracle, x, y):
+        up, down = x.clone(), x.clone()
+        up[:, 0, 0, 0], down[:, 0, 0, 0] = 1.0, 0.0
+        right, wrong = (
+            torch.where((y == 0).reshape(-1, 1, 1, 1), up, down),
+            torch.where((y == 0).reshape(-1, 1, 1, 1), down, up),
+        )
+        return torch.stack([right, wrong])
+
+    class Corner(Brightness):
+        def forward(self, x, rng=None):
+            return super().forward(x[..., :1, :1])
+
+    records = run(two, make_defense(Corner()), norm="L0").records.iloc[:4]
+    assert records["broken"].all()
+    assert (records["l0"] == 1).all()
+
+
 def test_what_makes_a_number_doubtful_is_recorded():
     class Liar(ModuleDefense):
         """Its quick decisions are not those of its logits."""

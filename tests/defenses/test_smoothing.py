@@ -7,11 +7,13 @@ import torch
 from scipy.stats import norm as normal
 from torch import nn
 
-from bench.cards import DefenseCard
+from bench.cards import DefenseCard, card_of
+from bench.cells import plan
 from bench.datasets import load_dataset
 from bench.errors import UserError
 from bench.judge import classify
 from bench.loading import load_trained, make_defense, needs_training
+from bench.matrix import build_matrix
 from bench.protocols import ModuleDefense
 from bench.randomness import Streams
 from bench.registry import Registry
@@ -156,6 +158,62 @@ def test_what_cannot_be_smoothed_is_refused_in_one_line(name, message):
         make_defense(name, load_dataset("digits"), Registry())
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_base_without_gradients_can_be_smoothed_at_random_only():
+    base = DefenseCard(name="hard", datasets=("digits",), access="decision")
+    assert card_of(randomized_smoothing(base)).access == "decision"
+    with pytest.raises(UserError, match="'hard' gives decision access only; variational smoothing needs gradients"):
+        variational_smoothing(base)
+
+
+PLUGIN = """
+import torch
+from bench import defense
+
+@defense("randomized_smoothing:mine", datasets=["digits"])
+def mine():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+@defense("same", datasets=["digits"], wraps="cnn")
+def same(base):
+    return base
+
+class Learner(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.logits = base.logits
+    def fit(self, data, trainer):
+        pass
+
+@defense("learner", datasets=["digits"], wraps="cnn")
+def learner(base):
+    return Learner(base)
+"""
+
+
+def test_plugins_may_wrap_but_not_train_and_have_names_that_look_wrapped(tmp_path):
+    path = tmp_path / "plugin.py"
+    path.write_text(PLUGIN)
+    registry, dataset = Registry([path]), load_dataset("digits")
+    assert make_defense("randomized_smoothing:mine", dataset, registry).base is None
+    for name, message in (("same", "'cnn' and returns its base"), ("learner", "'cnn' and has a fit of its own")):
+        with pytest.raises(UserError, match=message):
+            make_defense(name, dataset, registry)
+
+
+def test_budgets_are_meant_for_answers_of_one_pass():
+    registry, dataset = Registry(), load_dataset("digits")
+    data = {
+        "dataset": "digits",
+        "samples": 2,
+        "thresholds": {"L2": 0.5},
+        "attacks": ["fgm", {"name": "ddn", "budget": 9}],
+    }
+    names = ["cnn", "randomized_smoothing:cnn"]
+    matrix = build_matrix("test", {**data, "defenses": names}, registry)
+    cells, _ = plan(matrix, dataset, {n: make_defense(n, dataset, registry) for n in names}, None, registry)
+    assert [(cell.attack, cell.budget) for cell in cells] == [("fgm", 200), ("fgm", 3200), ("ddn", 9), ("ddn", 9)]
 
 
 def test_the_base_is_trained_once_as_itself_and_makes_part_of_the_identity():
