@@ -21,13 +21,14 @@ USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without the defense's gradients come closer than those with them"
 UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
 LATE = "images still broken in the last quarter of the passes: more steps or restarts may help"
+CUT_SHORT = "the budget ended the attack before it was done: more steps may help"
 VANISHED = "adversarials of an attack's own queries did not hold on fresh passes"
 REMARKS = "the attack's library warns"
 
 USELESS_SHARE = 0.05
 """Share of the derivatives that may be zero or not finite."""
 IMAGES_SHARE = 0.01
-"""Share of the attacked images that may be found late, or vanish; one image may in any case."""
+"""Share of the attacked images that may be found late, be cut short, or vanish; one image may in any case."""
 LAST_PASSES = 0.75
 """Share of an attack's passes after which an image is found late."""
 MARGIN = 0.01
@@ -50,7 +51,7 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     records = _attacked(run, row, defense)
     if records is None or records.empty:
         return []
-    found = [useless_gradients(records), vanished(records), remarks(records)]
+    found = [useless_gradients(records), vanished(records), remarks(records), cut_short(records)]
     if row.epsilon is not None:
         found.append(found_late(records))
     return [doubt for doubt in found if doubt is not None]
@@ -98,6 +99,11 @@ def vanished(records: pd.DataFrame) -> Doubt | None:
     """More than `IMAGES_SHARE` of the images have an adversarial among the queries and none that holds."""
     images = records.groupby("sample")[["claimed", "broken"]].any()
     return _too_many(VANISHED, images["claimed"] & ~images["broken"])
+
+
+def cut_short(records: pd.DataFrame) -> Doubt | None:
+    """More than `IMAGES_SHARE` of the images were refused queries because their budget was used up."""
+    return _too_many(CUT_SHORT, records["status"].eq("budget"))
 
 
 def found_late(records: pd.DataFrame) -> Doubt | None:

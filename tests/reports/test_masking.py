@@ -6,6 +6,7 @@ from synthetic_runs import INF, NAN, RunMaker
 
 from reports.masking import (
     BEATEN,
+    CUT_SHORT,
     LATE,
     NO_GRADIENTS,
     REMARKS,
@@ -137,7 +138,7 @@ def test_what_no_gradient_attack_breaks_at_any_distance_is_the_defenses_doubt():
     ids=["its budget ended it", "it did find something"],
 )
 def test_an_image_that_the_attack_did_not_give_up_is_not_unbroken_at_any_distance(columns):
-    assert doubts(make(pgd=([INF] + [1.0] * 9, columns))) == []
+    assert UNBROKEN not in [sign for _, sign, _ in doubts(make(pgd=([INF] + [1.0] * 9, columns)))]
 
 
 def test_a_decision_attack_that_fails_is_no_sign():
@@ -162,6 +163,13 @@ def test_a_bounded_attack_that_still_breaks_images_at_its_end(distances, found_a
 def test_an_adversarial_that_the_attack_handed_in_without_asking_is_not_late():
     columns = {"found_after": INF, "claimed": False}
     assert doubts(make(pgd=(FOUND, {}), pgd_ball=([1.5] * 5 + [INF] * 5, columns))) == []
+
+
+def test_a_budget_that_ends_the_attack():
+    """Also where it found something: it might have come closer."""
+    status = ["budget"] * 2 + ["found"] * 8
+    assert doubts(make(pgd=(FOUND, {"status": status}))) == [("pgd", CUT_SHORT, "2 of 10 images")]
+    assert doubts(make(pgd=(FOUND, {"status": ["budget"] + ["found"] * 9}))) == []
 
 
 def test_success_that_vanishes_on_fresh_draws():
