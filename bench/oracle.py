@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
-from bench.judge import vote, wilson
+from bench.confirmation import Confirmation, first_of_each
 from bench.protocols import Defense, HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
 from bench.randomness import Streams
 from bench.threat import ThreatModel, snap_to_threshold
@@ -30,12 +30,6 @@ Rows = Tensor | slice
 """Rows of a query: indices, or a slice where they are consecutive."""
 DRAWS = 16
 """Draws over which answers of a randomised defense are averaged unless the attack sets another number."""
-
-
-CONFIRMATIONS = 40
-"""Draws at most that confirm an adversarial of a randomised defense before it is remembered as found: their 99 % Wilson
-interval has to lie above one half. The search for the closest of thousands of queries would otherwise end at the
-luckiest, and an attack that stops at its first success at a lucky one. They count as forward passes."""
 
 
 class AccessDenied(Exception):
@@ -110,8 +104,9 @@ class Oracle:
         self.remarks: list[str] = []
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        self._likely = x.clone()
-        self._likely_rank = self._closest_distance.clone()
+        self._confirmation: Confirmation | None = None
+        if defense.card.randomized:
+            self._confirmation = Confirmation(self._draw, x, y, classes, bounded=threat.epsilon is not None)
 
     # What an attack asks.
 
@@ -173,9 +168,8 @@ class Oracle:
 
     def seen(self) -> Tensor:
         """What the queries showed, for the judge (S, n, C, H, W): per sample the closest adversarial and, of a
-        randomised defense, the closest, or in a ball the surest, that at least half of the further draws misclassified;
-        the clean image where there is none."""
-        return torch.stack([self._closest, self._likely] if self._defense.card.randomized else [self._closest])
+        randomised defense, the likeliest image that was not confirmed; the clean image where there is none."""
+        return torch.stack([self._closest] + ([self._confirmation.likely] if self._confirmation else []))
 
     @property
     def found(self) -> Tensor:
@@ -282,13 +276,8 @@ class Oracle:
         for rows in self._admitted(ids):
             with torch.no_grad():
                 given = answer(x[rows], ids[rows])
-            answers[rows] = given
             self._count(ids[rows], forwards=self._passes)
-            refuted = self._observe(x[rows], given if given.dim() == 1 else given.argmax(1), ids[rows])
-            if len(refuted):
-                part = answers[rows]
-                part[refuted] = self._unbroken(part[refuted], ids[rows][refuted])
-                answers[rows] = part
+            answers[rows] = self._observed(x[rows], given, ids[rows])
         return answers
 
     def _mean(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -337,23 +326,19 @@ class Oracle:
                 asked, useless = _derivatives(cotangent, product, logits.argmax(1) == self._y[ids[rows]])
                 self._gradients.index_add_(0, ids[rows], asked.long())
                 self._useless_gradients.index_add_(0, ids[rows], useless.long())
-            logits_out[rows] = logits
             self._count(ids[rows], forwards=self._passes, backwards=width * self._passes)
-            refuted = self._observe(x[rows], logits.argmax(1), ids[rows])
-            if len(refuted):
-                part = logits.clone()
-                part[refuted] = self._unbroken(part[refuted], ids[rows][refuted])
-                logits_out[rows] = part
+            logits_out[rows] = self._observed(x[rows], logits, ids[rows])
         return products, logits_out
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, predicted: Tensor, ids: Tensor) -> Tensor:
-        """Remembers the rows that are adversarial, in bounds and closer than what their sample had; gives those among
-        them that further draws refute."""
+    def _observed(self, x: Tensor, answers: Tensor, ids: Tensor) -> Tensor:
+        """Remembers the rows that are adversarial, in bounds and closer than what their sample had. Gives the answers,
+        classes (N,) or logits (N, K), which name the true class where further draws refute them."""
+        predicted = answers if answers.dim() == 1 else answers.argmax(1)
         rows = (predicted != self._y[ids]).nonzero()[:, 0]
         if not len(rows):
-            return rows
-        x, ids = x[rows].detach(), ids[rows]
+            return answers
+        x, all_ids, ids = x[rows].detach(), ids, ids[rows]
         if (threshold := self._defense.card.binarization_threshold) is not None:
             x = snap_to_threshold(x, self._x[ids], threshold)
         distances = self.threat.distance(x, self._x[ids])
@@ -362,51 +347,33 @@ class Oracle:
         closer_rows = (closer & (low >= 0) & (high <= 1)).nonzero()[:, 0]
         nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
         by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
-        winners, refuted = by_sample[_first_of_each(ids[by_sample])], rows[:0]
-        if self._defense.card.randomized:
-            winners, refuted = self._sifted(x, distances, ids, by_sample)
-            refuted = rows[refuted]
+        if self._confirmation is None:
+            winners = by_sample[first_of_each(ids[by_sample])]
+        else:
+            winners, refuted = self._confirmation.sift(x, distances, ids, by_sample)
+            answers = self._unbroken(answers, rows[refuted], all_ids)
         fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
         if len(fresh):
             passes = (self.forwards + self.backwards)[fresh]
             self.found_after[fresh] = passes if not self._shared_forwards else torch.nan
         self._closest[ids[winners]] = x[winners]
         self._closest_distance[ids[winners]] = distances[winners]
-        return refuted
+        return answers
 
-    def _unbroken(self, answers: Tensor, ids: Tensor) -> Tensor:
-        """Classes (N,) or logits (N, K) changed as little as makes them name the true class."""
+    def _unbroken(self, answers: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """The answers, changed in ``rows`` as little as makes them name the true class."""
+        changed, y = answers.clone(), self._y[ids[rows]]
         if answers.dim() == 1:
-            return self._y[ids]
-        highest = answers.amax(1, keepdim=True)
-        return answers.scatter(1, self._y[ids, None], torch.nextafter(highest, torch.full_like(highest, torch.inf)))
+            changed[rows] = y
+        else:
+            highest = answers[rows].amax(1)
+            changed[rows, y] = torch.nextafter(highest, torch.full_like(highest, torch.inf))
+        return changed
 
-    def _sifted(self, x: Tensor, distances: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``rows``, sorted by sample and distance, the nearest of each sample that further draws confirm, and the
-        nearer ones that they refute."""
-        confirmed, refuted = [], []
-        while len(rows):
-            first = _first_of_each(ids[rows])
-            nearest = rows[first]
-            holds = self._confirmed(x[nearest], distances[nearest], ids[nearest])
-            confirmed.append(nearest[holds])
-            refuted.append(nearest[~holds])
-            rows = rows[~first & torch.isin(ids[rows], ids[nearest[~holds]])]
-        return torch.cat([rows, *confirmed]), torch.cat([rows, *refuted])
-
-    def _confirmed(self, x: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
-        """Which images (N,), one per sample, significantly most of some further draws misclassify. Of those that at
-        least half of them do, a sample's nearest, or in a ball its surest, is remembered as likely."""
-        verdict = vote(
-            lambda rows: self._logits(x[rows], ids[rows]).argmax(1), self._y[ids], self.classes, CONFIRMATIONS
-        )
-        self._forwards.index_add_(0, ids, verdict.draws)
-        low, _ = wilson(verdict.success_rate * verdict.draws, verdict.draws)
-        rank = distances if self.threat.epsilon is None else -verdict.success_rate
-        likely = verdict.misclassified & (rank < self._likely_rank[ids])
-        self._likely[ids[likely]] = x[likely]
-        self._likely_rank[ids[likely]] = rank[likely]
-        return low > 0.5
+    def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The classes (N,) that one further draw of a randomised defense names; counted."""
+        self._count(ids, forwards=1)
+        return self._logits(x, ids).argmax(1)
 
     def _module_query(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
         """Logits of rows without ids, and their vector-Jacobian product where gradients are granted and wanted."""
@@ -429,13 +396,6 @@ class Oracle:
             return products
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian
-
-
-def _first_of_each(sorted_ids: Tensor) -> Tensor:
-    """True (N,) at the first of each run of equal ids."""
-    first = torch.ones_like(sorted_ids, dtype=torch.bool)
-    first[1:] = sorted_ids[1:] != sorted_ids[:-1]
-    return first
 
 
 def _derivatives(cotangents: Tensor, products: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
