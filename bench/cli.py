@@ -191,25 +191,34 @@ def train(
     data_dir: DataDir = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    into: Annotated[Path | None, typer.Option(help="Make it anew and put it into this zoo, in half precision.")] = None,
 ) -> None:
-    """Train a defense, unless its checkpoint is there, and say where it is and how accurate."""
+    """Train a defense, unless its checkpoint is there, and say where it is and how accurate.
+
+    An interrupted training goes on from where it was. With --into the checkpoint that comes with Assay does not count:
+    the defense is trained here, or taken from the cache of what was.
+    """
+    from bench.checkpoints import clean_accuracy, ensure_trained, write_to_zoo
     from bench.datasets import load_dataset
-    from bench.loading import load_trained
+    from bench.loading import make_defense
     from bench.protocols import Trainable
     from bench.registry import Registry
     from bench.running import choose_device
-    from bench.training import checkpoint_path, clean_accuracy
 
     data = load_dataset(dataset, data_dir)
     torch_device = choose_device(device)
-    loaded = load_trained(defense, data, Registry(plugin or []), seed, torch_device).learner
-    defense = loaded.card.name
-    accuracy = clean_accuracy(loaded.defense, data.test, torch_device)
-    if isinstance(loaded.defense, Trainable):
-        path = checkpoint_path(loaded.defense, data, seed, loaded.plugin.digest)
-        typer.echo(f"{defense} on {dataset}: clean accuracy {accuracy:.2%}, checkpoint {path}")
-    else:
-        typer.echo(f"{defense} on {dataset}: clean accuracy {accuracy:.2%}, nothing to train")
+    loaded = make_defense(defense, data, Registry(plugin or [])).learner
+    learner, digest = loaded.defense, loaded.plugin.digest
+    if not isinstance(learner, Trainable):
+        learner.to(torch_device)
+        accuracy = clean_accuracy(learner, data.test, torch_device)
+        typer.echo(f"{loaded.card.name} on {dataset}: clean accuracy {accuracy:.2%}, nothing to train")
+        return
+    checkpoint = ensure_trained(learner, data, seed, torch_device, digest, in_zoo=into is None)
+    if into is not None:
+        checkpoint = write_to_zoo(learner, data, checkpoint, torch_device, into)
+    accuracy, path = checkpoint.card["clean_accuracy"], checkpoint.path
+    typer.echo(f"{loaded.card.name} on {dataset}: clean accuracy {accuracy:.2%}, checkpoint {path}")
 
 
 @app.command()

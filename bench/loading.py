@@ -16,12 +16,12 @@ from queue import Empty, Queue
 import torch
 
 from bench.cards import DefenseCard
+from bench.checkpoints import ensure_trained, find_checkpoint
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable, as_defense, fingerprint
 from bench.registry import Plugin, Registry
-from bench.training import checkpoint_path, ensure_trained
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
 def load_trained(
     name: str, dataset: Dataset, registry: Registry, seed: int, device: torch.device, progress: Bar | None = None
 ) -> LoadedDefense:
-    """Builds a defense, trains it on first use or loads its cached state, and moves it to ``device``.
+    """Builds a defense, loads its state from the cache or the zoo, or trains it, and moves it to ``device``.
 
     Training advances ``progress`` by one, or shows a bar of its own.
 
@@ -105,8 +105,7 @@ def needs_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -> bool:
     learner = loaded.learner
     if not isinstance(learner.defense, Trainable):
         return False
-    path = checkpoint_path(learner.defense, dataset, seed, learner.plugin.digest)
-    return not path.with_suffix(".json").exists()
+    return find_checkpoint(learner.defense, dataset, seed, learner.plugin.digest) is None
 
 
 def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registry, seed: int, workers: int) -> None:

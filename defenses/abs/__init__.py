@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from bench import defense
+from bench.checkpoints import check_shapes, load_tensors
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
-from bench.protocols import VectorJacobian
-from bench.training import Trainer, check_shapes, load_tensors
-from defenses.abs.descent import Inference, Search
-from defenses.abs.vae import Architecture, VAEs, kl_weight, side_by_side
+from bench.training import Trainer
+from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
+from defenses.abs.descent import MAX_NORM, AtPoint, Inference, NormalPrior, Search, Starts, prior_draws
+from defenses.abs.model import LatentClassifier
+from defenses.abs.vae import Architecture, Decoder, VAEs, kl_weight, side_by_side
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
@@ -93,7 +94,7 @@ SETTINGS: dict[int, Setting] = {
 """By image size: the paper's at 28x28, a proportionate one at 8x8."""
 
 
-class AnalysisBySynthesis(nn.Module):
+class AnalysisBySynthesis(LatentClassifier):
     """Logits are -gamma_c E_c / D: minus the energy of the best latent of each class, per pixel.
 
     Args:
@@ -105,67 +106,39 @@ class AnalysisBySynthesis(nn.Module):
     gamma: Tensor
 
     def __init__(self, dataset: Dataset, *, binary: bool) -> None:
-        super().__init__()
-        channels, self.size, _ = dataset.shape
-        self.pixels = channels * self.size**2
+        channels, size, _ = dataset.shape
+        self.setting = SETTINGS[size]
+        super().__init__(channels * size**2, dataset.classes * self.setting.search.iterations)
         self.binary = binary
-        self.setting = SETTINGS[self.size]
         self.vaes = VAEs(self.setting.architecture, dataset.classes, channels)
         self.register_buffer("gamma", torch.ones(dataset.classes))
-        self.inner_steps = dataset.classes * self.setting.search.iterations
-        self._inference: Inference | None = None
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W); autograd sees a constant, see `input_gradient`."""
-        energies, _ = self._infer(self._seen(x))
-        return -self.gamma * energies / self.pixels
+    def make_inference(self) -> Inference:
+        """See `LatentClassifier`."""
+        search = self.setting.search
+        draws = prior_draws(search.starts, self.setting.architecture.latent).to(self.gamma.device)
+        starts = Starts(draws, draws, search.variance * draws.square().sum(1)[None])
+        return Inference(folded_layers(self.vaes.decoder), ELU, starts, search)
+
+    def objective(self, classes: slice, rows: slice) -> AtPoint:
+        """See `LatentClassifier`."""
+        return AtPoint(NormalPrior(self.setting.search.variance), MAX_NORM)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Images as the model sees them: binarised by Binary ABS."""
+        return (x >= THRESHOLD).to(x.dtype) if self.binary else x.detach()
+
+    def class_scales(self) -> Tensor:
+        """gamma (K,)."""
+        return self.gamma
 
     def decide(self, x: Tensor) -> Tensor:
         """The largest logit's class (N,) of images (N, C, H, W), without the energies of hopeless classes."""
-        return self._engine().decide(self._seen(x), self.gamma)
-
-    def input_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
-        """Logits (N, K), and their derivative with the optimal latents held fixed:
-        d logit_c / dx = -2 gamma_c (x - G_c(z_c)) / D, straight through the binarisation where there is one."""
-        seen = self._seen(x)
-        energies, reconstructions = self._infer(seen)
-        scale = -self.gamma / self.pixels
-
-        def vector_jacobian(cotangent: Tensor) -> Tensor:
-            weights = 2 * scale * cotangent
-            return weights.sum(1).reshape(-1, 1, 1, 1) * seen - torch.einsum("nk,nkchw->nchw", weights, reconstructions)
-
-        return scale * energies, vector_jacobian
-
-    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
-        return self._engine().of_class(self._seen(x), y)
+        return self.inference().decide(self.seen(x), self.objective, self.gamma)
 
     def confidence(self, x: Tensor) -> Tensor:
         """Class probabilities (N, K) of images (N, C, H, W) by the graded softmax."""
         return graded_softmax(self.logits(x), self.setting.alpha, self.setting.eta)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """See ``torch.nn.Module``."""
-        self._inference = None
-        return super().load_state_dict(*args, **kwargs)
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """See ``torch.nn.Module``."""
-        self._inference = None
-        return super().to(*args, **kwargs)
-
-    def _seen(self, x: Tensor) -> Tensor:
-        return (x >= THRESHOLD).to(x.dtype) if self.binary else x.detach()
-
-    def _engine(self) -> Inference:
-        if self._inference is None:
-            latent = self.setting.architecture.latent
-            self._inference = Inference(self.vaes.decoder, latent, self.setting.search)
-        return self._inference
-
-    def _infer(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        return self._engine().all_classes(seen)
 
 
 class Trained(AnalysisBySynthesis):
@@ -192,7 +165,21 @@ class Trained(AnalysisBySynthesis):
         self.eval().requires_grad_(False)
         if self.binary:
             x, y = data.images[:SCALAR_IMAGES].to(trainer.device), data.labels[:SCALAR_IMAGES].to(trainer.device)
-            self.gamma.copy_(class_scalars(self._infer(self._seen(x))[0], y))
+            self.gamma.copy_(class_scalars(self.infer(self.seen(x))[0], y))
+
+
+def folded_layers(decoder: Decoder) -> list[FoldedLayers]:
+    """The layers of each class, with batch normalisation folded into them."""
+    return [_of_class(decoder, c) for c in range(decoder.classes)]
+
+
+def _of_class(decoder: Decoder, c: int) -> FoldedLayers:
+    layers: list[Transposed] = []
+    for convolution, normalisation in zip(decoder.convolutions, [*decoder.normalisations, None], strict=True):
+        assert isinstance(convolution, nn.ConvTranspose2d)
+        size = layers[-1].output_size if layers else 1
+        layers.append(folded(convolution, normalisation, size, c, decoder.classes))
+    return [Dense.of_convolution(layers[0]), *layers[1:]]
 
 
 def graded_softmax(logits: Tensor, alpha: float, eta: float) -> Tensor:

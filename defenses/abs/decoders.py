@@ -8,14 +8,13 @@ matrix and all classes are one batched product; on large ones each class has its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from defenses.abs.vae import Decoder
 
 DENSE_PIXELS = 64
 """Up to this many pixels, the zeros in a transposed convolution's matrix cost less than separate classes do."""
@@ -54,8 +53,13 @@ class Dense:
     def of_convolution(cls, layer: Transposed) -> Self:
         """The matrix of a transposed convolution: row f is the image of the f-th unit vector."""
         units = torch.eye(layer.size**2 * len(layer.weight), device=layer.weight.device)
-        matrix = features(F.conv_transpose2d(images(units, layer.size), layer.weight, None, layer.stride))
+        x = images(units, layer.size)
+        matrix = features(F.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding))
         return cls(matrix[None], layer.bias.repeat(layer.output_size**2)[None, None])
+
+    def after(self, weight: Tensor, bias: Tensor) -> Self:
+        """This layer of one class after the linear layer with ``weight`` (F, L) and ``bias`` (F,), as one."""
+        return type(self)(weight.T @ self.weight, bias @ self.weight + self.bias)
 
     @classmethod
     def stack(cls, layers: Sequence[Dense]) -> Self:
@@ -74,18 +78,20 @@ class Dense:
 class Transposed:
     """One class's transposed convolution: weight (C, C', k, k), bias (C',), inputs of ``size`` squared pixels."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int, size: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, size: int) -> None:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self.bias, self.stride, self.size = bias, stride, size
-        self.output_size = (size - 1) * stride + weight.shape[2]
+        self.bias, self.stride, self.padding, self.size = bias, stride, padding, size
+        self.output_size = (size - 1) * stride + weight.shape[2] - 2 * padding
 
     def forward(self, a: Tensor) -> Tensor:
         """See `Layer`."""
-        return features(F.conv_transpose2d(images(a[0], self.size), self.weight, self.bias, self.stride))[None]
+        x = images(a[0], self.size)
+        return features(F.conv_transpose2d(x, self.weight, self.bias, self.stride, self.padding))[None]
 
     def backward(self, cotangent: Tensor) -> Tensor:
         """See `Layer`."""
-        return features(F.conv2d(images(cotangent[0], self.output_size), self.weight, None, self.stride))[None]
+        y = images(cotangent[0], self.output_size)
+        return features(F.conv2d(y, self.weight, None, self.stride, self.padding))[None]
 
 
 class SubPixel(Transposed):
@@ -93,7 +99,7 @@ class SubPixel(Transposed):
     (Shi et al. 2016): several times faster where few channels come out."""
 
     def __init__(self, layer: Transposed) -> None:
-        super().__init__(layer.weight, layer.bias, 1, layer.size)
+        super().__init__(layer.weight, layer.bias, 1, 0, layer.size)
         channels, maps, kernel, _ = self.weight.shape
         window = kernel + BLOCK - 1
         # Pixel BLOCK i + a of the output sees pixel BLOCK i + p - (kernel - 1) of the input through the weight at
@@ -104,18 +110,35 @@ class SubPixel(Transposed):
                 blocks[:, a, b, :, a : a + kernel, b : b + kernel] = self.weight.flip(2, 3).transpose(0, 1)
         self.block_weight = blocks.flatten(0, 2).contiguous(memory_format=torch.channels_last)
         self.block_bias = self.bias.repeat_interleave(BLOCK**2)
-        self.padding = kernel - 1
+        self.block_padding = kernel - 1
 
     def forward(self, a: Tensor) -> Tensor:
         """See `Layer`."""
-        blocks = F.conv2d(images(a[0], self.size), self.block_weight, self.block_bias, BLOCK, self.padding)
+        blocks = F.conv2d(images(a[0], self.size), self.block_weight, self.block_bias, BLOCK, self.block_padding)
         return features(F.pixel_shuffle(blocks, BLOCK))[None]
 
 
-class FoldedDecoder:
-    """K decoders G_c(z) = sigmoid(affine(elu(... elu(affine(z))))), and the gradient of the energy in z."""
+@dataclass(frozen=True)
+class Activation:
+    """An activation, in place, and its derivative's product with a cotangent, from the activation's output."""
 
-    def __init__(self, first: Dense, *others: Layer) -> None:
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor], Tensor]
+
+
+class Penalty(Protocol):
+    """What the energy has besides the squared error."""
+
+    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
+        """Adds its value at latents ``z`` (K, N, L) to ``energies`` (K, N) and, where there is a ``gradient``
+        (K, N, L), its derivative to that, both in place."""
+
+
+class FoldedDecoder:
+    """K decoders G_c(z) = sigmoid(affine(activation(... activation(affine(z))))), and the energy's gradient in z."""
+
+    def __init__(self, activation: Activation, first: Dense, *others: Layer) -> None:
+        self.activation = activation
         self.layers: tuple[Layer, ...] = (first, *others)
         self.classes = len(first.weight)
 
@@ -123,66 +146,100 @@ class FoldedDecoder:
         """Images as rows (K, N, D), in (0, 1), of latents (K, N, L)."""
         return self._activations(z)[-1]
 
-    def energy(self, x: Tensor, z: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-        """||x - G(z)||^2 + variance ||z||^2, (K, N), and its derivative in z, (K, N, L), at ``z`` (K, N, L) for images
-        as rows ``x`` (N, D)."""
+    def energy(self, x: Tensor, z: Tensor, penalty: Penalty, slack: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """||x - G(z)||^2 + penalty(z), (K, N), and its derivative in z, (K, N, L), at ``z`` (K, N, L) for images as
+        rows ``x`` (N, D); only what exceeds ``slack`` (N, 1) counts of each pixel's error."""
         *hidden, decoded = self._activations(z)
-        error = decoded - x
+        error = excess(decoded - x, slack)
         cotangent = torch.ops.aten.sigmoid_backward(error, decoded).mul_(2)
-        for layer, activation in zip(self.layers[:0:-1], reversed(hidden), strict=True):
-            # ELU's derivative from its output: 1 above zero, output + 1 below.
-            cotangent = torch.ops.aten.elu_backward(layer.backward(cotangent), 1, 1, 1, True, activation)
-        return energy(error, z, variance), self.layers[0].backward(cotangent).add_(z, alpha=2 * variance)
+        for layer, activated in zip(self.layers[:0:-1], reversed(hidden), strict=True):
+            cotangent = self.activation.backward(layer.backward(cotangent), activated)
+        gradient, energies = self.layers[0].backward(cotangent), error.square().sum(2)
+        penalty.add(energies, gradient, z)
+        return energies, gradient
 
     def _activations(self, z: Tensor) -> list[Tensor]:
         *hidden, last = self.layers
         activations: list[Tensor] = []
         for layer in hidden:
-            z = elu_(layer.forward(z))
+            z = self.activation.forward(layer.forward(z))
             activations.append(z)
         return [*activations, last.forward(z).sigmoid_()]
 
 
-def energy(error: Tensor, z: Tensor, variance: float) -> Tensor:
-    """||x - G(z)||^2 + variance ||z||^2, (K, N), from the error x - G(z), (K, N, D), at ``z`` (K, N, L)."""
-    return error.square().sum(2).add_(z.square().sum(2), alpha=variance)
+def excess(error: Tensor, slack: Tensor | None) -> Tensor:
+    """What exceeds ``slack`` in absolute value, with the error's sign; the error itself without slack."""
+    return error if slack is None else error - error.clamp(-slack, slack)
 
 
-def elu_(x: Tensor) -> Tensor:
-    """ELU in place, by torch's vectorised power of two: ``F.elu_`` takes twice as long."""
+def _elu(x: Tensor) -> Tensor:
+    """By torch's vectorised power of two: ``F.elu_`` takes twice as long."""
     return torch.maximum(x, x.mul(LOG2_E).clamp_max_(0).exp2_().sub_(1), out=x)
 
 
-def fold(decoder: Decoder) -> tuple[list[FoldedDecoder], list[FoldedDecoder]]:
-    """The decoders of all classes, in evaluation mode, folded: each alone, and in groups to evaluate together."""
-    affine = [_affine_layers(decoder, c) for c in range(decoder.classes)]
-    output = affine[0][-1].output_size
-    if output**2 <= DENSE_PIXELS:
-        dense = [[Dense.of_convolution(layer) for layer in layers] for layers in affine]
-        together = FoldedDecoder(*(Dense.stack(of_classes) for of_classes in zip(*dense, strict=True)))
-        return [FoldedDecoder(*layers) for layers in dense], [together]
+def _elu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
+    # The derivative from the output: 1 above zero, output + 1 below.
+    product: Tensor = torch.ops.aten.elu_backward(cotangent, 1, 1, 1, True, output)
+    return product
+
+
+def _relu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
+    product: Tensor = torch.ops.aten.threshold_backward(cotangent, output, 0)
+    return product
+
+
+ELU = Activation(_elu, _elu_backward)
+RELU = Activation(torch.relu_, _relu_backward)
+
+FoldedLayers = Sequence[Dense | Transposed]
+"""The affine layers of one class's decoder, of which the first is dense."""
+
+
+def evaluated_together(
+    classes: Sequence[FoldedLayers], activation: Activation
+) -> tuple[list[FoldedDecoder], list[FoldedDecoder]]:
+    """The decoders of all classes: each alone, and in groups to evaluate together."""
+    last = classes[0][-1]
+    assert isinstance(last, Transposed)
+    if last.output_size**2 <= DENSE_PIXELS:
+        dense = [
+            [layer if isinstance(layer, Dense) else Dense.of_convolution(layer) for layer in layers]
+            for layers in classes
+        ]
+        together = FoldedDecoder(activation, *(Dense.stack(of_classes) for of_classes in zip(*dense, strict=True)))
+        return [FoldedDecoder(activation, *layers) for layers in dense], [together]
     single = []
-    for first, *middle, last in affine:
-        blocks = last.stride == 1 and output % BLOCK == 0
-        single.append(FoldedDecoder(Dense.of_convolution(first), *middle, SubPixel(last) if blocks else last))
+    for first, *others in classes:
+        assert isinstance(first, Dense)
+        single.append(FoldedDecoder(activation, first, *(_tuned(layer) for layer in others)))
     return single, single
 
 
-def _affine_layers(decoder: Decoder, c: int) -> list[Transposed]:
-    """The layers of class ``c``, each with the batch normalisation that follows it."""
+def _tuned(layer: Dense | Transposed) -> Layer:
+    if isinstance(layer, Transposed) and _pays_in_blocks(layer):
+        return SubPixel(layer)
+    return layer
+
+
+def _pays_in_blocks(layer: Transposed) -> bool:
+    return (layer.stride, layer.padding, layer.output_size % BLOCK, layer.weight.shape[1]) == (1, 0, 0, 1)
+
+
+def folded(
+    convolution: nn.ConvTranspose2d, normalisation: nn.Module | None, size: int, c: int = 0, classes: int = 1
+) -> Transposed:
+    """A transposed convolution on ``size`` squared pixels with the batch normalisation that follows it: that of class
+    ``c`` where the convolution has groups for ``classes``."""
 
     def of_class(tensor: Tensor | None) -> Tensor:
         assert tensor is not None
-        return tensor.detach().double().chunk(decoder.classes)[c]
+        return tensor.detach().double().chunk(classes)[c]
 
-    layers: list[Transposed] = []
-    for convolution, normalisation in zip(decoder.convolutions, [*decoder.normalisations, None], strict=True):
-        assert isinstance(convolution, nn.ConvTranspose2d)
-        weight, bias = of_class(convolution.weight), of_class(convolution.bias)
-        if isinstance(normalisation, nn.BatchNorm2d):
-            scale = of_class(normalisation.weight) / (of_class(normalisation.running_var) + normalisation.eps).sqrt()
-            weight = weight * scale[:, None, None]
-            bias = (bias - of_class(normalisation.running_mean)) * scale + of_class(normalisation.bias)
-        size = layers[-1].output_size if layers else 1
-        layers.append(Transposed(weight.float(), bias.float(), convolution.stride[0], size))
-    return layers
+    weight, bias = of_class(convolution.weight), of_class(convolution.bias)
+    if isinstance(normalisation, nn.BatchNorm2d):
+        scale = of_class(normalisation.weight) / (of_class(normalisation.running_var) + normalisation.eps).sqrt()
+        weight = weight * scale[:, None, None]
+        bias = (bias - of_class(normalisation.running_mean)) * scale + of_class(normalisation.bias)
+    padding = convolution.padding[0]
+    assert isinstance(padding, int)
+    return Transposed(weight.float(), bias.float(), convolution.stride[0], padding, size)

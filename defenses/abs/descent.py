@@ -1,31 +1,39 @@
-"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3).
+"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3; Ju &
+Wagner 2020, section 3.3).
 
-For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 + variance ||z||^2. But for a constant,
-that is -2 variance times the lower bound of eq. 3 on log p(x|c) with a posterior of width 1; the likelihood's variance
-is 1/2 in the paper. The search starts from the best of many draws from the prior and takes a fixed number of steps of
+For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 + penalty(z), or a normal distribution of
+z minimising its mean. The search starts from the best of many draws from the prior and takes a fixed number of steps of
 Adam.
 
-`Descent` asks its decoder for two things only, ``decode(z)`` and ``energy(x, z, variance)`` with its gradient. Another
-objective over the same latents (E-ABS's energy less beta log D(z)), or over the mean and deviation of z with the noise
-held fixed (its variational inference), is another object with these two methods; the encoder's proposal is one more
-starting point. Grid, pruning and bookkeeping stay as they are.
+`Descent` moves the parameters of an `Objective` and knows nothing else of it. `AtPoint` moves the latent itself; with
+`NormalPrior`, E_c is, but for a constant, -2 variance times the lower bound of Schott et al.'s eq. 3 on log p(x|c) with
+a posterior of width 1. `Variational` moves the mean and the deviation of a normal distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.abs.decoders import FoldedDecoder, energy, features, fold, images
-from defenses.abs.vae import Decoder
+from defenses.abs.decoders import (
+    Activation,
+    FoldedDecoder,
+    FoldedLayers,
+    Penalty,
+    evaluated_together,
+    excess,
+    features,
+    images,
+)
 
 PRIOR_SEED = 2019
 MAX_NORM = 5.0
-"""Latents stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
+"""Latents of ABS stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
 ROWS = 100
 """Images or latents that are decoded at once at most: bounds the memory and keeps activations in the cache."""
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
@@ -64,30 +72,145 @@ def clip_norm(z: Tensor, maximum: float) -> Tensor:
     return z.mul_(maximum / z.norm(dim=-1, keepdim=True).clamp_min(maximum))
 
 
+@dataclass(frozen=True)
+class NormalPrior:
+    """The penalty variance ||z||^2."""
+
+    variance: float
+
+    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
+        """See `Penalty`."""
+        energies.add_(z.square().sum(2), alpha=self.variance)
+        if gradient is not None:
+            gradient.add_(z, alpha=2 * self.variance)
+
+
+class Objective(Protocol):
+    """What a descent minimises: a function of parameters (K, N, P)."""
+
+    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+        """Values (K, N) and derivatives (K, N, P) at ``p`` after ``taken`` steps, for images as rows ``x`` (N, D)."""
+
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (K, N) and decoded images (K, N, D) at the end."""
+
+    def confine(self, p: Tensor) -> None:
+        """Moves parameters back into the region that is searched, in place."""
+
+
+@dataclass(frozen=True)
+class AtPoint:
+    """The energy at a latent; the parameters are the latent.
+
+    Attributes:
+        penalty: what the energy has besides the squared error.
+        max_norm: latents stay in the ball of this radius.
+        slack: per image (N, 1), how much of each pixel's error costs nothing.
+    """
+
+    penalty: Penalty
+    max_norm: float = torch.inf
+    slack: Tensor | None = None
+
+    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        return decoder.energy(x, p, self.penalty, self.slack)
+
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        decoded = decoder.decode(p)
+        energies = excess(x - decoded, self.slack).square().sum(2)
+        self.penalty.add(energies, None, p)
+        return energies, decoded
+
+    def confine(self, p: Tensor) -> None:
+        """See `Objective`."""
+        if self.max_norm < torch.inf:
+            clip_norm(p, self.max_norm)
+
+
+@dataclass(frozen=True)
+class Variational:
+    """One draw's energy of latents z ~ N(mu, sigma^2), by the reparameterisation trick; the parameters are mu and
+    log sigma, one after the other.
+
+    Attributes:
+        penalty: what the energy of a draw has besides the squared error.
+        divergence: weight of KL[N(mu, sigma^2) || N(0, 1)], which is added.
+        noise: one standard normal draw for each evaluation, (T, K, N, L).
+    """
+
+    penalty: Penalty
+    divergence: float
+    noise: Tensor
+
+    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        z, spread = self._draw(p, taken)
+        energies, gradient = decoder.energy(x, z, self.penalty)
+        derivative = torch.cat([gradient, gradient * spread], 2)
+        if self.divergence:
+            energies.add_(divergence(p), alpha=self.divergence)
+            mean, log_deviation = p.chunk(2, 2)
+            derivative += self.divergence * torch.cat([mean, (2 * log_deviation).exp() - 1], 2)
+        return energies, derivative
+
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Objective`."""
+        z, _ = self._draw(p, -1)
+        decoded = decoder.decode(z)
+        energies = (x - decoded).square().sum(2)
+        self.penalty.add(energies, None, z)
+        if self.divergence:
+            energies.add_(divergence(p), alpha=self.divergence)
+        return energies, decoded
+
+    def confine(self, p: Tensor) -> None:
+        """See `Objective`."""
+
+    def _draw(self, p: Tensor, which: int) -> tuple[Tensor, Tensor]:
+        mean, log_deviation = p.chunk(2, 2)
+        spread = log_deviation.exp() * self.noise[which]
+        return mean + spread, spread
+
+
+def divergence(p: Tensor) -> Tensor:
+    """KL[N(mu, sigma^2) || N(0, 1)], (...), of parameters mu and log sigma, (..., 2 L)."""
+    mean, log_deviation = p.chunk(2, -1)
+    return 0.5 * (mean.square() + (2 * log_deviation).exp() - 2 * log_deviation - 1).sum(-1)
+
+
+Objectives = Callable[[slice, slice], Objective]
+"""The objective for a range of classes and a range of images."""
+
+
 class Descent:
-    """Adam on the latents of images under the K classes of one decoder; images may leave.
+    """Adam on the parameters of images under the K classes of one decoder; images may leave.
 
     Args:
         decoder: of the classes.
+        objective: what is minimised.
         x: images as rows (N, D).
-        z: the latents to start from, (K, N, L); changed in place.
-        search: step size and the likelihood's variance.
+        p: the parameters to start from, (K, N, P); changed in place.
+        learning_rate: Adam's.
 
     Attributes:
         rows: of the images that are left, int64.
     """
 
-    def __init__(self, decoder: FoldedDecoder, x: Tensor, z: Tensor, search: Search) -> None:
+    def __init__(
+        self, decoder: FoldedDecoder, objective: Objective, x: Tensor, p: Tensor, learning_rate: float
+    ) -> None:
         self.rows = torch.arange(len(x), device=x.device)
-        self._decoder, self._search = decoder, search
-        self._x, self._z, self._gradient = x, z, z
-        self._mean, self._square = torch.zeros_like(z), torch.zeros_like(z)
+        self._decoder, self._objective, self._learning_rate = decoder, objective, learning_rate
+        self._x, self._p, self._gradient = x, p, p
+        self._mean, self._square = torch.zeros_like(p), torch.zeros_like(p)
         self._taken = 0
 
     def evaluate(self) -> Tensor:
-        """Energies (K, N) at the present latents; their gradient is kept for `step`."""
-        energies, self._gradient = self._decoder.energy(self._x, self._z, self._search.variance)
-        return energies
+        """Values (K, N) at the present parameters; their gradient is kept for `step`."""
+        values, self._gradient = self._objective.evaluate(self._decoder, self._x, self._p, self._taken)
+        return values
 
     def step(self) -> None:
         """One step along the gradient of the last evaluation."""
@@ -96,87 +219,104 @@ class Descent:
         self._mean.lerp_(gradient, 1 - BETA_1)
         self._square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
         deviation = self._square.sqrt().mul_((1 - BETA_2**self._taken) ** -0.5).add_(EPSILON)
-        self._z.addcdiv_(self._mean, deviation, value=-self._search.learning_rate / (1 - BETA_1**self._taken))
-        clip_norm(self._z, MAX_NORM)
+        self._p.addcdiv_(self._mean, deviation, value=-self._learning_rate / (1 - BETA_1**self._taken))
+        self._objective.confine(self._p)
 
     def keep(self, kept: Tensor) -> None:
         """Drops the images of which ``kept`` (N,) is False."""
         if kept.all():
             return
         self.rows, self._x = self.rows[kept], self._x[kept]
-        self._z, self._gradient = self._z[:, kept], self._gradient[:, kept]
+        self._p, self._gradient = self._p[:, kept], self._gradient[:, kept]
         self._mean, self._square = self._mean[:, kept], self._square[:, kept]
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Energies (N, K) and decoded images (N, K, D) at the present latents."""
-        decoded = self._decoder.decode(self._z)
-        return energy(self._x - decoded, self._z, self._search.variance).T, decoded.transpose(0, 1)
+    def minimise(self, iterations: int) -> tuple[Tensor, Tensor]:
+        """Values (N, K) and decoded images (N, K, D) at the last of ``iterations`` parameters."""
+        for _ in range(iterations - 1):
+            self.evaluate()
+            self.step()
+        values, decoded = self._objective.result(self._decoder, self._x, self._p)
+        return values.T, decoded.transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where a descent may start.
+
+    Attributes:
+        parameters: (S, P).
+        latents: (S, L), at which the parameters are judged: themselves, or one draw from each distribution.
+        penalties: (K, S), added to the squared errors there; (1, S) if all classes have the same.
+    """
+
+    parameters: Tensor
+    latents: Tensor
+    penalties: Tensor
 
 
 class _Group:
-    """The classes of one folded decoder, with their starting points decoded."""
+    """The classes ``[first, first + K)`` of one folded decoder, with their starting points decoded."""
 
-    def __init__(self, decoder: FoldedDecoder, starts: Tensor, decoded: Tensor, search: Search) -> None:
-        self.decoder, self.starts, self.decoded, self.search = decoder, starts, decoded, search
-        lengths = torch.linalg.vector_norm(decoded, dim=2)
-        self.offsets = (lengths.square() + search.variance * starts.square().sum(1))[:, None]
+    def __init__(self, decoder: FoldedDecoder, first: int, starts: Starts, decoded: Tensor) -> None:
+        self.decoder, self.starts, self.decoded = decoder, starts.parameters, decoded
+        self.classes = slice(first, first + decoder.classes)
+        penalties = starts.penalties if len(starts.penalties) == 1 else starts.penalties[self.classes]
+        self.offsets = (torch.linalg.vector_norm(decoded, dim=2).square() + penalties)[:, None]
 
-    def nearest_start(self, x: Tensor) -> Tensor:
-        """Per class the starting point of the lowest energy, (K, N, L), for images as rows (N, D)."""
-        # The energy but for ||x||^2, which the starting points share.
-        energies = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
-        return self.starts[energies.argmin(2)]
-
-    def descent(self, x: Tensor) -> Descent:
-        """The descent of images as rows (N, D) from their nearest starts."""
-        return Descent(self.decoder, x, self.nearest_start(x), self.search)
-
-    def minimise(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (N, K) and decoded images (N, K, D) at the end of the descent for images as rows (N, D)."""
-        descent = self.descent(x)
-        for _ in range(self.search.iterations - 1):
-            descent.evaluate()
-            descent.step()
-        return descent.result()
+    def nearest_starts(self, x: Tensor, count: int) -> Tensor:
+        """Per class the ``count`` starting points of the lowest values, (K, count N, P), for images as rows (N, D);
+        those of all images at the first place come first."""
+        # The value but for ||x||^2, which the starting points share.
+        values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
+        rows = values.argmin(2)[:, None] if count == 1 else values.topk(count, 2, largest=False)[1].mT
+        return self.starts[rows.flatten(1)]
 
 
 class Inference:
     """Finds the optimal latents of images under decoders of K classes; but for rounding, no row depends on the others.
 
     Args:
-        decoder: in evaluation mode; its weights are copied.
-        latent: dimension of the latent space.
+        classes: the decoders' layers, folded.
+        activation: between them.
+        starts: where to start from.
         search: how hard to try.
     """
 
-    def __init__(self, decoder: Decoder, latent: int, search: Search) -> None:
+    def __init__(self, classes: Sequence[FoldedLayers], activation: Activation, starts: Starts, search: Search) -> None:
         self._search = search
-        device = next(decoder.parameters()).device
-        starts = prior_draws(search.starts, latent).to(device)
-        single, groups = fold(decoder)
-        decoded = [_decoded(group, starts) for group in groups]
-        self._groups = [_Group(group, starts, grid, search) for group, grid in zip(groups, decoded, strict=True)]
+        single, groups = evaluated_together(classes, activation)
+        decoded = [_decoded(together, starts.latents) for together in groups]
+        self._groups = _in_order(groups, starts, decoded)
         grids = [grid[c : c + 1] for grid in decoded for c in range(len(grid))]
-        self._single = [_Group(alone, starts, grid, search) for alone, grid in zip(single, grids, strict=True)]
+        self._single = _in_order(single, starts, grids)
 
     @torch.no_grad()
-    def all_classes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class."""
-        return _in_parts(self._groups, x)
+    def all_classes(
+        self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None, restarts: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Values (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class.
+
+        ``proposals`` (K, N, P) are further parameters to start from where their first value is lower than that of the
+        best start. From ``restarts`` starts for each image and class, the best end is taken.
+        """
+        return self._in_parts(self._groups, x, objectives, proposals, restarts)
 
     @torch.no_grad()
-    def decide(self, x: Tensor, scale: Tensor) -> Tensor:
+    def decide(self, x: Tensor, objectives: Objectives, scale: Tensor) -> Tensor:
         """The class (N,) with the least ``scale_c`` E_c(x), scale (K,), for images (N, C, H, W).
 
         Hopeless classes leave the descent (`Search.pruning`), and so do images with one class left; the classes that
-        stay are compared at the end of the descent, as in `all_classes`.
+        stay are compared at the end of the descent, as in `all_classes`. The objectives must not depend on the images.
         """
         if not self._search.pruning:
-            return (scale * self.all_classes(x)[0]).argmin(1)
-        return torch.cat([self._decide(part, scale) for part in torch.split(features(x), ROWS)])
+            return (scale * self.all_classes(x, objectives)[0]).argmin(1)
+        return torch.cat([self._decide(part, objectives, scale) for part in torch.split(features(x), ROWS)])
 
-    def _decide(self, x: Tensor, scale: Tensor) -> Tensor:
-        descents = {c: group.descent(x) for c, group in enumerate(self._single)}
+    def _decide(self, x: Tensor, objectives: Objectives, scale: Tensor) -> Tensor:
+        everyone = slice(None)
+        descents = {
+            c: self._descent(alone, objectives(alone.classes, everyone), x) for c, alone in enumerate(self._single)
+        }
         energies = x.new_empty(len(x), len(descents))
         gaps = dict(self._search.pruning)
         for taken in range(self._search.iterations):
@@ -194,13 +334,60 @@ class Inference:
         return energies.argmin(1)
 
     @torch.no_grad()
-    def of_class(self, x: Tensor, y: Tensor) -> Tensor:
-        """Reconstructions (N, C, H, W) of images (N, C, H, W) under the classes (N,); others cost nothing."""
+    def of_class(self, x: Tensor, y: Tensor, objectives: Objectives) -> Tensor:
+        """Reconstructions (N, C, H, W) of images (N, C, H, W) under the classes (N,); others cost nothing. The
+        objectives must not depend on the images."""
         output = torch.empty_like(x)
         for c in torch.unique(y).tolist():
             rows = y == c
-            output[rows] = _in_parts(self._single[c : c + 1], x[rows])[1][:, 0]
+            output[rows] = self._in_parts(self._single[c : c + 1], x[rows], objectives)[1][:, 0]
         return output
+
+    def _descent(
+        self, group: _Group, objective: Objective, x: Tensor, proposals: Tensor | None = None, restarts: int = 1
+    ) -> Descent:
+        p = group.nearest_starts(x, restarts)
+        if proposals is not None:
+            values = [objective.evaluate(group.decoder, x, candidates, 0)[0] for candidates in (p, proposals)]
+            p = torch.where((values[1] < values[0])[..., None], proposals, p)
+        return Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
+
+    def _in_parts(
+        self,
+        groups: Sequence[_Group],
+        x: Tensor,
+        objectives: Objectives,
+        proposals: Tensor | None = None,
+        restarts: int = 1,
+    ) -> tuple[Tensor, Tensor]:
+        values, decoded = [], []
+        rows = features(x)
+        for start in range(0, len(x), ROWS):
+            part = slice(start, start + ROWS)
+            ends = []
+            for group in groups:
+                proposed = None if proposals is None else proposals[group.classes, part]
+                descent = self._descent(group, objectives(group.classes, part), rows[part], proposed, restarts)
+                ends.append(_best(*descent.minimise(self._search.iterations), restarts))
+            values.append(torch.cat([value for value, _ in ends], 1))
+            decoded.append(torch.cat([reconstruction for _, reconstruction in ends], 1))
+        return torch.cat(values), images(torch.cat(decoded), x.shape[-1])
+
+
+def _best(values: Tensor, decoded: Tensor, restarts: int) -> tuple[Tensor, Tensor]:
+    """The lowest of the values (restarts N, K), (N, K), and the images decoded there, (N, K, D)."""
+    if restarts == 1:
+        return values, decoded
+    best = values.reshape(restarts, -1, values.shape[1]).min(0)
+    candidates = decoded.reshape(restarts, -1, *decoded.shape[1:])
+    return best.values, candidates.gather(0, best.indices[None, ..., None].expand(1, *candidates.shape[1:]))[0]
+
+
+def _in_order(decoders: Sequence[FoldedDecoder], starts: Starts, grids: Sequence[Tensor]) -> list[_Group]:
+    groups: list[_Group] = []
+    for decoder, grid in zip(decoders, grids, strict=True):
+        groups.append(_Group(decoder, groups[-1].classes.stop if groups else 0, starts, grid))
+    return groups
 
 
 @torch.no_grad()
@@ -211,10 +398,3 @@ def _decoded(decoder: FoldedDecoder, starts: Tensor) -> Tensor:
     for part, rows in zip(torch.split(starts, ROWS), torch.split(grid, ROWS, 1), strict=True):
         rows.copy_(decoder.decode(part.expand(decoder.classes, -1, -1)))
     return grid
-
-
-def _in_parts(groups: Sequence[_Group], x: Tensor) -> tuple[Tensor, Tensor]:
-    parts = [[group.minimise(part) for group in groups] for part in torch.split(features(x), ROWS)]
-    energies = torch.cat([torch.cat([energies for energies, _ in part], 1) for part in parts])
-    decoded = torch.cat([torch.cat([decoded for _, decoded in part], 1) for part in parts])
-    return energies, images(decoded, x.shape[-1])

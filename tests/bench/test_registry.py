@@ -106,7 +106,7 @@ def test_every_built_in_attack_passes_the_conformance_suite(name):
 
 
 def test_an_unknown_name_gets_a_suggestion():
-    with pytest.raises(UserError, match=r"unknown defense 'cnnn'; did you mean 'cnn'\? Allowed: abs, "):
+    with pytest.raises(UserError, match=r"unknown defense 'cnnn'; did you mean 'cnn'\? Allowed: a_abs, abs, "):
         Registry().get("defenses", "cnnn")
 
 

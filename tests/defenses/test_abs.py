@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bench
+from bench.checkpoints import clean_accuracy
 from bench.datasets import Dataset
 from bench.errors import UserError
 from bench.progress import Silent
 from bench.protocols import HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
-from bench.training import Trainer, clean_accuracy
+from bench.training import Trainer
 from defenses.abs import (
     RELEASED_GAMMA,
     RELEASED_WEIGHTS,
@@ -52,7 +53,7 @@ def reference(model, x):
     search, latent = model.setting.search, model.setting.architecture.latent
     decoder = type(model.vaes.decoder)(model.setting.architecture, 10).double().eval()
     decoder.load_state_dict(model.vaes.decoder.state_dict())
-    x = model._seen(x).double()[:, None]
+    x = model.seen(x).double()[:, None]
 
     def energy(z):
         return (x - decoder(z)).square().flatten(2).sum(2) + search.variance * z.square().sum(2)
@@ -89,7 +90,8 @@ def model(request, monkeypatch):
 
 
 def images(model, n=5, seed=1):
-    return torch.rand(n, 1, model.size, model.size, generator=torch.Generator().manual_seed(seed))
+    size = math.isqrt(model.pixels)
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 # Inference.

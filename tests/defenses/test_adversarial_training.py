@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import bench
+from bench.checkpoints import clean_accuracy
 from bench.datasets import Dataset
 from bench.threat import distance
-from bench.training import clean_accuracy
 from defenses.adversarial_training import SETTINGS, adv_l2, adv_linf, perturb
 
 CPU = torch.device("cpu")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import bench
+from bench.checkpoints import clean_accuracy
 from bench.datasets import Dataset
 from bench.progress import Silent
-from bench.training import Trainer, clean_accuracy
+from bench.training import Trainer
 from defenses.cnn import LAYERS, ConvolutionalNet, binarize, binary_cnn, cnn
 
 CPU = torch.device("cpu")

@@ -1,0 +1,212 @@
+"""E-ABS and its ablations (Ju & Wagner 2020; Ju 2021, chapter 2): ABS with an adversarial autoencoder (A), a shared
+encoder trained with a discriminative loss (D) and variational inference (V).
+
+``eabs`` has all three. V changes inference alone, so four trainings serve eight models: ``eabs`` and ``ad_abs``,
+``a_abs`` and ``av_abs``, ``d_abs`` and ``dv_abs``, ``abs:ju2020`` and ``v_abs``.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from bench import defense
+from bench.datasets import Dataset, Split
+from bench.protocols import Defense
+from bench.randomness import RowStreams
+from bench.training import Trainer
+from defenses.abs.decoders import RELU
+from defenses.abs.descent import (
+    AtPoint,
+    Inference,
+    NormalPrior,
+    Objective,
+    Search,
+    Starts,
+    Variational,
+    divergence,
+    prior_draws,
+)
+from defenses.abs.model import LatentClassifier
+from defenses.abs.vae import side_by_side
+from defenses.eabs.inference import DiscriminatorPenalty, folded_layers, prior_distributions
+from defenses.eabs.networks import BETA, Autoencoders, Decoder
+from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
+
+BATCH_SIZE = 50
+SEARCH = Search(starts=8000, iterations=50, learning_rate=0.05, variance=0.5)
+"""Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
+makes the likelihood's variance 1/2."""
+
+
+class ExtendedABS(LatentClassifier):
+    """Inference in the latent spaces of trained autoencoders, at a point or (V) variational and then randomised.
+
+    Args:
+        dataset: gives classes and image size.
+        autoencoders: trained, or to be trained.
+        variational: optimise the mean and the deviation of a distribution of the latent (section 3.3).
+        search: effort of inference.
+    """
+
+    def __init__(
+        self, dataset: Dataset, autoencoders: Autoencoders, *, variational: bool, search: Search = SEARCH
+    ) -> None:
+        channels, size, _ = dataset.shape
+        super().__init__(channels * size**2, dataset.classes * search.iterations)
+        self.search = search
+        self.setting = setting_of(dataset)
+        self.autoencoders = autoencoders
+        self.variational = variational
+        self._penalty: DiscriminatorPenalty | None = None
+
+    def make_inference(self) -> Inference:
+        """See `LatentClassifier`."""
+        parts, latent = self.autoencoders, self.setting.architecture.latent
+        device = next(parts.parameters()).device
+        self._penalty = DiscriminatorPenalty([*parts.discriminators]) if parts.adversarial else None
+        if self.variational:
+            parameters, latents = prior_distributions(self.search.starts, latent)
+        else:
+            parameters = latents = prior_draws(self.search.starts, latent)
+        parameters, latents = parameters.to(device), latents.to(device)
+        classes = [folded_layers(cast(Decoder, decoder)) for decoder in parts.decoders]
+        starts = Starts(parameters, latents, self._penalties(parameters, latents))
+        return Inference(classes, RELU, starts, self.search)
+
+    def _penalties(self, parameters: Tensor, latents: Tensor) -> Tensor:
+        """What starting points add to the squared error, (K, S) or (1, S)."""
+        if self._penalty is None and self.variational:
+            return BETA * divergence(parameters)[None]
+        penalty = self._penalty or NormalPrior(self.search.variance)
+        values = latents.new_zeros(max(1, len(self.autoencoders.discriminators)), len(latents))
+        penalty.add(values, None, latents[None])
+        return values
+
+    def objective(self, classes: slice, rows: slice) -> Objective:
+        """See `LatentClassifier`; without draws, a variational search is one for the mean."""
+        if self.variational:
+            return self._at_draws(classes, next(self.parameters()).new_zeros(self.search.iterations, 1, 1, 1))
+        return AtPoint(self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance))
+
+    def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
+        """See `LatentClassifier`."""
+        if not self.variational:
+            return super().infer(seen)
+        shape = (self.search.iterations, len(self.autoencoders.decoders), self.setting.architecture.latent)
+        noise = rng[0].normal(shape).movedim(0, 2).contiguous()
+        return self.inference().all_classes(
+            seen, lambda classes, rows: self._at_draws(classes, noise[:, classes, rows]), self._proposals(seen)
+        )
+
+    def _at_draws(self, classes: slice, noise: Tensor) -> Variational:
+        if self._penalty is None:
+            return Variational(NormalPrior(0.0), BETA, noise)
+        return Variational(self._penalty.of(classes), 0.0, noise)
+
+    @torch.no_grad()
+    def _proposals(self, seen: Tensor) -> Tensor:
+        """Parameters (K, N, 2 L) of the distributions that the encoders propose."""
+        encoded = [encoder(seen) for encoder in self.autoencoders.encoders]
+        proposals = torch.stack([torch.cat([mean, 0.5 * log_variance], 1) for mean, log_variance in encoded])
+        return proposals.expand(len(self.autoencoders.decoders), -1, -1)
+
+
+class Trained(ExtendedABS):
+    """One of the four that are trained.
+
+    Args:
+        dataset: gives classes, image size and noise.
+        adversarial: A.
+        discriminative: D.
+        variational: V.
+    """
+
+    def __init__(self, dataset: Dataset, *, adversarial: bool, discriminative: bool, variational: bool = False) -> None:
+        autoencoders = Autoencoders(
+            setting_of(dataset).architecture,
+            dataset.classes,
+            dataset.shape,
+            adversarial=adversarial,
+            discriminative=discriminative,
+            noise=noise_of(dataset),
+        )
+        super().__init__(dataset, autoencoders, variational=variational)
+
+    def fit(self, data: Split, trainer: Trainer) -> None:
+        """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns."""
+        self._inference = None
+        parts, setting = self.autoencoders, self.setting
+        trainer.initialise(self)
+        epochs, batch_size = setting.epochs, setting.batch_size
+        if not parts.discriminative:
+            images = side_by_side(data.images, data.labels, len(parts.decoders))
+            data = Split(images, torch.arange(len(images)))
+            epochs, batch_size = setting.epochs_apart, batch_size // 4
+        adversary = (parts.discriminators.parameters(), lambda x, y, done: parts.discriminator_loss(x, y))
+        trainer.minimise(
+            chain(parts.encoders.parameters(), parts.decoders.parameters()),
+            lambda x, y, done: parts.loss(x, y),
+            data,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=setting.learning_rate,
+            adversary=adversary if parts.adversarial else None,
+            mixed_precision=True,
+        )
+
+
+@defense("eabs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True)
+def eabs(dataset: Dataset) -> Trained:
+    """E-ABS: adversarial autoencoder, discriminative loss and variational inference."""
+    return Trained(dataset, adversarial=True, discriminative=True, variational=True)
+
+
+@defense("abs:ju2020", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+def plain(dataset: Dataset) -> Trained:
+    """ABS with the networks of E-ABS."""
+    return Trained(dataset, adversarial=False, discriminative=False)
+
+
+@defense("a_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+def adversarial(dataset: Dataset) -> Trained:
+    """ABS with adversarial autoencoders."""
+    return Trained(dataset, adversarial=True, discriminative=False)
+
+
+@defense("d_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+def discriminative(dataset: Dataset) -> Trained:
+    """ABS with a shared encoder and a discriminative loss."""
+    return Trained(dataset, adversarial=False, discriminative=True)
+
+
+@defense("ad_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, wraps="eabs")
+def exact(dataset: Dataset, base: Defense) -> ExtendedABS:
+    """E-ABS with inference at a point."""
+    return _reused(dataset, base, variational=False)
+
+
+@defense("v_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="abs:ju2020")
+def variational(dataset: Dataset, base: Defense) -> ExtendedABS:
+    """ABS with variational inference."""
+    return _reused(dataset, base, variational=True)
+
+
+@defense("av_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="a_abs")
+def adversarial_variational(dataset: Dataset, base: Defense) -> ExtendedABS:
+    """ABS with adversarial autoencoders and variational inference."""
+    return _reused(dataset, base, variational=True)
+
+
+@defense("dv_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="d_abs")
+def discriminative_variational(dataset: Dataset, base: Defense) -> ExtendedABS:
+    """ABS with a shared encoder, a discriminative loss and variational inference."""
+    return _reused(dataset, base, variational=True)
+
+
+def _reused(dataset: Dataset, base: Defense, *, variational: bool) -> ExtendedABS:
+    assert isinstance(base, ExtendedABS)
+    return ExtendedABS(dataset, base.autoencoders, variational=variational)

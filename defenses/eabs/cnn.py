@@ -1,0 +1,50 @@
+"""The E-ABS paper's CNN baseline (Ju & Wagner 2020, section 4.3): E-ABS's encoder and a linear layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench import defense
+from bench.datasets import Dataset, Split
+from bench.training import Trainer
+from defenses.eabs.networks import convolutions, output_width
+from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
+
+EPOCHS = 20
+"""Passes over the training images; the paper takes 500."""
+
+
+class EncoderCNN(nn.Sequential):
+    """E-ABS's convolutions and a linear layer to the logits."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        architecture = setting_of(dataset).architecture
+        channels, size, _ = dataset.shape
+        width = output_width(architecture, size)
+        super().__init__(convolutions(architecture, channels), nn.Linear(width, dataset.classes))
+        self.noise = noise_of(dataset)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+        output: Tensor = self(x)
+        return output
+
+    def fit(self, data: Split, trainer: Trainer) -> None:
+        """Minimises the cross-entropy on images with Gaussian noise."""
+        trainer.initialise(self)
+        trainer.minimise(
+            self.parameters(),
+            lambda x, y, done: F.cross_entropy(self(x + self.noise * torch.randn_like(x)), y),
+            data,
+            epochs=EPOCHS,
+            batch_size=128,
+            learning_rate=2e-3,
+        )
+
+
+@defense("cnn:ju2020", datasets=DATASETS, citation=CITATION)
+def cnn(dataset: Dataset) -> EncoderCNN:
+    """The CNN of the E-ABS paper, trained with Gaussian noise."""
+    return EncoderCNN(dataset)

@@ -1,0 +1,79 @@
+"""Inference of E-ABS and its ablations: decoders folded, starting points, and the discriminators' penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from defenses.abs.decoders import Dense, FoldedLayers, Transposed, folded
+from defenses.abs.descent import PRIOR_SEED
+from defenses.eabs.networks import BETA, Decoder, Discriminator
+
+SLOPE = 0.01
+"""Of Leaky ReLU."""
+
+
+class DiscriminatorPenalty:
+    """-beta log D_c(z), of one discriminator for each class or one for all.
+
+    Args:
+        discriminators: K of them, or one; their weights are copied.
+    """
+
+    def __init__(self, discriminators: Sequence[Discriminator]) -> None:
+        layers = [list(discriminator.layers) for discriminator in discriminators]
+        self.layers = [_stack(list(of_classes)) for of_classes in zip(*layers, strict=True)]
+
+    def of(self, classes: slice) -> DiscriminatorPenalty:
+        """That of a range of classes."""
+        if len(self.layers[0].weight) == 1:
+            return self
+        part = DiscriminatorPenalty.__new__(DiscriminatorPenalty)
+        part.layers = [Dense(layer.weight[classes], layer.bias[classes]) for layer in self.layers]
+        return part
+
+    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
+        """See `defenses.abs.decoders.Penalty`."""
+        *hidden, last = self.layers
+        activations = []
+        for layer in hidden:
+            z = F.leaky_relu(z @ layer.weight + layer.bias, SLOPE)
+            activations.append(z)
+        logits = z @ last.weight + last.bias
+        energies.add_(F.softplus(-logits)[..., 0], alpha=BETA)
+        if gradient is None:
+            return
+        cotangent = torch.sigmoid(-logits).mul_(-BETA) @ last.weight.mT
+        for layer, activation in zip(reversed(hidden), reversed(activations), strict=True):
+            cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
+        gradient.add_(cotangent)
+
+
+def _stack(layers: Sequence[nn.Module]) -> Dense:
+    pairs = []
+    for layer in layers:
+        assert isinstance(layer, nn.Linear)
+        pairs.append((layer.weight.detach().T, layer.bias.detach()[None]))
+    weights, biases = zip(*pairs, strict=True)
+    return Dense(torch.stack(weights), torch.stack(biases))
+
+
+def folded_layers(decoder: Decoder) -> FoldedLayers:
+    """A decoder's layers with batch normalisation folded into them, and the linear layer into the first."""
+    layers: list[Transposed] = []
+    for convolution, normalisation in zip(decoder.convolutions, [*decoder.normalisations, None], strict=True):
+        assert isinstance(convolution, nn.ConvTranspose2d)
+        layers.append(folded(convolution, normalisation, layers[-1].output_size if layers else 1))
+    first = Dense.of_convolution(layers[0]).after(decoder.linear.weight.detach(), decoder.linear.bias.detach())
+    return [first, *layers[1:]]
+
+
+def prior_distributions(count: int, latent: int) -> tuple[Tensor, Tensor]:
+    """Means drawn from N(0, 1) with log-deviations 0, (count, 2 L), and one draw from each distribution, (count, L)."""
+    generator = np.random.Generator(np.random.Philox(PRIOR_SEED))
+    means, noise = torch.from_numpy(generator.standard_normal((2, count, latent), np.float32))
+    return torch.cat([means, torch.zeros_like(means)], 1), means + noise

@@ -1,0 +1,135 @@
+"""Where trained states come from: the cache, the zoo, or training."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import bench.checkpoints
+from bench.checkpoints import Checkpoint, clean_accuracy, ensure_trained, find_checkpoint, write_to_zoo, zoo, zoo_cards
+from bench.datasets import load_dataset
+from bench.errors import UserError
+from bench.loading import make_defense, needs_training
+from bench.registry import Registry
+
+CPU = torch.device("cpu")
+PLUGIN = """
+import torch
+from bench import defense
+
+class Linear(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+
+    def logits(self, x):
+        return self.layer(x.flatten(1))
+
+    def fit(self, data, trainer):
+        trainer.initialise(self)
+        loss = lambda x, y, done: torch.nn.functional.cross_entropy(self.logits(x), y)
+        trainer.minimise(self.parameters(), loss, data, epochs=2, batch_size=100, learning_rate=0.1)
+
+@defense("linear", datasets=["digits"], version=VERSION)
+def linear():
+    return Linear()
+"""
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Makes the linear defense at a version, untrained; caches and the zoo are in a temporary folder."""
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bench.checkpoints, "zoo", lambda: tmp_path / "zoo")
+    dataset = load_dataset("digits")
+
+    def linear(version=1):
+        plugin = tmp_path / "linear.py"
+        plugin.write_text(PLUGIN.replace("VERSION", str(version)))
+        # The digest of a plugin's file is part of the recipe; a built-in has none.
+        return make_defense("linear", dataset, Registry([plugin])).defense
+
+    return linear
+
+
+@pytest.fixture
+def filled(make, tmp_path, monkeypatch):
+    """The zoo holds the linear defense, and the cache nothing."""
+    dataset = load_dataset("digits")
+    checkpoint = ensure_trained(make(), dataset, 0, CPU, "")
+    written = write_to_zoo(make(), dataset, checkpoint, CPU, tmp_path / "zoo")
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "empty"))
+    return written
+
+
+def test_the_zoo_spares_training(filled, make):
+    found = ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+    assert found.path == filled.path
+    assert found.path.parts[-2:] == ("digits", "linear.safetensors")
+
+
+def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
+    assert {tensor.dtype for tensor in load_file(filled.path).values()} == {torch.float16}
+    defense = make()
+    ensure_trained(defense, load_dataset("digits"), 0, CPU, "")
+    assert defense.layer.weight.dtype == torch.float32
+    assert torch.equal(defense.layer.weight.half(), load_file(filled.path)["layer.weight"])
+    assert filled.card["clean_accuracy"] == clean_accuracy(defense, load_dataset("digits").test, CPU)
+
+
+def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):
+    dataset, defense = load_dataset("digits"), make()
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    better = {**checkpoint.card, "clean_accuracy": checkpoint.card["clean_accuracy"] + 0.01}
+    written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, better), CPU, tmp_path / "zoo")
+    assert written.card["precision"] == "single"
+    assert written.card["clean_accuracy"] == better["clean_accuracy"]
+    assert {tensor.dtype for tensor in load_file(written.path).values()} == {torch.float32}
+
+
+def test_a_card_says_how_to_remake_the_weights(filled):
+    card = json.loads(filled.path.with_suffix(".json").read_text())
+    assert card == filled.card
+    assert card["command"] == "assay train linear --dataset digits --seed 0 --into defenses/weights"
+    assert card["epochs"] == 2
+    assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256"} <= set(card)
+
+
+@pytest.mark.parametrize("changed", [{"version": 2}, {"seed": 1}])
+def test_weights_of_another_recipe_are_not_used(filled, make, changed):
+    defense = make(changed.get("version", 1))
+    assert find_checkpoint(make(), load_dataset("digits"), 0, "") is not None
+    assert find_checkpoint(defense, load_dataset("digits"), changed.get("seed", 0), "") is None
+
+
+def test_what_is_trained_for_the_zoo_does_not_come_from_it(filled, make):
+    assert find_checkpoint(make(), load_dataset("digits"), 0, "", in_zoo=False) is None
+    trained = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", in_zoo=False)
+    assert trained.path.parent.parent.name == "checkpoints"
+    # What was trained here goes before the zoo.
+    assert find_checkpoint(make(), load_dataset("digits"), 0, "").path == trained.path
+
+
+def test_a_corrupt_file_of_the_zoo_is_named(filled, make):
+    content = bytearray(filled.path.read_bytes())
+    content[-1] ^= 1
+    filled.path.write_bytes(content)
+    with pytest.raises(UserError, match=r"linear.safetensors: SHA-256 differs"):
+        ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+
+
+ZOO = [(card["dataset"], card["defense"]) for card in zoo_cards()]
+
+
+@pytest.mark.parametrize(("dataset", "name"), ZOO)
+def test_the_zoos_weights_fit_the_present_recipe(dataset, name, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path))
+    data = load_dataset(dataset, None if dataset == "digits" else data_dir)
+    made = make_defense(name, data, Registry())
+    assert not needs_training(made, data, 0)
+    ensure_trained(made.defense, data, 0, CPU, "")
+
+
+def test_the_zoo_stays_small():
+    assert sum(path.stat().st_size for path in zoo().rglob("*.safetensors")) <= 20e6

@@ -1,0 +1,115 @@
+"""The training loop: what it minimises, and that an interruption changes nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+import bench.training
+from bench.datasets import Split
+from bench.progress import Silent
+from bench.training import Trainer, reproducible
+
+CPU = torch.device("cpu")
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Net(nn.Module):
+    """Batch normalisation, dropout and an adversary: whatever a resumed training has to remember."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.adversary = nn.Linear(2, 1)
+
+    def fit(self, data, trainer, stop_after=10**9):
+        trainer.initialise(self)
+        calls = []
+
+        def loss(x, y, done):
+            calls.append(done)
+            if len(calls) > stop_after:
+                raise Interrupted
+            output = self.net(x)
+            return nn.functional.cross_entropy(output, y) + self.adversary(output).mean()
+
+        def adversary_loss(x, y, done):
+            return -self.adversary(self.net(x).detach()).mean() + self.adversary.weight.square().sum()
+
+        adversary = (self.adversary.parameters(), adversary_loss)
+        trainer.minimise(
+            self.net.parameters(), loss, data, epochs=4, batch_size=10, learning_rate=0.01, adversary=adversary
+        )
+        return calls
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return Split(torch.randn(45, 5, generator=generator), torch.randint(2, (45,), generator=generator))
+
+
+def trained(data, trainer, **options):
+    net = Net()
+    with reproducible(0):
+        calls = net.fit(data, trainer, **options)
+    return net.state_dict(), calls
+
+
+@pytest.mark.parametrize("seen", [5, 9, 15])
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(data, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.training, "KEEP_EVERY", 0)
+    whole, calls = trained(data, Trainer(CPU, 0, Silent()))
+    kept = tmp_path / "new" / "net.unfinished"
+    with pytest.raises(Interrupted):
+        trained(data, Trainer(CPU, 0, Silent(), kept), stop_after=seen)
+    trainer = Trainer(CPU, 0, Silent(), kept)
+    resumed, rest = trained(data, trainer)
+    assert rest == calls[seen // 4 * 4 :]
+    assert trainer.epochs == 4
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+def test_what_cannot_be_read_is_trained_anew(data, tmp_path):
+    kept = tmp_path / "net.unfinished"
+    kept.write_bytes(b"nothing that torch wrote")
+    whole, _ = trained(data, Trainer(CPU, 0, Silent()))
+    again, calls = trained(data, Trainer(CPU, 0, Silent(), kept))
+    assert len(calls) == 16
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
+def test_the_adversary_descends_its_own_loss_and_nothing_else(data):
+    """Its loss alone would leave its bias free to rise; the net's loss would lower it."""
+    net = Net()
+    with reproducible(0):
+        before = net.adversary.bias.clone()
+        net.fit(data, Trainer(CPU, 0, Silent()))
+    assert net.adversary.bias > before
+
+
+def test_mixed_precision_computes_in_bfloat16_and_keeps_single(data):
+    seen = set()
+
+    def loss(x, y, done):
+        output = layer(x)
+        seen.add(output.dtype)
+        return nn.functional.cross_entropy(output.float(), y)
+
+    layer = nn.Linear(5, 2)
+    for mixed in (False, True):
+        Trainer(CPU, 0, Silent()).minimise(
+            layer.parameters(), loss, data, epochs=1, batch_size=10, learning_rate=0.1, mixed_precision=mixed
+        )
+    assert seen == {torch.float32, torch.bfloat16}
+    assert layer.weight.dtype == torch.float32
+
+
+def test_a_loss_that_stops_being_finite_ends_the_training(data):
+    layer = nn.Linear(5, 2)
+    with pytest.raises(FloatingPointError, match="training diverged"):
+        Trainer(CPU, 0, Silent()).minimise(
+            layer.parameters(), lambda x, y, done: layer(x).sum() / 0, data, epochs=1, batch_size=10, learning_rate=0.1
+        )

@@ -1,0 +1,253 @@
+"""E-ABS and its ablations against a plain reference: unfolded decoders, torch's Adam and autograd, float64."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from bench.datasets import Dataset, Split
+from bench.loading import make_defense
+from bench.progress import Silent
+from bench.protocols import HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
+from bench.randomness import Streams
+from bench.registry import Registry
+from bench.training import Trainer
+from defenses.abs.descent import divergence, prior_draws
+from defenses.eabs import SEARCH, Trained
+from defenses.eabs.inference import prior_distributions
+from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
+from defenses.eabs.settings import SETTINGS
+
+CPU = torch.device("cpu")
+DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
+SVHN = Dataset("svhn", 10, (3, 32, 32))
+GTSRB = Dataset("gtsrb_top10", 10, (3, 32, 32))
+FEW = dataclasses.replace(SEARCH, starts=20, iterations=6)
+FAMILY = ["eabs", "abs:ju2020", "a_abs", "d_abs", "v_abs", "ad_abs", "av_abs", "dv_abs"]
+VARIATIONAL = {"eabs", "v_abs", "av_abs", "dv_abs"}
+
+
+def scrambled(name, dataset):
+    """A model whose weights and batch statistics are far from their initial values, so that folding must be right."""
+    torch.manual_seed(0)
+    model = make_defense(name, dataset, Registry()).defense
+    for key, tensor in model.state_dict().items():
+        if key.endswith("running_var") or (key.endswith("weight") and tensor.dim() == 1):
+            tensor.uniform_(0.5, 1.5)
+        elif key.endswith(("running_mean", "bias")):
+            tensor.normal_(0, 0.3)
+        elif key.endswith("weight"):
+            tensor.mul_(3)
+    model.search = FEW
+    return model
+
+
+def images(dataset, n=3):
+    return torch.rand(n, *dataset.shape, generator=torch.Generator().manual_seed(1))
+
+
+def streams(n, first=0, seed=0):
+    return Streams(seed, range(first, first + n), "test").rows(torch.arange(n))
+
+
+def reference(model, x, rng=None):
+    """Energies (N, K) and reconstructions (N, K, C, H, W) as the paper describes them, in float64."""
+    parts, latent = copy.deepcopy(model.autoencoders).double().eval(), model.setting.architecture.latent
+    x64, classes = x.double(), len(parts.decoders)
+
+    def energy(k, p, z):
+        value = cost(x64, parts.decoders[k](z))
+        if parts.adversarial:
+            probability = torch.sigmoid(parts.discriminators[k if len(parts.discriminators) > 1 else 0](z).double())
+            return value - BETA * probability.log()
+        return value + BETA * (divergence(p) if model.variational else 0.5 * z.square().sum(1))
+
+    if model.variational:
+        noise = rng.normal((FEW.iterations, classes, latent)).double()
+        parameters, latents = (tensor.double() for tensor in prior_distributions(FEW.starts, latent))
+    else:
+        parameters = latents = prior_draws(FEW.starts, latent).double()
+
+    def latent_of(p, k, step):
+        mean, log_deviation = p.chunk(2, 1) if model.variational else (p, None)
+        return mean if log_deviation is None else mean + log_deviation.exp() * noise[:, step, k]
+
+    energies, reconstructions = [], []
+    for k in range(classes):
+        with torch.no_grad():
+            grid = torch.stack(
+                [
+                    energy(k, p.expand(len(x), -1), z.expand(len(x), -1))
+                    for p, z in zip(parameters, latents, strict=True)
+                ]
+            )
+            p = parameters[grid.argmin(0)]
+            if model.variational:
+                mean, log_variance = parts.encoders[k if len(parts.encoders) > 1 else 0](x64)
+                proposed = torch.cat([mean, log_variance / 2], 1).double()
+                better = energy(k, proposed, latent_of(proposed, k, 0)) < energy(k, p, latent_of(p, k, 0))
+                p = torch.where(better[:, None], proposed, p)
+        p.requires_grad_(True)
+        adam = torch.optim.Adam([p], lr=FEW.learning_rate)
+        for step in range(FEW.iterations - 1):
+            adam.zero_grad()
+            energy(k, p, latent_of(p, k, step)).sum().backward()
+            adam.step()
+        with torch.no_grad():
+            z = latent_of(p, k, -1)
+            energies.append(energy(k, p, z))
+            reconstructions.append(parts.decoders[k](z))
+    return torch.stack(energies, 1), torch.stack(reconstructions, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [*((name, DIGITS) for name in FAMILY), ("eabs", MNIST), ("abs:ju2020", MNIST), ("eabs", SVHN)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_energies_and_reconstructions_are_those_of_the_plain_reference(name, dataset):
+    model, x = scrambled(name, dataset), images(dataset)
+    drawn = {key: [streams(3)] if name in VARIATIONAL else [] for key in ("ours", "plain", "gradient")}
+    energies, reconstructions = reference(model, x, *drawn["plain"])
+    torch.testing.assert_close(model.logits(x, *drawn["ours"]).double(), -energies / model.pixels, rtol=1e-4, atol=0)
+    logits, vector_jacobian = model.input_gradient(x, *drawn["gradient"])
+    torch.testing.assert_close(logits.double(), -energies / model.pixels, rtol=1e-4, atol=0)
+    cotangent = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    terms = -2 / model.pixels * cotangent[..., None, None, None] * (x[:, None] - reconstructions)
+    torch.testing.assert_close(vector_jacobian(cotangent).double(), terms.sum(1).double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["eabs", "a_abs", "v_abs"])
+def test_rows_do_not_depend_on_each_other(name, monkeypatch):
+    model, x = scrambled(name, DIGITS), images(DIGITS, 7)
+
+    def logits(first, last):
+        return model.logits(x[first:last], *([streams(last - first, first)] if name in VARIATIONAL else []))
+
+    whole = logits(0, 7)
+    torch.testing.assert_close(torch.cat([logits(0, 1), logits(1, 5), logits(5, 7)]), whole, rtol=1e-5, atol=0)
+    monkeypatch.setattr("defenses.abs.descent.ROWS", 3)
+    torch.testing.assert_close(logits(0, 7), whole, rtol=1e-5, atol=0)
+
+
+def test_reconstructions_need_no_draws():
+    model, x = scrambled("eabs", DIGITS), images(DIGITS)
+    exact = scrambled("ad_abs", DIGITS)
+    y = torch.tensor([3, 0, 9])
+    assert torch.equal(model.reconstruct(x, y), model.reconstruct(x, y))
+    assert model.reconstruct(x, y).shape == x.shape
+    expected = reference(exact, x)[1][torch.arange(3), y]
+    torch.testing.assert_close(exact.reconstruct(x, y).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_four_trainings_serve_eight_models(name):
+    loaded = make_defense(name, DIGITS, Registry())
+    trained = {"v_abs": "abs:ju2020", "ad_abs": "eabs", "av_abs": "a_abs", "dv_abs": "d_abs"}.get(name, name)
+    assert loaded.learner.card.name == trained
+    assert isinstance(loaded.learner.defense, Trainable)
+    assert loaded.defense.autoencoders is loaded.learner.defense.autoencoders
+    parts = loaded.defense.autoencoders
+    letters = "adv" if name == "eabs" else name[: name.index("abs")]
+    assert (parts.adversarial, parts.discriminative) == ("a" in letters, "d" in letters)
+    assert loaded.defense.variational == loaded.card.randomized == (name in VARIATIONAL)
+    assert isinstance(loaded.defense, HasInputGradient)
+    assert isinstance(loaded.defense, HasReconstruction)
+    assert isinstance(loaded.defense, HasInnerSteps)
+    assert loaded.defense.inner_steps == 10 * SEARCH.iterations
+
+
+@pytest.mark.parametrize(
+    ("dataset", "latent", "features", "sizes"),
+    [
+        (MNIST, 10, 576, [4, 11, 25, 28, 28]),
+        (SVHN, 40, 128, [4, 8, 16, 32, 32]),
+        (GTSRB, 16, 128, [4, 8, 16, 32, 32]),
+        (DIGITS, 5, 128, [2, 4, 8, 8]),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_the_networks_are_those_of_table_9(dataset, latent, features, sizes):
+    """Sizes of the maps as derived in the published architectures."""
+    parts = make_defense("eabs", dataset, Registry()).defense.autoencoders
+    assert parts.encoders[0].features(torch.zeros(2, *dataset.shape)).shape == (2, features)
+    x = parts.decoders[0].linear(torch.zeros(2, latent))[:, :, None, None]
+    found = []
+    for convolution in parts.decoders[0].convolutions:
+        x = convolution(x)
+        found.append(x.shape[2])
+    assert found == sizes
+    assert x.shape == (2, *dataset.shape)
+
+
+def parts_of(**extensions):
+    torch.manual_seed(0)
+    parts = Autoencoders(SETTINGS[8].architecture, 3, (1, 8, 8), noise=0.0, **extensions)
+    return parts.eval()
+
+
+def test_the_loss_of_e_abs_is_algorithm_1():
+    """With the latents' draws fixed by the seed; softmax over -c, log D from the probability."""
+    parts, x, y = parts_of(adversarial=True, discriminative=True), torch.rand(4, 1, 8, 8), torch.tensor([0, 2, 1, 0])
+    torch.manual_seed(1)
+    loss = parts.loss(x, y)
+    torch.manual_seed(1)
+    torch.randn_like(x)
+    mean, log_variance = parts.encoders[0](x)
+    z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+    expected = 0.0
+    for i in range(4):
+        c = torch.stack([(x[i] - decoder(z[i : i + 1])[0]).square().sum() for decoder in parts.decoders])
+        d = torch.sigmoid(parts.discriminators[0](z[i : i + 1]))[0]
+        expected += c[y[i]] - BETA * d.log() - GAMMA * ((-c[y[i]]).exp() / (-c).exp().sum()).log()
+    torch.testing.assert_close(loss, expected / 4)
+
+
+def test_the_discriminator_tells_encoded_latents_from_the_prior():
+    parts, x, y = parts_of(adversarial=True, discriminative=True), torch.rand(4, 1, 8, 8), torch.tensor([0, 2, 1, 0])
+    torch.manual_seed(1)
+    loss = parts.discriminator_loss(x, y)
+    torch.manual_seed(1)
+    torch.randn_like(x)
+    mean, log_variance = parts.encoders[0](x)
+    z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+    prior = torch.randn_like(z)
+    real, fake = torch.sigmoid(parts.discriminators[0](prior)), torch.sigmoid(parts.discriminators[0](z))
+    torch.testing.assert_close(loss, -BETA * (real.log() + (1 - fake).log()).mean())
+    loss.backward()
+    assert all(parameter.grad is None for parameter in parts.encoders.parameters())
+
+
+def test_the_loss_of_plain_abs_is_the_evidence_bound_of_each_class():
+    parts, x = parts_of(adversarial=False, discriminative=False), torch.rand(4, 3, 1, 8, 8)
+    torch.manual_seed(1)
+    loss = parts.loss(x, torch.arange(4))
+    torch.manual_seed(1)
+    torch.randn_like(x)
+    expected = 0.0
+    for c in range(3):
+        mean, log_variance = parts.encoders[c](x[:, c])
+        posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+        z = mean + posterior.scale * torch.randn_like(mean)
+        kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
+        expected += ((x[:, c] - parts.decoders[c](z)).square().flatten(1).sum(1) + BETA * kl.sum(1)).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("adversarial", [True, False])
+@pytest.mark.parametrize("discriminative", [True, False])
+def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, monkeypatch):
+    """Two prototypes with noise: after training, each class explains its own better."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 10
+    prototypes = torch.rand(10, 1, 8, 8, generator=generator)
+    x = (prototypes[y] + 0.05 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
+    quick = dataclasses.replace(SETTINGS[8], epochs=20, epochs_apart=30, batch_size=40)
+    monkeypatch.setitem(SETTINGS, 8, quick)
+    torch.manual_seed(0)
+    model = Trained(DIGITS, adversarial=adversarial, discriminative=discriminative)
+    model.search = FEW
+    model.fit(Split(x, y), Trainer(CPU, 0, Silent()))
+    model.eval().requires_grad_(False)
+    assert (model.logits(x).argmax(1) == y).float().mean() > 0.95
