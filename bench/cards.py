@@ -42,6 +42,8 @@ class DefenseCard:
         access: the strongest query it answers: ``gradient``, ``score`` or ``decision``. Reconstructions (``latent``)
             are found by protocol.
         binarization_threshold: intensity at which it binarises its input (pixel >= threshold becomes 1), or None.
+        surrogate_gradient: what autograd gives is not the derivative of the logits, on purpose: a straight-through
+            estimator, or an inner search that is held fixed. Implied by a threshold and by ``input_gradient``.
         batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
         version: raised whenever a change can alter results.
         wraps: name of the defense it is built around, or None.
@@ -53,6 +55,7 @@ class DefenseCard:
     randomized: bool = False
     access: Literal["gradient", "score", "decision"] = "gradient"
     binarization_threshold: float | None = None
+    surrogate_gradient: bool = False
     batch_size: int = 64
     version: int = 1
     wraps: str | None = None
@@ -113,6 +116,7 @@ def defense(
     randomized: bool = False,
     access: Literal["gradient", "score", "decision"] = "gradient",
     binarization_threshold: float | None = None,
+    surrogate_gradient: bool = False,
     batch_size: int = 64,
     version: int = 1,
     wraps: str | None = None,
@@ -130,6 +134,7 @@ def defense(
         randomized=randomized,
         access=access,
         binarization_threshold=binarization_threshold,
+        surrogate_gradient=surrogate_gradient,
         batch_size=batch_size,
         version=version,
         wraps=wraps,

@@ -21,6 +21,10 @@ from bench.randomness import Streams
 from bench.registry import Plugin
 
 _SAMPLES = 8
+_STEP = 0.01
+"""L2 distance to either side of an image over which a derivative is compared with a difference."""
+_DISAGREEMENT = 0.05
+"""How far they may differ at half of the samples, relative to the derivative; curvature and kinks make some of it."""
 _EPSILONS: dict[Norm, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
 
 
@@ -134,9 +138,22 @@ def _gradient_checks(defense: Defense, x: Tensor) -> Iterator[Check]:
         if not has_gradient:
             return
         gradient = torch.autograd.grad(weighted, leaf)[0]
+        if not defense.card.surrogate_gradient and defense.card.binarization_threshold is None:
+            yield _agrees_with_differences(defense, x, gradient)
     yield Check("gradients are finite", bool(torch.isfinite(gradient).all()))
     zeros = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     yield Check("gradients are not zero", zeros < len(x), f"zero for {zeros} of {len(x)} samples")
+
+
+def _agrees_with_differences(defense: Defense, x: Tensor, gradient: Tensor) -> Check:
+    """Compares the derivative of sum_c c logit_c along the gradient with a central difference."""
+    slope = gradient.flatten(1).norm(dim=1)
+    step = _STEP * gradient / slope.clamp_min(1e-30).reshape(-1, 1, 1, 1)
+    ahead, behind = (_query(defense, x + sign * step, seed=0).double() for sign in (1, -1))
+    difference = ((ahead - behind) * torch.arange(ahead.shape[1])).sum(1) / (2 * _STEP)
+    error = float(((difference - slope).abs() / slope.clamp_min(1e-12)).median())
+    detail = f"relative difference {error:.1g}; declare surrogate_gradient=True if that is meant"
+    return Check("gradients agree with finite differences", error < _DISAGREEMENT, detail)
 
 
 def _attack_checks(plugin: Plugin) -> Iterator[Check]:

@@ -166,6 +166,7 @@ def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothi
         datasets=base.datasets,
         citation="Ju 2021, Generative models as a robust alternative for image classification, chapter 4",
         randomized=True,
+        surrogate_gradient=True,
         batch_size=base.batch_size,
         wraps=base.name,
     )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.cards import card_of
 from bench.conformance import check_attack, check_defense
@@ -97,6 +98,17 @@ def test_an_installed_package_offers_its_plugins(installed, monkeypatch):
     failed = [c for c in check_defense(make_defense("example_linear", dataset, registry), dataset) if not c.passed]
     assert failed == []
     assert [c for c in check_attack(registry.get("attacks", "example_blend")) if not c.passed] == []
+
+
+DEFENSES = [name for name in Registry().names("defenses") if not name.endswith(":schott2019")]
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_every_built_in_defense_passes_the_conformance_suite(name):
+    """Untrained: what a defense promises does not depend on its weights."""
+    torch.manual_seed(0)
+    dataset = load_dataset("digits")
+    assert [c for c in check_defense(make_defense(name, dataset, Registry()), dataset) if not c.passed] == []
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_one_logit_per_class_and_each_row_on_its_own(dataset):
 def test_the_mnist_net_is_madrys():
     shapes = [tuple(parameter.shape) for parameter in adv_l2(MNIST).parameters() if parameter.dim() > 1]
     assert shapes == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 3136), (10, 1024)]
-    assert SETTINGS[28].epsilon == {"Linf": 0.3, "L2": 1.5}
+    assert SETTINGS["mnist"].epsilon == {"Linf": 0.3, "L2": 1.5}
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", 0.1), ("L2", 0.5), ("Linf", 0.0)])

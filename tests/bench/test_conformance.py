@@ -1,0 +1,85 @@
+"""The conformance suite fails what it should."""
+
+import pytest
+import torch
+from torch import nn
+
+from bench import defense
+from bench.conformance import ClassMeans, check_defense
+from bench.datasets import load_dataset
+from bench.loading import LoadedDefense
+from bench.protocols import as_defense
+from bench.registry import Plugin
+
+
+class Faulty(nn.Module):
+    """Class means, with a fault."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.means, self.fault = ClassMeans(load_dataset("digits")), fault
+
+    def logits(self, x, rng=None):
+        return self.fault(self.means, x, rng)
+
+
+class Doubled(torch.autograd.Function):
+    """The identity, with twice its derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 2 * cotangent
+
+
+def drawn(means, x, rng):
+    return means.logits(x + 0.1 * rng.normal(x.shape[1:]))
+
+
+FAULTS = {
+    "logits have one column per class": (lambda m, x, rng: m.logits(x)[:, :9], {}),
+    "logits are float32": (lambda m, x, rng: m.logits(x).double(), {}),
+    "logits are finite, on black and white images too": (lambda m, x, rng: m.logits(x) / x.sum((1, 2, 3))[:, None], {}),
+    "logits are not probabilities": (lambda m, x, rng: m.logits(x).softmax(1), {}),
+    "leaves its input alone": (lambda m, x, rng: m.logits(x.mul_(0.99) if not x.requires_grad else x), {}),
+    "a row's logits do not depend on the batch": (lambda m, x, rng: m.logits(x - x.mean(0)), {}),
+    "deterministic": (lambda m, x, rng: m.logits(x) + torch.randn(()), {}),
+    "randomised: other streams give other logits": (lambda m, x, rng: m.logits(x), {"randomized": True}),
+    "randomised: the same streams give the same logits": (
+        lambda m, x, rng: m.logits(x) + torch.randn(()),
+        {"randomized": True},
+    ),
+    "logits are differentiable": (lambda m, x, rng: m.logits(x.detach()), {}),
+    "gradients agree with finite differences": (lambda m, x, rng: m.logits(Doubled.apply(x)), {}),
+}
+
+
+def checks(fault, **card):
+    @defense("faulty", datasets=["digits"], **card)
+    def factory():
+        return Faulty(fault)
+
+    made = as_defense(factory.__assay_card__, factory())
+    return check_defense(LoadedDefense(Plugin(made.card, factory, "test", ""), made), load_dataset("digits"))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_fails_its_check(name):
+    fault, card = FAULTS[name]
+    assert name in [check.name for check in checks(fault, **card) if not check.passed]
+
+
+@pytest.mark.parametrize(
+    ("fault", "card"),
+    [
+        (lambda m, x, rng: m.logits(x), {}),
+        (drawn, {"randomized": True}),
+        (lambda m, x, rng: m.logits(x.detach()), {"access": "score"}),
+        (lambda m, x, rng: m.logits(Doubled.apply(x)), {"surrogate_gradient": True}),
+    ],
+)
+def test_what_is_declared_is_no_fault(fault, card):
+    assert [check for check in checks(fault, **card) if not check.passed] == []
