@@ -148,11 +148,11 @@ def _run_chunk(
     except CellTimeout:
         _fail(columns, f"timeout: more than {cell.timeout:g} s")
     except Exception as error:
-        _fail(columns, f"{_cause(error)}: {type(error).__name__}: {error}")
+        _fail(columns, f"{cause(error)}: {type(error).__name__}: {error}")
     return columns, adversarials
 
 
-def _cause(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """What an exception's text is introduced with; torch has no type of its own for a CPU without memory."""
     exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     return OUT_OF_MEMORY if exhausted else "exception"

@@ -6,6 +6,7 @@
     DIR/ledger/images-<hash>.npz             the run's clean images
     DIR/ledger/<defense>--<attack>--<norm>--<id>.parquet   the records of one cell
     DIR/ledger/<defense>--<attack>--<norm>--<id>.npz       its adversarial images
+    DIR/ledger/<defense>--<kind>--<norm>--<id>.parquet     the records of one study
 
 Every file appears whole or not at all, and a cell's Parquet file is written last: a cell is done if its file exists and
 verifies. Nothing here knows torch, so that anyone who reads a ledger starts fast.
@@ -82,6 +83,13 @@ def ledger_dir(run: Path | str) -> Path:
     return Path(run) / "ledger"
 
 
+def write_study(path: Path, records: pd.DataFrame, schema: pa.Schema, provenance: Mapping[str, Any]) -> None:
+    """Writes the records of a study (`bench.studies`), with the columns of its schema, to ``path``."""
+    metadata = {"assay": json.dumps({"schema": SCHEMA_VERSION, **provenance})}
+    table = pa.Table.from_pandas(records, schema=schema, preserve_index=False).replace_schema_metadata(metadata)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+
+
 def write_cell(
     path: Path, records: pd.DataFrame, adversarials: NDArray[np.float32], provenance: Mapping[str, Any]
 ) -> None:
@@ -121,7 +129,7 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def verify_cell(path: Path, cell_id: str) -> bool:
-    """True if the cell's result exists, is whole, is this cell's, and none of its samples failed.
+    """True if a cell's or study's result exists, is whole, is its own, and none of its samples failed.
 
     Failed cells are run again, since what made them fail may be gone.
 
@@ -133,7 +141,8 @@ def verify_cell(path: Path, cell_id: str) -> bool:
     frame, provenance = read_cell(path)
     if not frame["cell"].eq(cell_id).all():
         raise UserError(f"result {path}: holds another cell than its name says; delete it to run its cell again")
-    _read_images(path.with_suffix(".npz"), provenance["images_sha256"])
+    if "images_sha256" in provenance:
+        _read_images(path.with_suffix(".npz"), provenance["images_sha256"])
     return not frame["status"].eq("failed").any()
 
 
@@ -180,6 +189,18 @@ def load_ledger(run: Path | str) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(_SCHEMA.empty_table().to_pandas())
     return pd.concat(frames, ignore_index=True)
+
+
+def load_studies(run: Path | str, kind: str) -> pd.DataFrame:
+    """All records of a run's current studies of one kind that are done; empty, without columns, if there are none.
+
+    Raises:
+        UserError: when there is no ledger or a result is corrupt.
+    """
+    studies = [study for study in load_manifest(run).get("studies", []) if study["kind"] == kind]
+    files = [ledger_dir(run) / study["file"] for study in studies]
+    frames = [read_cell(file)[0] for file in files if file.exists()]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from bench.cards import DefenseCard
 from bench.errors import UserError
-from bench.randomness import RowStreams
+from bench.norms import Norm
+from bench.randomness import RowStreams, Streams
 
 VectorJacobian = Callable[[Tensor], Tensor]
 """Maps a cotangent on the logits (N, K) to the gradient on the images (N, C, H, W); may be called repeatedly."""
@@ -64,6 +66,33 @@ class HasReconstruction(Protocol):
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """The reconstruction (N, C, H, W) of each row of ``x`` under the class in ``y`` (N,)."""
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """Distances within which images have no adversarial, as far as their defense knows.
+
+    Attributes:
+        values: one per image, (N,); 0 or less where there is nothing to say.
+        certificate: it is proved; otherwise an estimate that trusts a numeric minimum.
+        note: what it rests on: the number of starts of an estimate, the confidence of a certificate.
+    """
+
+    values: Tensor
+    certificate: bool
+    note: str = ""
+
+
+@runtime_checkable
+class HasLowerBound(Protocol):
+    """A defense that bounds the distance to its nearest adversarial."""
+
+    bound_norms: tuple[Norm, ...]
+    """The norms it can do that in."""
+
+    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+        """Bounds on the distance from each image of ``x`` (N, C, H, W) to the nearest one that is not given its class
+        in ``y`` (N,); ``streams`` has one random stream per row."""
 
 
 @runtime_checkable

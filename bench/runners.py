@@ -12,25 +12,37 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from bench.cells import Cell
 from bench.datasets import Dataset, load_dataset
-from bench.engine import OUT_OF_MEMORY, CellResult, CleanVerdicts, Substitute, failed_result, run_cell
+from bench.engine import (
+    CELL_THREADS,
+    OUT_OF_MEMORY,
+    CellResult,
+    CleanVerdicts,
+    Substitute,
+    cause,
+    failed_result,
+    run_cell,
+)
 from bench.errors import UserError
-from bench.ledger import ledger_dir, write_cell
+from bench.ledger import ledger_dir, write_cell, write_study
 from bench.loading import LoadedDefense, load_trained
 from bench.registry import Registry
+from bench.studies import Study, failed_study, kind_of
 
 _GRACE_SECONDS = 60
 """How long after a cell's timeout its worker is killed: between two queries a worker notices the timeout itself."""
 SIGKILLED = -9
 """Exit code of a worker that was killed, as the system does when memory runs out."""
 
-OnDone = Callable[[Cell, float], None]
-"""Told of a cell that is done, and how many of its samples failed."""
-OnChunk = Callable[[Cell, int], None]
-"""Told of samples of a cell that are done."""
+Work = Cell | Study
+OnDone = Callable[[Work, float], None]
+"""Told of a cell or study that is done, and how many of its samples failed."""
+OnChunk = Callable[[Work, int], None]
+"""Told of samples of a cell or study that are done."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,15 @@ class Workshop:
         self._clean_verdicts: dict[str, CleanVerdicts] = {}
         self._substitutes: dict[str, Substitute] = {}
 
-    def execute(self, cell: Cell, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
-        """Runs one cell and writes its result; returns how many of its samples failed."""
+    def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
+        """Runs one cell or study and writes its result; returns how many of its samples failed."""
+        if isinstance(work, Study):
+            return self._write_study(work, self._measured(work, on_chunk))
         try:
-            result = self._run(cell, on_chunk)
+            result = self._run(work, on_chunk)
         except UserError as error:
-            result = failed_result(cell, self._dataset, str(error))
-        return self.write(cell, result)
+            result = failed_result(work, self._dataset, str(error))
+        return self.write(work, result)
 
     def write(self, cell: Cell, result: CellResult) -> int:
         """Writes a cell's result; returns how many of its samples failed."""
@@ -78,15 +92,31 @@ class Workshop:
         write_cell(ledger_dir(self._job.run) / cell.file, result.records, result.adversarials, provenance)
         return int((result.records["status"] == "failed").sum())
 
-    def fail(self, cell: Cell, reason: str) -> int:
-        """Writes a failed result for a cell that nobody could run."""
-        return self.write(cell, failed_result(cell, self._dataset, reason))
+    def fail(self, work: Work, reason: str) -> int:
+        """Writes a failed result for a cell or study that nobody could run."""
+        if isinstance(work, Study):
+            return self._write_study(work, failed_study(work, reason))
+        return self.write(work, failed_result(work, self._dataset, reason))
+
+    def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> pd.DataFrame:
+        device = torch.device(self._job.device)
+        torch.set_num_threads(CELL_THREADS)
+        try:
+            loaded = self._loaded(study.defense, device, study.state["weights"])
+            return kind_of(study).measure(study, loaded.defense, self._dataset, device, on_chunk)
+        except UserError as error:
+            return failed_study(study, str(error))
+        except Exception as error:
+            return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
+
+    def _write_study(self, study: Study, frame: pd.DataFrame) -> int:
+        provenance = {**self._job.provenance, "batch_size": study.batch_size, "state": study.state}
+        write_study(ledger_dir(self._job.run) / study.file, frame, kind_of(study).SCHEMA, provenance)
+        return int((frame["status"] == "failed").sum())
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
-        loaded = self._loaded(cell.defense, device)
-        if loaded.fingerprint != cell.state["weights"]:
-            raise UserError(f"defense {cell.defense!r} has other weights each time it is built; save and load them")
+        loaded = self._loaded(cell.defense, device, cell.state["weights"])
         attack = self._registry.get("attacks", cell.function)
         clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
         substitute = None
@@ -97,13 +127,16 @@ class Workshop:
             cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts, substitute
         )
 
-    def _loaded(self, name: str, device: torch.device) -> LoadedDefense:
+    def _loaded(self, name: str, device: torch.device, weights: str | None = None) -> LoadedDefense:
         if name not in self._defenses:
             self._defenses[name] = load_trained(name, self._dataset, self._registry, self._job.seed, device)
-        return self._defenses[name]
+        loaded = self._defenses[name]
+        if weights is not None and loaded.fingerprint != weights:
+            raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
+        return loaded
 
 
-def run_serial(job: Job, cells: Sequence[Cell], on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
     """Runs cells one after the other in this process."""
     threads = torch.get_num_threads()
     workshop = Workshop(job)
@@ -121,10 +154,10 @@ class _Worker:
         self.process: SpawnProcess = context.Process(target=_serve, args=(job, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.cell: Cell | None = None
+        self.cell: Work | None = None
         self.started = 0.0
 
-    def give(self, cell: Cell) -> None:
+    def give(self, cell: Work) -> None:
         self.cell, self.started = cell, time.monotonic()
         self.connection.send(cell)
 
@@ -139,10 +172,10 @@ class _Worker:
         self.connection.close()
 
 
-def run_processes(job: Job, cells: Sequence[Cell], workers: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_processes(job: Job, cells: Sequence[Work], workers: int, on_done: OnDone, on_chunk: OnChunk) -> None:
     """Runs cells in worker processes. A worker that dies or hangs fails its cell and is replaced."""
     waiting = iter(cells)
-    lost: list[tuple[Cell, str]] = []
+    lost: list[tuple[Work, str]] = []
     crew = [_Worker(job) for _ in range(min(workers, len(cells)))]
     try:
         crew = [worker for worker in crew if _assign(worker, waiting)]
@@ -174,7 +207,7 @@ def run_processes(job: Job, cells: Sequence[Cell], workers: int, on_done: OnDone
         on_done(cell, workshop.fail(cell, reason))
 
 
-def _assign(worker: _Worker, waiting: Iterator[Cell]) -> bool:
+def _assign(worker: _Worker, waiting: Iterator[Work]) -> bool:
     cell = next(waiting, None)
     if cell is not None:
         worker.give(cell)

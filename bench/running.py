@@ -19,7 +19,8 @@ from bench.progress import bar
 from bench.protocols import HasInnerSteps
 from bench.provenance import provenance
 from bench.registry import Registry
-from bench.runners import Job, run_processes, run_serial
+from bench.runners import Job, Work, run_processes, run_serial
+from bench.studies import Study, plan_studies
 
 RunnerName = Literal["auto", "serial", "process"]
 RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
@@ -30,7 +31,8 @@ class Planned:
     """A matrix with its defenses, its cells and what is already there.
 
     Attributes:
-        done: ids of cells whose result exists.
+        studies: of its defenses, besides the cells.
+        done: ids of cells and studies whose result exists.
         untrained: defenses that were not trained; their cells' ids are not known yet.
     """
 
@@ -40,6 +42,7 @@ class Planned:
     defenses: dict[str, LoadedDefense]
     cells: list[Cell]
     not_applicable: list[NotApplicable]
+    studies: list[Study]
     done: set[str]
     untrained: set[str]
 
@@ -49,9 +52,9 @@ class Outcome:
     """How a run went.
 
     Attributes:
-        ran: cells run now.
-        kept: cells that were there.
-        failed: titles of cells with failed samples.
+        ran: cells and studies run now.
+        kept: cells and studies that were there.
+        failed: titles of those with failed samples.
     """
 
     ran: int
@@ -106,10 +109,12 @@ def prepare(
         if name not in untrained:
             defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
     cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry)
-    known = [cell for cell in cells if not {cell.defense, cell.substitute} & set(untrained)]
-    done = {cell.id for cell in known if verify_cell(ledger_dir(run) / cell.file, cell.id)}
     tested = {name: defenses[name] for name in matrix.defenses}
-    return Planned(matrix, dataset, registry, tested, cells, not_applicable, done, set(untrained))
+    studies = plan_studies(matrix, dataset, tested)
+    works: list[Work] = [*cells, *studies]
+    known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
+    done = {work.id for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
+    return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained))
 
 
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
@@ -122,7 +127,7 @@ def process_count(workers: int | None, runner: RunnerName, device: torch.device)
 def execute(
     planned: Planned, run: Path, data_dir: Path | None, device: torch.device, processes: int, runner: RunnerName
 ) -> Outcome:
-    """Runs the cells that are not done, in ``processes`` unless the runner is serial, and writes the manifest.
+    """Runs cells and studies that are not done, in ``processes`` unless the runner is serial, and writes the manifest.
 
     Every cell computes with one thread on a CPU, so that its result does not depend on it.
     """
@@ -137,19 +142,20 @@ def execute(
         provenance=provenance(str(device), matrix.seed),
     )
     write_manifest(run, manifest(planned, run, job.provenance))
+    works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
-        (cell for cell in planned.cells if cell.id not in planned.done),
-        key=lambda cell: -cost(cell, planned.defenses[cell.defense]),
+        (work for work in works if work.id not in planned.done),
+        key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
     failed: list[str] = []
     if pending:
         samples = matrix.samples * len(pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
 
-            def on_chunk(cell: Cell, amount: int) -> None:
+            def on_chunk(cell: Work, amount: int) -> None:
                 progress.advance(amount, cell.title)
 
-            def on_done(cell: Cell, failures: float) -> None:
+            def on_done(cell: Work, failures: float) -> None:
                 if failures:
                     failed.append(cell.title)
 
@@ -160,8 +166,8 @@ def execute(
     return Outcome(len(pending), len(planned.done), failed)
 
 
-def cost(cell: Cell, loaded: LoadedDefense) -> float:
-    """A cell's cost at most, in forward and backward passes, an inner optimisation step counting as one."""
+def cost(cell: Work, loaded: LoadedDefense) -> float:
+    """A cell's or study's cost at most, in forward and backward passes, an inner optimisation step counting as one."""
     inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
     return cell.budget * cell.samples * (1.0 + inner)
 
@@ -212,6 +218,10 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "budget": cell.budget,
             }
             for cell in planned.cells
+        ],
+        "studies": [
+            {"id": study.id, "kind": study.kind, "defense": study.defense, "norm": study.norm, "file": study.file}
+            for study in planned.studies
         ],
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,

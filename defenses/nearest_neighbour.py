@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from bench import defense
 from bench.datasets import Dataset
+from bench.norms import Norm
+from bench.protocols import LowerBound
+from bench.randomness import Streams
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 
@@ -22,6 +25,7 @@ class NearestNeighbour(nn.Module):
 
     images: Tensor
     counts: Tensor
+    bound_norms: tuple[Norm, ...] = ("L2",)
 
     def __init__(self, images: Tensor, labels: Tensor, classes: int) -> None:
         super().__init__()
@@ -34,6 +38,18 @@ class NearestNeighbour(nn.Module):
         rows = x.flatten(1)
         distances: Tensor = torch.linalg.vector_norm(rows[:, None] - self.images[self.nearest(rows)], dim=2)
         return -distances
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+        output: Tensor = self(x)
+        return output
+
+    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+        """min_c (d_c - d_y) / 2 (N,), a certificate: distances are 1-Lipschitz in the image."""
+        distances = -self(x)
+        own = distances.gather(1, y[:, None])
+        nearest = distances.scatter(1, y[:, None], torch.inf).amin(1)
+        return LowerBound((nearest - own[:, 0]) / 2, certificate=True)
 
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:

@@ -14,10 +14,14 @@ from bench import defense
 from bench.checkpoints import check_shapes, load_tensors
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
+from bench.norms import Norm
+from bench.protocols import LowerBound
+from bench.randomness import Streams
 from bench.training import Trainer
+from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
 from defenses.abs.descent import MAX_NORM, AtPoint, Inference, NormalPrior, Search, Starts, prior_draws
-from defenses.abs.model import LatentClassifier
+from defenses.abs.model import BOUND_NOTE, LatentClassifier
 from defenses.abs.vae import Architecture, Decoder, VAEs, kl_weight, side_by_side
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
@@ -110,6 +114,8 @@ class AnalysisBySynthesis(LatentClassifier):
         self.setting = SETTINGS[size]
         super().__init__(channels * size**2, dataset.classes * self.setting.search.iterations)
         self.binary = binary
+        if binary:
+            self.bound_norms = ("L0", "L2", "Linf")
         self.vaes = VAEs(self.setting.architecture, dataset.classes, channels)
         self.register_buffer("gamma", torch.ones(dataset.classes))
 
@@ -120,9 +126,9 @@ class AnalysisBySynthesis(LatentClassifier):
         starts = Starts(draws, draws, search.variance * draws.square().sum(1)[None])
         return Inference(folded_layers(self.vaes.decoder), ELU, starts, search)
 
-    def objective(self, classes: slice, rows: slice) -> AtPoint:
+    def objective(self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True) -> AtPoint:
         """See `LatentClassifier`."""
-        return AtPoint(NormalPrior(self.setting.search.variance), MAX_NORM)
+        return AtPoint(NormalPrior(self.setting.search.variance if penalised else 0.0), MAX_NORM, slack)
 
     def seen(self, x: Tensor) -> Tensor:
         """Images as the model sees them: binarised by Binary ABS."""
@@ -135,6 +141,21 @@ class AnalysisBySynthesis(LatentClassifier):
     def decide(self, x: Tensor) -> Tensor:
         """The largest logit's class (N,) of images (N, C, H, W), without the energies of hopeless classes."""
         return self.inference().decide(self.seen(x), self.objective, self.gamma)
+
+    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+        """See `LatentClassifier`; for Binary ABS, what it costs in the input to flip as many pixels as `binary_bound`
+        says must flip."""
+        if not self.binary:
+            return super().lower_bound(x, y, norm, streams)
+        k = bounds.flips(self.binary_bound(x, y))
+        gaps = bounds.flipping(x, k, THRESHOLD)
+        values = {"L0": k.to(x.dtype), "L2": gaps.norm(dim=1), "Linf": gaps.amax(1)}[norm]
+        return LowerBound(values, certificate=False, note=BOUND_NOTE)
+
+    def binary_bound(self, x: Tensor, y: Tensor) -> Tensor:
+        """A bound (N,) on the L2 change of the binarised image to one that is not given its class in ``y`` (N,)."""
+        energies, _ = self.minima(self.seen(x))
+        return bounds.scaled_l2(energies, y, self.gamma)
 
     def confidence(self, x: Tensor) -> Tensor:
         """Class probabilities (N, K) of images (N, C, H, W) by the graded softmax."""

@@ -138,16 +138,18 @@ class Variational:
         penalty: what the energy of a draw has besides the squared error.
         divergence: weight of KL[N(mu, sigma^2) || N(0, 1)], which is added.
         noise: one standard normal draw for each evaluation, (T, K, N, L).
+        slack: as in `AtPoint`.
     """
 
     penalty: Penalty
     divergence: float
     noise: Tensor
+    slack: Tensor | None = None
 
     def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         z, spread = self._draw(p, taken)
-        energies, gradient = decoder.energy(x, z, self.penalty)
+        energies, gradient = decoder.energy(x, z, self.penalty, self.slack)
         derivative = torch.cat([gradient, gradient * spread], 2)
         if self.divergence:
             energies.add_(divergence(p), alpha=self.divergence)
@@ -159,7 +161,7 @@ class Variational:
         """See `Objective`."""
         z, _ = self._draw(p, -1)
         decoded = decoder.decode(z)
-        energies = (x - decoded).square().sum(2)
+        energies = excess(x - decoded, self.slack).square().sum(2)
         self.penalty.add(energies, None, z)
         if self.divergence:
             energies.add_(divergence(p), alpha=self.divergence)

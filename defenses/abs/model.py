@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from bench.protocols import VectorJacobian
-from bench.randomness import RowStreams
+from bench.norms import Norm
+from bench.protocols import LowerBound, VectorJacobian
+from bench.randomness import RowStreams, Streams
+from defenses.abs import bounds
 from defenses.abs.descent import Inference, Objective
+
+RESTARTS = 5
+"""Starts of each class's search in the bounds; the best end counts."""
+BOUND_NOTE = f"{RESTARTS} starts for each class"
 
 
 class LatentClassifier(nn.Module):
@@ -17,10 +24,15 @@ class LatentClassifier(nn.Module):
 
     Subclasses say how inference is made of their weights (`make_inference`) and what it minimises (`objective`).
 
+    Attributes:
+        bound_norms: those of its lower bounds.
+
     Args:
         pixels: D, values in an image.
         inner_steps: optimisation steps for an image and forward pass, summed over classes.
     """
+
+    bound_norms: tuple[Norm, ...] = ("L2", "Linf")
 
     def __init__(self, pixels: int, inner_steps: int) -> None:
         super().__init__()
@@ -32,8 +44,14 @@ class LatentClassifier(nn.Module):
         """Inference with the present weights, which are copied."""
         raise NotImplementedError
 
-    def objective(self, classes: slice, rows: slice) -> Objective:
-        """The energy of a latent, for a range of classes and a range of images."""
+    def objective(
+        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
+    ) -> Objective:
+        """The energy of a latent, for a range of classes and a range of images.
+
+        Only what exceeds ``slack``, (N, 1) of these images, counts of each pixel's error; the energy is the squared
+        error alone unless it is ``penalised``.
+        """
         raise NotImplementedError
 
     def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
@@ -70,6 +88,39 @@ class LatentClassifier(nn.Module):
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
         return self.inference().of_class(self.seen(x), y, self.objective)
 
+    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+        """See `bench.protocols.HasLowerBound`; these are the estimates of `defenses.abs.bounds`."""
+        seen = self.seen(x)
+        energies, errors = self.minima(seen)
+        own_energy, own_error, others = at(energies, y), at(errors, y), _others(energies, y)
+        if norm == "L2":
+            values = bounds.tighter_l2(own_energy, own_error.norm(dim=1), others)
+        else:
+            own_penalty = own_energy - own_error.square().sum(1)
+            values = bounds.linf(own_error, own_penalty, lambda epsilon: self._least_energy(seen, y, epsilon))
+        return LowerBound(values, certificate=False, note=BOUND_NOTE)
+
+    def published_l2_bound(self, x: Tensor, y: Tensor) -> Tensor:
+        """`bounds.published_l2` (N,) of images (N, C, H, W) of classes ``y`` (N,), with d_c minimised for itself."""
+        seen = self.seen(x)
+        energies, errors = self.minima(seen)
+        squares, _ = self.minima(seen, penalised=False)
+        return bounds.published_l2(at(energies, y), at(errors, y).norm(dim=1), _others(squares, y).sqrt())
+
+    def minima(self, seen: Tensor, *, penalised: bool = True) -> tuple[Tensor, Tensor]:
+        """Least energies (N, K) from `RESTARTS` starts, and the absolute errors |x - G_c(z_c)| there, (N, K, D)."""
+        objective = partial(self.objective, penalised=penalised)
+        energies, reconstructions = self.inference().all_classes(seen, objective, restarts=RESTARTS)
+        return energies, (seen[:, None] - reconstructions).flatten(2).abs()
+
+    def _least_energy(self, seen: Tensor, y: Tensor, epsilon: Tensor) -> Tensor:
+        """The least energy (N,) over the classes other than ``y`` when errors up to ``epsilon`` (N,) cost nothing."""
+
+        def objective(classes: slice, rows: slice) -> Objective:
+            return self.objective(classes, rows, slack=epsilon[rows, None])
+
+        return _others(self.inference().all_classes(seen, objective)[0], y).amin(1)
+
     def inference(self) -> Inference:
         """Inference, made when it is first needed."""
         if self._inference is None:
@@ -85,3 +136,13 @@ class LatentClassifier(nn.Module):
         """See ``torch.nn.Module``."""
         self._inference = None
         return super().to(*args, **kwargs)
+
+
+def at(values: Tensor, y: Tensor) -> Tensor:
+    """The values (N, ...) of the classes ``y`` (N,), of values (N, K, ...)."""
+    return values[torch.arange(len(y), device=y.device), y]
+
+
+def _others(values: Tensor, y: Tensor) -> Tensor:
+    """The values (N, K), infinite for the classes ``y`` (N,)."""
+    return values.scatter(1, y[:, None], torch.inf)

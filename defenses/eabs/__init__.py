@@ -86,11 +86,15 @@ class ExtendedABS(LatentClassifier):
         penalty.add(values, None, latents[None])
         return values
 
-    def objective(self, classes: slice, rows: slice) -> Objective:
+    def objective(
+        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
+    ) -> Objective:
         """See `LatentClassifier`; without draws, a variational search is one for the mean."""
         if self.variational:
-            return self._at_draws(classes, next(self.parameters()).new_zeros(self.search.iterations, 1, 1, 1))
-        return AtPoint(self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance))
+            noise = next(self.parameters()).new_zeros(self.search.iterations, 1, 1, 1)
+            return self._at_draws(classes, noise, slack, penalised)
+        penalty = self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance)
+        return AtPoint(penalty if penalised else NormalPrior(0.0), slack=slack)
 
     def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
         """See `LatentClassifier`."""
@@ -102,10 +106,12 @@ class ExtendedABS(LatentClassifier):
             seen, lambda classes, rows: self._at_draws(classes, noise[:, classes, rows]), self._proposals(seen)
         )
 
-    def _at_draws(self, classes: slice, noise: Tensor) -> Variational:
-        if self._penalty is None:
-            return Variational(NormalPrior(0.0), BETA, noise)
-        return Variational(self._penalty.of(classes), 0.0, noise)
+    def _at_draws(
+        self, classes: slice, noise: Tensor, slack: Tensor | None = None, penalised: bool = True
+    ) -> Variational:
+        if self._penalty is None or not penalised:
+            return Variational(NormalPrior(0.0), BETA if penalised else 0.0, noise, slack)
+        return Variational(self._penalty.of(classes), 0.0, noise, slack)
 
     @torch.no_grad()
     def _proposals(self, seen: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+"""Studies of lower bounds: for each image, a distance within which a defense says that it has no adversarial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from bench.datasets import Dataset
+from bench.norms import Norm
+from bench.protocols import Defense, HasLowerBound
+from bench.randomness import Streams
+from bench.studies import OnSamples, Study, batches, records
+
+VERSION = 1
+SCHEMA = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("dataset", pa.string()),
+        ("sample", pa.int64()),
+        ("defense", pa.string()),
+        ("norm", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("lower_bound", pa.float64()),
+        ("certificate", pa.bool_()),
+        ("note", pa.string()),
+        ("seconds", pa.float64()),
+    ]
+)
+"""``status`` is ``bound`` or ``failed``; ``certificate`` is false for an estimate that trusts a numeric minimum;
+``note`` says what the number rests on."""
+
+
+def norms_of(defense: Defense) -> Sequence[Norm]:
+    """The norms in which a defense bounds distances."""
+    return defense.bound_norms if isinstance(defense, HasLowerBound) else ()
+
+
+def measure(
+    study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples
+) -> pd.DataFrame:
+    """One record per sample; 0 where the defense errs on the clean image."""
+    assert isinstance(defense, HasLowerBound)
+    frames = []
+    for indices, x, y in batches(study, dataset, device):
+        started = time.perf_counter()
+        bound = defense.lower_bound(x, y, study.norm, Streams(study.seed, indices, "lower bound", device))
+        if bool(bound.values.isnan().any()):
+            raise ValueError("the defense's lower bound is NaN")
+        frames.append(
+            records(
+                study,
+                indices,
+                status="bound",
+                lower_bound=bound.values.clamp_min(0).double().cpu().numpy(),
+                certificate=bound.certificate,
+                note=bound.note,
+                seconds=(time.perf_counter() - started) / len(indices),
+            )
+        )
+        on_samples(len(indices))
+    return pd.concat(frames, ignore_index=True)

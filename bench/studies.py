@@ -1,0 +1,159 @@
+"""Studies: what a run finds out about a defense besides attacks on it, in cells and files of their own.
+
+A study's kind is a module here with ``norms_of(defense)``, the threat models it applies to (nothing where it does not),
+``SCHEMA``, its columns in the ledger, and ``measure(study, defense, dataset, device, on_samples)``, its records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from bench.datasets import Dataset
+from bench.ledger import SCHEMA_VERSION
+from bench.loading import LoadedDefense
+from bench.matrix import Matrix
+from bench.norms import Norm
+from bench.protocols import Defense
+
+KINDS = {"lower_bound": "bench.bounds"}
+"""The modules of all kinds."""
+PASSES = 100
+"""What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
+
+OnSamples = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """One (kind, dataset, defense, norm, samples, seed).
+
+    Attributes:
+        kind: one of `KINDS`.
+        samples: the first so many images of the test set.
+        batch_size: images that are measured together.
+        timeout: seconds after which its worker is killed; does not change what a finished study holds.
+        state: hashes of everything else that can change the result.
+    """
+
+    kind: str
+    dataset: str
+    defense: str
+    norm: Norm
+    seed: int
+    samples: int
+    batch_size: int
+    timeout: float | None
+    state: dict[str, str]
+
+    substitute: None = None
+    budget: int = PASSES
+
+    @cached_property
+    def id(self) -> str:
+        """A hash of everything that can change the result, and of nothing else."""
+        identity = {key: value for key, value in vars(self).items() if key not in ("timeout", "id", "budget")}
+        text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def file(self) -> str:
+        """The name of its result in the ledger's folder."""
+        stem = "--".join((self.defense, self.kind, self.norm, self.id))
+        return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
+
+    @property
+    def title(self) -> str:
+        """For people: defense, kind and norm."""
+        return f"{self.defense} · {self.kind.replace('_', ' ')} · {self.norm}"
+
+
+class Kind(Protocol):
+    """What a kind's module offers."""
+
+    VERSION: int
+    SCHEMA: pa.Schema
+
+    def norms_of(self, defense: Defense) -> Sequence[Norm]:
+        """The threat models in which a defense can be studied."""
+
+    def measure(
+        self, study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples
+    ) -> pd.DataFrame:
+        """One record per sample, with the columns of ``SCHEMA``."""
+
+
+def kind_of(study: Study) -> Kind:
+    """The module of a study's kind."""
+    return _kind(study.kind)
+
+
+def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> list[Study]:
+    """The studies of a matrix: every kind for each defense and norm to which it applies."""
+    return [
+        Study(
+            kind=kind,
+            dataset=dataset.name,
+            defense=name,
+            norm=norm,
+            seed=matrix.seed,
+            samples=matrix.samples,
+            batch_size=loaded.card.batch_size,
+            timeout=matrix.cell_timeout,
+            state={
+                "train": dataset.train.hash,
+                "test": dataset.test.hash,
+                "weights": loaded.fingerprint,
+                "defense": loaded.code,
+                "study": str(_kind(kind).VERSION),
+            },
+        )
+        for name, loaded in defenses.items()
+        for kind in KINDS
+        for norm in matrix.thresholds
+        if norm in _kind(kind).norms_of(loaded.defense)
+    ]
+
+
+def batches(study: Study, dataset: Dataset, device: torch.device) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Indices, images (N, C, H, W) and labels (N,) of a study's samples, as many at once as it says."""
+    for start in range(0, study.samples, study.batch_size):
+        indices = range(start, min(start + study.batch_size, study.samples))
+        rows = slice(start, indices.stop)
+        yield indices, dataset.test.images[rows].to(device), dataset.test.labels[rows].to(device)
+
+
+def failed_study(study: Study, reason: str) -> pd.DataFrame:
+    """The records of a study that could not be made: every sample ``failed`` with this reason."""
+    return records(study, range(study.samples), status="failed", reason=" ".join(reason.split())[:300])
+
+
+def records(study: Study, indices: range, **columns: Any) -> pd.DataFrame:
+    """Records of samples: the study's own columns, those given, and NaN in the others of its schema."""
+    known = {"cell": study.id, "dataset": study.dataset, "defense": study.defense, "norm": study.norm, "reason": ""}
+    frame = pd.DataFrame(
+        {
+            "sample": np.array(indices),
+        }
+    )
+    for field in kind_of(study).SCHEMA:
+        if field.name != "sample":
+            frame[field.name] = {**known, **columns}.get(field.name, np.nan)
+    return frame
+
+
+def _kind(name: str) -> Kind:
+    module: Any = importlib.import_module(KINDS[name])
+    return module  # type: ignore[no-any-return]
