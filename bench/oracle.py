@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
 from bench.confirmation import Confirmation, first_of_each
-from bench.protocols import Defense, HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, VectorJacobian
+from bench.derivatives import drawn_logits, linearize, mean_logits
+from bench.protocols import Defense, HasDecision, HasInnerSteps, HasReconstruction, VectorJacobian
 from bench.randomness import Streams
 from bench.threat import ThreatModel, snap_to_threshold
 
@@ -267,9 +268,7 @@ class Oracle:
         return nn.functional.one_hot(self._y[ids], self.classes).to(x.dtype)
 
     def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        if self._defense.card.randomized:
-            return self._defense.logits(x, self._noise.rows(ids))
-        return self._defense.logits(x)
+        return drawn_logits(self._defense, x, self._noise.rows(ids))
 
     def _forward(self, x: Tensor, ids: Tensor, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``answers`` with what ``answer`` gives, classes (N,) or logits (N, K), in the rows within the budget."""
@@ -282,7 +281,7 @@ class Oracle:
 
     def _mean(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K), averaged over the draws."""
-        return torch.stack([self._logits(x, ids) for _ in range(self._passes)]).mean(0)
+        return mean_logits(self._defense, x, self._noise.rows(ids), self.draws)
 
     def _majority(self, x: Tensor, ids: Tensor) -> Tensor:
         """The class (N,) that most draws decide for."""
@@ -293,24 +292,7 @@ class Oracle:
 
     def _linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
         """The logits at ``x``, averaged over the draws, and their vector-Jacobian product."""
-        if isinstance(self._defense, HasInputGradient):
-            return self._own_derivative(self._defense, x, ids)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            logits = self._mean(leaf, ids)
-
-        def vector_jacobian(cotangent: Tensor) -> Tensor:
-            gradient = torch.autograd.grad(logits, leaf, cotangent, retain_graph=True, allow_unused=True)[0]
-            return torch.zeros_like(x) if gradient is None else gradient
-
-        return logits.detach(), vector_jacobian
-
-    def _own_derivative(self, defense: HasInputGradient, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
-        if not self._defense.card.randomized:
-            return defense.input_gradient(x)
-        drawn = [defense.input_gradient(x, self._noise.rows(ids)) for _ in range(self.draws)]
-        mean = torch.stack([logits for logits, _ in drawn]).mean(0)
-        return mean, lambda cotangent: torch.stack([product(cotangent) for _, product in drawn]).mean(0)
+        return linearize(self._defense, x, self._noise.rows(ids), self.draws)
 
     def _products(
         self, x: Tensor, ids: Tensor, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench import defense
 from bench.checkpoints import check_shapes, load_tensors
+from bench.confidence import graded_softmax
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
 from bench.norms import Norm
@@ -201,15 +202,6 @@ def _of_class(decoder: Decoder, c: int) -> FoldedLayers:
         size = layers[-1].output_size if layers else 1
         layers.append(folded(convolution, normalisation, size, c, decoder.classes))
     return [Dense.of_convolution(layers[0]), *layers[1:]]
-
-
-def graded_softmax(logits: Tensor, alpha: float, eta: float) -> Tensor:
-    """(exp(alpha l) + eta) / sum of the same over classes, (N, K): uniform where no class explains the image (eq. 4).
-
-    ``eta`` is the evidence that every class has anyway.
-    """
-    evidence = (alpha * logits).exp() + eta
-    return evidence / evidence.sum(1, keepdim=True)
 
 
 def class_scalars(energies: Tensor, y: Tensor) -> Tensor:

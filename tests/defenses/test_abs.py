@@ -21,7 +21,6 @@ from defenses.abs import (
     AnalysisBySynthesis,
     Trained,
     class_scalars,
-    graded_softmax,
     released_analysis_by_synthesis,
     released_binary_analysis_by_synthesis,
 )
@@ -213,18 +212,7 @@ def test_class_scalars_mend_what_a_scalar_can_and_stay_one_where_nothing_is_gain
     assert torch.equal(class_scalars(energies, energies.argmin(1)), torch.ones(3))
 
 
-# Confidence and training.
-
-
-def test_the_graded_softmax_is_equation_4():
-    logits = torch.tensor([[-0.02, -0.03, -1.0]])
-    terms = [math.exp(440 * logit) + 3.9e-5 for logit in (-0.02, -0.03, -1.0)]
-    expected = torch.tensor([[term / sum(terms) for term in terms]])
-    torch.testing.assert_close(graded_softmax(logits, 440, 3.9e-5), expected)
-
-
-def test_what_no_class_explains_gets_a_uniform_confidence():
-    torch.testing.assert_close(graded_softmax(torch.tensor([[-1.0, -2.0]]), 440, 3.9e-5), torch.full((1, 2), 0.5))
+# Training.
 
 
 def test_the_weight_of_the_divergence_falls_from_ten_to_one():
