@@ -67,9 +67,9 @@ def run(
     folder = out or default_out(built)
     processes = process_count(workers, chosen_runner, torch_device)
     planned = prepare(built, registry, folder, data_dir, torch_device, processes)
-    before = len(planned.cells) - len(planned.done)
-    if not before:
-        typer.echo(f"Nothing to do: all {len(planned.cells)} cells of {built.name} are in {folder / 'ledger'}.")
+    total = len(planned.cells) + len(planned.studies)
+    if total == len(planned.done):
+        typer.echo(f"Nothing to do: all {total} cells of {built.name} are in {folder / 'ledger'}.")
     outcome = execute(planned, folder, data_dir, torch_device, processes, chosen_runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
@@ -82,7 +82,8 @@ def run(
         index = write_report(folder, folder / "report")
     typer.echo(f"Report: {index}")
     doubted = strict and _name_doubts(folder)
-    if outcome.failed or doubted:
+    refuted = bool(planned.studies) and _name_refuted(folder)
+    if outcome.failed or doubted or refuted:
         raise typer.Exit(1)
 
 
@@ -378,6 +379,16 @@ def _name_doubts(run: Path) -> bool:
     ]
     for line in lines:
         typer.echo(line, err=True)
+    return bool(lines)
+
+
+def _name_refuted(run: Path) -> bool:
+    """Prints the certificates of a run that found adversarials refute; true if there are some."""
+    from reports import load_run, refuted_certificates
+
+    lines = refuted_certificates(load_run(run))
+    for line in lines:
+        typer.echo(f"wrong certificate: {line}", err=True)
     return bool(lines)
 
 

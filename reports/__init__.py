@@ -3,5 +3,6 @@
 from reports.masking import evidence
 from reports.report import write_report
 from reports.runs import load_run
+from reports.tables import refuted_certificates
 
-__all__ = ["evidence", "load_run", "write_report"]
+__all__ = ["evidence", "load_run", "refuted_certificates", "write_report"]

@@ -26,6 +26,7 @@ class Section:
         published: the same with published numbers beside them, where there are some; the page shows it instead.
         strength: the summary with intervals and costs.
         mcnemar: the pairwise tests, where there are two defenses.
+        bracket: lower bounds beside the smallest adversarials, where there are lower bounds.
         curves: accuracy-distortion curves as SVG.
         gallery: the smallest adversarials.
     """
@@ -35,6 +36,7 @@ class Section:
     published: Table | None
     strength: Table
     mcnemar: Table | None
+    bracket: Table | None
     curves: bytes
     gallery: Gallery
 
@@ -46,7 +48,8 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """All tables of the section."""
-        return [table for table in (self.summary, self.published, self.mcnemar, self.strength) if table is not None]
+        tables = (self.summary, self.published, self.mcnemar, self.bracket, self.strength)
+        return [table for table in tables if table is not None]
 
     @property
     def curves_uri(self) -> str:

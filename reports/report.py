@@ -11,8 +11,10 @@ from reports.page import Section, page
 from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
+from reports.statistics import brackets
 from reports.tables import (
     attacks_table,
+    bracket_table,
     cost_table,
     defenses_table,
     masking_table,
@@ -22,6 +24,7 @@ from reports.tables import (
     with_published,
 )
 
+BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "note"]
 _RENDERERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
 
 
@@ -42,6 +45,10 @@ def write_run_report(run: Run, out_dir: Path) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
     appendix = [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
+    for section in sections:
+        if section.bracket is not None:
+            samples = brackets(run.records, run.bounds, section.norm)[BRACKET_COLUMNS]
+            samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
     for table in [*(table for section in sections for table in section.tables), *appendix]:
         for suffix, renderer in _RENDERERS.items():
             (out_dir / f"{table.name}{suffix}").write_text(renderer(table), encoding="utf-8")
@@ -60,6 +67,7 @@ def _section(run: Run, norm: Norm, figures: Path) -> Section:
         published=with_published(summary, published_numbers(run, norm), REFERENCE),
         strength=strength_table(run, norm),
         mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
+        bracket=bracket_table(run, norm),
         curves=curves.with_suffix(".svg").read_bytes(),
         gallery=gallery(run, norm),
     )

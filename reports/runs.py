@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest
+from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies
 from bench.norms import Norm
 
 
@@ -25,12 +25,14 @@ class Run:
         manifest: what the run consists of; the order of its defenses and attacks is the order of columns and rows.
         clean: images of the run's samples in the manifest's order, (S, C, H, W) float32 in [0, 1].
         adversarials: from a cell's id to its adversarial images, (S, C, H, W) float32; zeros where none was found.
+        bounds: records of the lower bounds (`bench.bounds`); empty, without columns, where no defense has any.
     """
 
     records: pd.DataFrame
     manifest: Mapping[str, Any]
     clean: NDArray[np.float32]
     adversarials: Callable[[str], NDArray[np.float32]]
+    bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def dataset(self) -> str:
@@ -116,4 +118,5 @@ def load_run(directory: Path) -> Run:
         manifest=load_manifest(directory),
         clean=load_clean(directory),
         adversarials=lambda cell: load_adversarials(directory, cell),
+        bounds=load_studies(directory, "lower_bound"),
     )

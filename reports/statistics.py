@@ -16,6 +16,8 @@ from scipy.stats import binom, quantile_test
 from bench.norms import Norm, within
 
 FloatArray = NDArray[np.float64]
+ROUNDING = 1e-6
+"""How far an adversarial may lie within a lower bound, relative to it, before it refutes the bound."""
 
 
 def median_distance(distances: ArrayLike) -> float:
@@ -82,6 +84,26 @@ def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
     marked = chosen.merge(unknown, on=["defense", "sample"], how="left", indicator="_unknown")
     hidden = np.isposinf(marked["distance"].to_numpy()) & (marked["_unknown"] == "both").to_numpy()
     return marked.drop(columns="_unknown").assign(distance=marked["distance"].mask(hidden))
+
+
+def brackets(records: pd.DataFrame, bounds: pd.DataFrame, norm: Norm) -> pd.DataFrame:
+    """For each defense and sample with a lower bound in ``norm``, the bound beside the smallest adversarial.
+
+    Args:
+        records: of attacks.
+        bounds: of studies of lower bounds (`bench.bounds`).
+        norm: of both.
+
+    Returns:
+        The bounds' columns, with ``distance`` (infinity where no adversarial is known, NaN where that is unknown) and
+        ``refuted``, true where an adversarial lies within the bound (but for rounding).
+    """
+    if bounds.empty:
+        return bounds.assign(distance=[], refuted=[])
+    own = bounds[(bounds["norm"] == norm) & (bounds["status"] == "bound")]
+    known = smallest_adversarials(records, norm)[["defense", "sample", "distance"]]
+    merged = own.merge(known, on=["defense", "sample"], how="left")
+    return merged.assign(refuted=merged["distance"] < merged["lower_bound"] * (1 - ROUNDING))
 
 
 def clean_accuracy(records: pd.DataFrame, samples: int) -> float:

@@ -18,6 +18,7 @@ from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
 from reports.statistics import (
     accuracy_at,
+    brackets,
     clean_accuracy,
     mcnemar,
     median_distance,
@@ -25,6 +26,7 @@ from reports.statistics import (
     smallest_adversarials,
 )
 
+CERTIFICATE_REFUTED = "an adversarial lies within the certified distance: the certificate is wrong"
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
@@ -214,6 +216,61 @@ def strength_table(run: Run, norm: Norm) -> Table:
     )
 
 
+def bracket_table(run: Run, norm: Norm) -> Table | None:
+    """What is known of the distance to the nearest adversarial from below and from above; None without lower bounds."""
+    known = brackets(run.records, run.bounds, norm)
+    if known.empty:
+        return None
+    columns = [defense for defense in run.defenses if (known["defense"] == defense).any()]
+    rows: dict[str, list[Cell]] = {"lower bound": [], "smallest adversarial": [], "refuted": [], "the bound is": []}
+    for defense in columns:
+        own = known[known["defense"] == defense]
+        certified = bool(own["certificate"].all())
+        # A refuted estimate says nothing; a refuted certificate is an error that has to be seen.
+        bounds = own["lower_bound"].mask(own["refuted"] & ~own["certificate"].astype(bool), 0.0)
+        refuted = int(own["refuted"].sum())
+        wrong = (CERTIFICATE_REFUTED,) if certified and refuted else ()
+        rows["lower bound"].append(Cell(values=(median_distance(bounds),), doubts=wrong))
+        rows["smallest adversarial"].append(_number_or_reason(median_distance(own["distance"])))
+        rows["refuted"].append(Cell(text=f"{refuted} of {len(own)}", doubts=wrong))
+        kind = "a certificate" if certified else "an estimate"
+        rows["the bound is"].append(Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])))
+    return Table(
+        name=f"bracket_{norm}",
+        title=f"{NORM_LABELS[norm]}: between lower bound and smallest adversarial",
+        caption=(
+            f"Median {NORM_LABELS[norm]} distance, over {_measured_on(run)}, within which the defense shows that an "
+            f"image has no adversarial, and that of the smallest adversarial any attack found; 0 for images that are "
+            f"misclassified as they are. An estimate that an adversarial refutes counts as 0. Each image's own bracket "
+            f"is in brackets_{norm}.csv."
+        ),
+        frame=_frame("", columns, rows),
+        quantities=(Quantity("median", _DECIMALS[norm]),),
+        rules=(2,),
+    )
+
+
+def _number_or_reason(value: float) -> Cell:
+    return Cell(text="unknown") if np.isnan(value) else Cell(values=(value,))
+
+
+def refuted_certificates(run: Run) -> list[str]:
+    """One line for each defense and norm of which a certificate exceeds a found adversarial."""
+    lines = []
+    for norm in run.norms:
+        known = brackets(run.records, run.bounds, norm)
+        if known.empty:
+            continue
+        wrong = known[known["refuted"] & known["certificate"].astype(bool)]
+        for defense, own in wrong.groupby("defense", sort=False):
+            first = own.iloc[0]
+            lines.append(
+                f"{defense}, {NORM_LABELS[norm]}: {len(own)} certificates exceed found adversarials "
+                f"(sample {first['sample']}: {first['lower_bound']:.4g} against {first['distance']:.4g})"
+            )
+    return lines
+
+
 def attacks_table(run: Run) -> Table:
     """What each attack may spend and with which parameters, once per setting."""
     settings: dict[tuple[str, str, int], set[str]] = {}
@@ -305,14 +362,28 @@ def masking_table(run: Run) -> Table:
 
 
 def problems(run: Run) -> list[str]:
-    """One line for each cell that has not run or holds samples without a valid result."""
-    return [
+    """One line for each cell or study that has not run or holds samples without a valid result."""
+    of_cells = [
         f"{defense}, {NORM_LABELS[norm]}: {gap}"
         for norm in run.norms
         for attacks in [run.attack_rows(norm)]
         for defense in run.defenses
         for gap in _gaps(run, norm, attacks, defense)
     ]
+    return [*of_cells, *_study_problems(run)]
+
+
+def _study_problems(run: Run) -> list[str]:
+    lines = []
+    for study in run.manifest.get("studies", []):
+        own = run.bounds[run.bounds["cell"] == study["id"]] if len(run.bounds) else run.bounds
+        place = f"{study['defense']}, {NORM_LABELS[study['norm']]}: {study['kind'].replace('_', ' ')}"
+        if own.empty:
+            lines.append(f"{place} not run yet")
+            continue
+        failed = own.loc[own["status"] == "failed", "reason"].tolist()
+        lines += [f"{place} failed: {reason} ({count}/{len(own)})" for reason, count in Counter(failed).items()]
+    return lines
 
 
 def _accuracy(run: Run) -> Quantity:

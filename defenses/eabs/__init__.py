@@ -37,7 +37,7 @@ from defenses.eabs.networks import BETA, Autoencoders, Decoder
 from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
 
 BATCH_SIZE = 50
-SEARCH = Search(starts=8000, iterations=50, learning_rate=0.05, variance=0.5)
+SEARCH = Search(starts=8000, iterations=20, learning_rate=0.05, variance=0.5)
 """Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
 makes the likelihood's variance 1/2."""
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import bench
+from bench.cli import app
 from bench.errors import UserError
-from bench.ledger import load_manifest
+from bench.ledger import load_manifest, load_studies
 from bench.registry import BUILTINS, Registry
 
 PLUGIN = Path(__file__).with_name("plugins.py")
@@ -203,3 +205,53 @@ def test_an_unknown_substitute_is_named(tmp_path):
     matrix = write_matrix(tmp_path, ["transfer"])
     with pytest.raises(UserError, match=r"small\.toml: key substitute: unknown defense 'cnm'"):
         run(matrix, tmp_path / "out", settings=["substitute=cnm"])
+
+
+# Studies.
+
+BOUNDED = """
+import torch
+from bench import defense
+from bench.conformance import ClassMeans
+from bench.protocols import LowerBound
+
+class WithBounds(ClassMeans):
+    bound_norms = ("L2",)
+    def lower_bound(self, x, y, norm, streams):
+        bound = BOUND
+        if bound is None:
+            raise RuntimeError("no luck")
+        return LowerBound(torch.where(self.logits(x).argmax(1) == y, bound, 0.0), certificate=True)
+
+@defense("bounded", datasets=["digits"])
+def bounded(dataset):
+    return WithBounds(dataset)
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "status", "message"),
+    [
+        ("0.01", 0, ""),
+        ("50.0", 1, "wrong certificate: bounded, L2: "),
+        ("None", 1, "failed: bounded · lower bound · L2"),
+        ("float('nan')", 1, "failed: bounded · lower bound · L2"),
+    ],
+)
+@pytest.mark.parametrize("runner", ["serial", "process"])
+def test_lower_bounds_are_judged_by_the_adversarials(tmp_path, bound, status, message, runner):
+    plugin = tmp_path / "bounded.py"
+    plugin.write_text(BOUNDED.replace("BOUND", bound))
+    options = ["--plugin", plugin, "--defenses", "bounded", "--attacks", "deepfool", "--norms", "L2,Linf"]
+    command = ["run", "digits", *options, "--samples", "12", "--runner", runner, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, command)])
+    assert (result.exit_code, message in result.output) == (status, True), result.output
+    studies = load_manifest(tmp_path / "out")["studies"]
+    assert [(study["kind"], study["defense"], study["norm"]) for study in studies] == [("lower_bound", "bounded", "L2")]
+    frame = load_studies(tmp_path / "out", "lower_bound")
+    assert len(frame) == 12
+    assert set(frame["status"]) == ({"bound"} if bound in ("0.01", "50.0") else {"failed"})
+    if status == 0:
+        assert (tmp_path / "out" / "report" / "bracket_L2.md").exists()
+        again = CliRunner().invoke(app, [*map(str, command)])
+        assert "Nothing to do" in again.output

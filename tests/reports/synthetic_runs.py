@@ -26,6 +26,7 @@ class RunMaker:
         self.dataset = {"name": dataset, "classes": 10, "shape": list(shape)}
         self.thresholds = thresholds or {"L2": 1.5, "Linf": 0.3, "L0": 12}
         self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
+        self.studies, self.bounds = [], []
 
     def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
         self.attacks[name] = {
@@ -60,6 +61,26 @@ class RunMaker:
 
     def na(self, defense, attack, norm, reason):
         self.not_applicable.append({"defense": defense, "attack": attack, "norm": norm, "reason": reason})
+
+    def bound(self, defense, norm, values, certificate=False, note="", reason=""):
+        """Lower bounds, one per sample; NaN with a reason for those that failed; None: the study has not run."""
+        study = f"{defense}-lower_bound-{norm}"
+        self.studies.append({"id": study, "kind": "lower_bound", "defense": defense, "norm": norm, "file": ""})
+        if values is not None:
+            columns = {
+                "cell": study,
+                "dataset": self.dataset["name"],
+                "sample": np.arange(self.samples),
+                "defense": defense,
+                "norm": norm,
+                "status": np.where(np.isnan(values), "failed", "bound"),
+                "reason": reason,
+                "lower_bound": values,
+                "certificate": certificate,
+                "note": note,
+                "seconds": 0.5,
+            }
+            self.bounds.append(pd.DataFrame(columns))
 
     def _records(self, cell, distances, reasons, predictions):
         count = self.samples
@@ -121,11 +142,13 @@ class RunMaker:
             ],
             "attacks": list(self.attacks.values()),
             "cells": self.cells,
+            "studies": self.studies,
             "not_applicable": self.not_applicable,
             "provenance": PROVENANCE,
         }
         records = pd.concat(self.frames, ignore_index=True)
-        return Run(records, manifest, images, adversarials or (lambda cell: images))
+        bounds = pd.concat(self.bounds, ignore_index=True) if self.bounds else pd.DataFrame()
+        return Run(records, manifest, images, adversarials or (lambda cell: images), bounds)
 
 
 def every_status():

@@ -4,10 +4,12 @@ from synthetic_runs import INF, NAN, RunMaker, every_status
 
 from reports.tables import (
     attacks_table,
+    bracket_table,
     cost_table,
     defenses_table,
     mcnemar_table,
     problems,
+    refuted_certificates,
     strength_table,
     summary_table,
 )
@@ -207,3 +209,49 @@ def test_captions_state_samples_threshold_and_versions(run):
     for table in (summary_table(run, "L2"), mcnemar_table(run, "L2")):
         for fact in ("5 test images of synthetic", "ε = 1.5", "assay 0.1.0", "torch 2.15.0"):
             assert fact in table.caption
+
+
+@pytest.fixture
+def bracketed():
+    """Four images; the certificate of one and the estimates of two are above a found adversarial."""
+    maker = RunMaker(["cnn", "nearest_neighbour", "abs"], 4)
+    maker.attack("pgd", ["L2", "Linf"])
+    for defense in maker.defenses:
+        maker.cell(defense, "pgd", "L2", [0.0, 1.0, 2.0, INF])
+    maker.bound("nearest_neighbour", "L2", [0.0, 0.5, 2.0 * (1 + 1e-7), 3.0], certificate=True)
+    maker.bound("abs", "L2", [0.0, 1.1, 2.5, 3.0], note="5 starts for each class")
+    return maker
+
+
+def test_brackets_stand_between_bound_and_adversarial(bracketed):
+    table = bracket_table(bracketed.make(), "L2")
+    assert list(table.frame) == ["nearest_neighbour", "abs"]
+    assert cell(table, "lower bound", "nearest_neighbour").values == pytest.approx((1.25,))
+    assert cell(table, "smallest adversarial", "nearest_neighbour").values == (1.5,)
+    assert cell(table, "refuted", "nearest_neighbour").text == "0 of 4"
+    assert cell(table, "the bound is", "nearest_neighbour").text == "a certificate"
+    assert bracket_table(bracketed.make(), "Linf") is None
+
+
+def test_an_estimate_that_an_adversarial_refutes_is_dropped_and_counted(bracketed):
+    table = bracket_table(bracketed.make(), "L2")
+    assert cell(table, "lower bound", "abs").values == (0.0,)  # of 0, 0, 0 and 3
+    assert cell(table, "refuted", "abs").text == "2 of 4"
+    assert cell(table, "the bound is", "abs").text == "an estimate, 5 starts for each class"
+    assert refuted_certificates(bracketed.make()) == []
+
+
+def test_a_certificate_above_an_adversarial_is_an_error_that_is_seen(bracketed):
+    bracketed.bound("cnn", "L2", [0.0, 1.1, 1.0, 1.0], certificate=True)
+    run = bracketed.make()
+    assert refuted_certificates(run) == ["cnn, L2: 1 certificates exceed found adversarials (sample 1: 1.1 against 1)"]
+    assert "certificate is wrong" in cell(bracket_table(run, "L2"), "lower bound", "cnn").doubts[0]
+
+
+def test_a_bound_that_failed_or_has_not_run_is_a_problem(bracketed):
+    bracketed.bound("cnn", "L2", [NAN] * 4, reason="exception: no luck")
+    bracketed.bound("cnn", "Linf", None)
+    assert problems(bracketed.make()) == [
+        "cnn, L2: lower bound failed: exception: no luck (4/4)",
+        "cnn, L∞: lower bound not run yet",
+    ]
