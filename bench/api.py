@@ -9,6 +9,7 @@ import pandas as pd
 
 from bench import datasets
 from bench.cards import AttackCard
+from bench.checkpoints import zoo_cards
 from bench.datasets import Dataset
 from bench.ledger import load_ledger
 from bench.loading import load_trained
@@ -66,7 +67,10 @@ def run(
 
 
 def list_defenses(plugins: Sequence[str | Path] = ()) -> pd.DataFrame:
-    """All defenses: name, datasets, access, randomized, source, error, citation."""
+    """All defenses: name, datasets, access, randomized, source, trained, error, citation.
+
+    ``trained`` names the datasets for which weights come with Assay, and the clean accuracy there.
+    """
     return _listing("defenses", plugins)
 
 
@@ -99,6 +103,10 @@ def _listing(group: Group, plugins: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def _rows(group: Group, plugins: Sequence[str | Path]) -> Iterable[dict[str, object]]:
+    trained: dict[str, str] = {}
+    for card in zoo_cards():
+        accuracy = f"{card['dataset']} {card['clean_accuracy']:.2%}"
+        trained[card["defense"]] = ", ".join(filter(None, [trained.get(card["defense"]), accuracy]))
     for name, source, plugin in Registry(plugins).rows(group):
         if isinstance(plugin, str):
             yield {"name": name, "source": source, "error": plugin}
@@ -121,6 +129,7 @@ def _rows(group: Group, plugins: Sequence[str | Path]) -> Iterable[dict[str, obj
                 "access": plugin.card.access,
                 "randomized": plugin.card.randomized,
                 "source": source,
+                "trained": trained.get(name, ""),
                 "error": "",
                 "citation": plugin.card.citation,
             }
