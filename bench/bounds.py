@@ -13,7 +13,7 @@ from bench.datasets import Dataset
 from bench.norms import Norm
 from bench.protocols import Defense, HasLowerBound
 from bench.randomness import Streams
-from bench.studies import OnSamples, Study, batches, records
+from bench.studies import Measured, OnSamples, Study, batches, records
 
 VERSION = 1
 SCHEMA = pa.schema(
@@ -40,11 +40,10 @@ def norms_of(defense: Defense) -> Sequence[Norm]:
     return defense.bound_norms if isinstance(defense, HasLowerBound) else ()
 
 
-def measure(
-    study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples
-) -> pd.DataFrame:
+def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """One record per sample; 0 where the defense errs on the clean image."""
     assert isinstance(defense, HasLowerBound)
+    assert study.norm is not None
     frames = []
     for indices, x, y in batches(study, dataset, device):
         started = time.perf_counter()
@@ -63,4 +62,4 @@ def measure(
             )
         )
         on_samples(len(indices))
-    return pd.concat(frames, ignore_index=True)
+    return Measured(pd.concat(frames, ignore_index=True))

@@ -125,9 +125,11 @@ def plan(
         _print_table(["attack", "norm", "defense", "why"], places)
     left = [cell for cell in planned.cells if cell.id not in planned.done]
     passes = sum(cost(cell, planned.defenses[cell.defense]) for cell in left)
+    there, studied = len(planned.cells) - len(left), {study.id for study in planned.studies} & planned.done
     typer.echo(
-        f"{len(planned.cells)} cells of {built.samples} samples: {len(planned.done)} there, {len(left)} to run, "
-        f"{passes:,.0f} passes at most (inner optimisation steps included); {len(planned.untrained)} defenses to train."
+        f"{len(planned.cells)} cells of {built.samples} samples: {there} there, {len(left)} to run, "
+        f"{passes:,.0f} passes at most (inner optimisation steps included); "
+        f"{len(planned.studies)} studies: {len(studied)} there; {len(planned.untrained)} defenses to train."
     )
 
 

@@ -83,26 +83,34 @@ def ledger_dir(run: Path | str) -> Path:
     return Path(run) / "ledger"
 
 
-def write_study(path: Path, records: pd.DataFrame, schema: pa.Schema, provenance: Mapping[str, Any]) -> None:
-    """Writes the records of a study (`bench.studies`), with the columns of its schema, to ``path``."""
-    metadata = {"assay": json.dumps({"schema": SCHEMA_VERSION, **provenance})}
-    table = pa.Table.from_pandas(records, schema=schema, preserve_index=False).replace_schema_metadata(metadata)
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
+def write_study(
+    path: Path,
+    records: pd.DataFrame,
+    schema: pa.Schema,
+    provenance: Mapping[str, Any],
+    images: NDArray[np.float32] | None,
+) -> None:
+    """Writes a study's records (`bench.studies`) to ``path`` and its images (M, C, H, W), if it has some, beside it."""
+    _write(path, records, schema, provenance, None if images is None else _pack(study=images))
 
 
 def write_cell(
     path: Path, records: pd.DataFrame, adversarials: NDArray[np.float32], provenance: Mapping[str, Any]
 ) -> None:
     """Writes a cell's records (columns `COLUMNS`) to ``path`` and its adversarial images (S, C, H, W) beside it."""
-    images = _pack(adversarial=adversarials)
-    write_atomically(path.with_suffix(".npz"), lambda temporary: temporary.write_bytes(images))
-    metadata = {
-        "assay": json.dumps(
-            {"schema": SCHEMA_VERSION, "images_sha256": hashlib.sha256(images).hexdigest(), **provenance}
-        )
-    }
-    table = pa.Table.from_pandas(records[list(COLUMNS)], schema=_SCHEMA, preserve_index=False)
-    table = table.replace_schema_metadata(metadata)
+    _write(path, records[list(COLUMNS)], _SCHEMA, provenance, _pack(adversarial=adversarials))
+
+
+def _write(
+    path: Path, records: pd.DataFrame, schema: pa.Schema, provenance: Mapping[str, Any], images: bytes | None
+) -> None:
+    """Writes the images, packed, first: the records, which hold their hash, say that all is there."""
+    facts: dict[str, Any] = {"schema": SCHEMA_VERSION}
+    if images is not None:
+        write_atomically(path.with_suffix(".npz"), lambda temporary: temporary.write_bytes(images))
+        facts["images_sha256"] = hashlib.sha256(images).hexdigest()
+    table = pa.Table.from_pandas(records, schema=schema, preserve_index=False)
+    table = table.replace_schema_metadata({"assay": json.dumps({**facts, **provenance})})
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
@@ -203,6 +211,15 @@ def load_studies(run: Path | str, kind: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
+def load_study_images(run: Path | str, study_id: str) -> NDArray[np.float32]:
+    """The images (M, C, H, W) of a study, in the order of its records.
+
+    Raises:
+        UserError: when the run has no such study, or its files are missing or corrupt.
+    """
+    return _images_of(run, "studies", study_id, "study")
+
+
 def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
     """Writes the run's clean images (S, C, H, W) and returns the file's name, for the manifest."""
     packed = _pack(images=images, labels=labels)
@@ -224,11 +241,15 @@ def load_adversarials(run: Path | str, cell_id: str) -> NDArray[np.float32]:
     Raises:
         UserError: when the run has no such cell, or its files are missing or corrupt.
     """
-    for cell in load_manifest(run)["cells"]:
-        if cell["id"] == cell_id:
-            path = ledger_dir(run) / cell["file"]
-            return _read_images(path.with_suffix(".npz"), read_cell(path)[1]["images_sha256"])["adversarial"]
-    raise UserError(f"run {run}: no cell {cell_id}")
+    return _images_of(run, "cells", cell_id, "adversarial")
+
+
+def _images_of(run: Path | str, what: str, wanted: str, array: str) -> NDArray[np.float32]:
+    for entry in load_manifest(run).get(what, []):
+        if entry["id"] == wanted:
+            path = ledger_dir(run) / entry["file"]
+            return _read_images(path.with_suffix(".npz"), read_cell(path)[1]["images_sha256"])[array]
+    raise UserError(f"run {run}: no {wanted} among its {what}")
 
 
 def _pack(**arrays: NDArray[Any]) -> bytes:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -62,6 +62,7 @@ class Matrix(_Strict):
         chunk: samples attacked together (default: the defense's batch size).
         cell_timeout: seconds after which a cell fails.
         substitute: the defense that attacks with `transfer` access make their perturbations on.
+        studies: what is found out about each defense besides (kinds of `bench.studies`), where it applies.
     """
 
     name: str = ""
@@ -74,6 +75,7 @@ class Matrix(_Strict):
     chunk: int | None = Field(None, ge=1)
     cell_timeout: float | None = Field(None, gt=0)
     substitute: str = "cnn"
+    studies: tuple[Literal["lower_bound", "distal"], ...] = ("lower_bound",)
 
     @field_validator("attacks", mode="before")
     @classmethod

@@ -12,7 +12,6 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from bench.cells import Cell
@@ -31,7 +30,7 @@ from bench.errors import UserError
 from bench.ledger import ledger_dir, write_cell, write_study
 from bench.loading import LoadedDefense, load_trained
 from bench.registry import Registry
-from bench.studies import Study, failed_study, kind_of
+from bench.studies import Measured, Study, failed_study, kind_of
 
 _GRACE_SECONDS = 60
 """How long after a cell's timeout its worker is killed: between two queries a worker notices the timeout itself."""
@@ -98,7 +97,7 @@ class Workshop:
             return self._write_study(work, failed_study(work, reason))
         return self.write(work, failed_result(work, self._dataset, reason))
 
-    def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> pd.DataFrame:
+    def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
         device = torch.device(self._job.device)
         torch.set_num_threads(CELL_THREADS)
         try:
@@ -109,10 +108,11 @@ class Workshop:
         except Exception as error:
             return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
 
-    def _write_study(self, study: Study, frame: pd.DataFrame) -> int:
+    def _write_study(self, study: Study, measured: Measured) -> int:
         provenance = {**self._job.provenance, "batch_size": study.batch_size, "state": study.state}
-        write_study(ledger_dir(self._job.run) / study.file, frame, kind_of(study).SCHEMA, provenance)
-        return int((frame["status"] == "failed").sum())
+        path = ledger_dir(self._job.run) / study.file
+        write_study(path, measured.records, kind_of(study).SCHEMA, provenance, measured.images)
+        return int((measured.records["status"] == "failed").sum())
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)

@@ -1,7 +1,7 @@
 """Studies: what a run finds out about a defense besides attacks on it, in cells and files of their own.
 
 A study's kind is a module here with ``norms_of(defense)``, the threat models it applies to (nothing where it does not),
-``SCHEMA``, its columns in the ledger, and ``measure(study, defense, dataset, device, on_samples)``, its records.
+``SCHEMA``, its columns in the ledger, and ``measure(study, defense, dataset, device, on_samples)``, what it found.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.datasets import Dataset
@@ -28,7 +29,7 @@ from bench.matrix import Matrix
 from bench.norms import Norm
 from bench.protocols import Defense
 
-KINDS = {"lower_bound": "bench.bounds"}
+KINDS = {"lower_bound": "bench.bounds", "distal": "bench.distal_study"}
 """The modules of all kinds."""
 PASSES = 100
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
@@ -42,6 +43,7 @@ class Study:
 
     Attributes:
         kind: one of `KINDS`.
+        norm: None where it makes no difference.
         samples: the first so many images of the test set.
         batch_size: images that are measured together.
         timeout: seconds after which its worker is killed; does not change what a finished study holds.
@@ -51,7 +53,7 @@ class Study:
     kind: str
     dataset: str
     defense: str
-    norm: Norm
+    norm: Norm | None
     seed: int
     samples: int
     batch_size: int
@@ -71,13 +73,26 @@ class Study:
     @property
     def file(self) -> str:
         """The name of its result in the ledger's folder."""
-        stem = "--".join((self.defense, self.kind, self.norm, self.id))
+        stem = "--".join((self.defense, self.kind, *([self.norm] if self.norm else []), self.id))
         return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
 
     @property
     def title(self) -> str:
         """For people: defense, kind and norm."""
-        return f"{self.defense} · {self.kind.replace('_', ' ')} · {self.norm}"
+        return " · ".join((self.defense, self.kind.replace("_", " "), *([self.norm] if self.norm else [])))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a study found.
+
+    Attributes:
+        records: with the columns of its kind's ``SCHEMA``.
+        images: that belong to the records, (M, C, H, W) float32 in [0, 1], or None.
+    """
+
+    records: pd.DataFrame
+    images: NDArray[np.float32] | None = None
 
 
 class Kind(Protocol):
@@ -86,13 +101,13 @@ class Kind(Protocol):
     VERSION: int
     SCHEMA: pa.Schema
 
-    def norms_of(self, defense: Defense) -> Sequence[Norm]:
-        """The threat models in which a defense can be studied."""
+    def norms_of(self, defense: Defense) -> Sequence[Norm | None]:
+        """The norms in which a defense can be studied; None where they make no difference."""
 
     def measure(
         self, study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples
-    ) -> pd.DataFrame:
-        """One record per sample, with the columns of ``SCHEMA``."""
+    ) -> Measured:
+        """What it finds; ``on_samples`` is told of samples that are done."""
 
 
 def kind_of(study: Study) -> Kind:
@@ -101,7 +116,7 @@ def kind_of(study: Study) -> Kind:
 
 
 def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> list[Study]:
-    """The studies of a matrix: every kind for each defense and norm to which it applies."""
+    """The studies of a matrix: its kinds for each defense and norm to which they apply."""
     return [
         Study(
             kind=kind,
@@ -121,9 +136,9 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             },
         )
         for name, loaded in defenses.items()
-        for kind in KINDS
-        for norm in matrix.thresholds
-        if norm in _kind(kind).norms_of(loaded.defense)
+        for kind in matrix.studies
+        for norm in _kind(kind).norms_of(loaded.defense)
+        if norm is None or norm in matrix.thresholds
     ]
 
 
@@ -135,19 +150,21 @@ def batches(study: Study, dataset: Dataset, device: torch.device) -> Iterator[tu
         yield indices, dataset.test.images[rows].to(device), dataset.test.labels[rows].to(device)
 
 
-def failed_study(study: Study, reason: str) -> pd.DataFrame:
-    """The records of a study that could not be made: every sample ``failed`` with this reason."""
-    return records(study, range(study.samples), status="failed", reason=" ".join(reason.split())[:300])
+def failed_study(study: Study, reason: str) -> Measured:
+    """A study that could not be made: every sample ``failed`` with this reason."""
+    return Measured(records(study, range(study.samples), status="failed", reason=" ".join(reason.split())[:300]))
 
 
 def records(study: Study, indices: range, **columns: Any) -> pd.DataFrame:
     """Records of samples: the study's own columns, those given, and NaN in the others of its schema."""
-    known = {"cell": study.id, "dataset": study.dataset, "defense": study.defense, "norm": study.norm, "reason": ""}
-    frame = pd.DataFrame(
-        {
-            "sample": np.array(indices),
-        }
-    )
+    known = {
+        "cell": study.id,
+        "dataset": study.dataset,
+        "defense": study.defense,
+        "norm": study.norm or "",
+        "reason": "",
+    }
+    frame = pd.DataFrame({"sample": np.array(indices)})
     for field in kind_of(study).SCHEMA:
         if field.name != "sample":
             frame[field.name] = {**known, **columns}.get(field.name, np.nan)

@@ -71,6 +71,26 @@ def gallery(run: Run, norm: Norm) -> Gallery:
     return Gallery(run.defenses, rows)
 
 
+def distal_gallery(run: Run) -> Gallery | None:
+    """The first distal adversarial of each class for each defense; None where they were not studied."""
+    if run.distals.empty:
+        return None
+    made = run.distals[run.distals["status"] != "failed"]
+    first = made.drop_duplicates(["defense", "target"])
+    defenses = [defense for defense in run.defenses if (first["defense"] == defense).any()]
+    images = {study: run.study_images(study) for study in first["cell"].unique()}
+    rows = []
+    for target in sorted(first["target"].unique()):
+        pictures = []
+        for defense in defenses:
+            record = first[(first["defense"] == defense) & (first["target"] == target)].iloc[0]
+            lines = (f"{record['confidence']:.0%} sure", f"{record['steps']} steps")
+            alternative = f"noise that {defense} takes for {target}: {', '.join(lines)}"
+            pictures.append(Picture(png_uri(images[record["cell"]][record["sample"]]), alternative, lines))
+        rows.append((Picture("", f"class {target}", (f"class {target}",)), pictures))
+    return Gallery(defenses, rows)
+
+
 def png_uri(image: NDArray[np.float32]) -> str:
     """An image (C, H, W) in [0, 1], with one or three channels, as a ``data:`` URI."""
     channels = np.broadcast_to(image, (3, *image.shape[1:])) if image.shape[0] == 1 else image

@@ -57,8 +57,11 @@ class Section:
         return "data:image/svg+xml;base64," + base64.b64encode(self.curves).decode("ascii")
 
 
-def page(run: Run, sections: Sequence[Section], appendix: Sequence[Table]) -> str:
-    """The page as HTML: ``sections`` in order, then the tables of ``appendix``, then where the numbers come from."""
+def page(
+    run: Run, sections: Sequence[Section], appendix: Sequence[Table], distal: tuple[Table, Gallery] | None = None
+) -> str:
+    """The page as HTML: ``sections`` in order, then distal adversarials where they were studied, then the tables of
+    ``appendix``, then where the numbers come from."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
         autoescape=True,
@@ -71,6 +74,7 @@ def page(run: Run, sections: Sequence[Section], appendix: Sequence[Table]) -> st
         run=run,
         sections=sections,
         appendix=appendix,
+        distal=distal,
         problems=problems(run),
         thresholds=", ".join(f"{NORM_LABELS[norm]} {run.threshold(norm):g}" for norm in run.norms),
         provenance=_provenance(run.manifest),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.norms import Norm
 from reports.figures import curve_figure, write_figure
-from reports.gallery import gallery
+from reports.gallery import distal_gallery, gallery
 from reports.page import Section, page
 from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
@@ -17,6 +17,7 @@ from reports.tables import (
     bracket_table,
     cost_table,
     defenses_table,
+    distal_table,
     masking_table,
     mcnemar_table,
     strength_table,
@@ -45,15 +46,22 @@ def write_run_report(run: Run, out_dir: Path) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
     appendix = [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
+    distals = distal_table(run)
     for section in sections:
         if section.bracket is not None:
             samples = brackets(run.records, run.bounds, section.norm)[BRACKET_COLUMNS]
             samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
-    for table in [*(table for section in sections for table in section.tables), *appendix]:
+    for table in [
+        *(table for section in sections for table in section.tables),
+        *([distals] if distals else []),
+        *appendix,
+    ]:
         for suffix, renderer in _RENDERERS.items():
             (out_dir / f"{table.name}{suffix}").write_text(renderer(table), encoding="utf-8")
     index = out_dir / "index.html"
-    index.write_text(page(run, sections, appendix), encoding="utf-8")
+    pictures = distal_gallery(run)
+    distal = (distals, pictures) if distals and pictures else None
+    index.write_text(page(run, sections, appendix, distal), encoding="utf-8")
     return index
 
 

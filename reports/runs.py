@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies
+from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies, load_study_images
 from bench.norms import Norm
 
 
@@ -26,6 +26,8 @@ class Run:
         clean: images of the run's samples in the manifest's order, (S, C, H, W) float32 in [0, 1].
         adversarials: from a cell's id to its adversarial images, (S, C, H, W) float32; zeros where none was found.
         bounds: records of the lower bounds (`bench.bounds`); empty, without columns, where no defense has any.
+        distals: the same of distal adversarials (`bench.distal_study`).
+        study_images: from a study's id to its images, (M, C, H, W) float32.
     """
 
     records: pd.DataFrame
@@ -33,6 +35,8 @@ class Run:
     clean: NDArray[np.float32]
     adversarials: Callable[[str], NDArray[np.float32]]
     bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
+    distals: pd.DataFrame = field(default_factory=pd.DataFrame)
+    study_images: Callable[[str], NDArray[np.float32]] = lambda study: np.empty((0, 1, 1, 1), np.float32)
 
     @property
     def dataset(self) -> str:
@@ -119,4 +123,6 @@ def load_run(directory: Path) -> Run:
         clean=load_clean(directory),
         adversarials=lambda cell: load_adversarials(directory, cell),
         bounds=load_studies(directory, "lower_bound"),
+        distals=load_studies(directory, "distal"),
+        study_images=lambda study: load_study_images(directory, study),
     )

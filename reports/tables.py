@@ -250,6 +250,37 @@ def bracket_table(run: Run, norm: Norm) -> Table | None:
     )
 
 
+def distal_table(run: Run) -> Table | None:
+    """How easily noise is driven to confidence in a class (Schott et al. 2019, section 7), and the calibration that
+    makes confidences comparable; None where that was not studied."""
+    if run.distals.empty:
+        return None
+    rows: dict[str, list[Cell]] = {"reached": [], "median steps": [], "alpha": [], "log eta": []}
+    columns = [defense for defense in run.defenses if (run.distals["defense"] == defense).any()]
+    for defense in columns:
+        own = run.distals[run.distals["defense"] == defense]
+        if own["status"].eq("failed").any():
+            for cells in rows.values():
+                cells.append(Cell(text="failed", notes=(str(own["reason"].iloc[0]),)))
+            continue
+        reached = own["status"] == "reached"
+        rows["reached"].append(Cell(text=f"{int(reached.sum())} of {len(own)}"))
+        rows["median steps"].append(Cell(text=f"{own['steps'].median():g}"))
+        rows["alpha"].append(Cell(text=f"{own['alpha'].iloc[0]:.3g}"))
+        rows["log eta"].append(Cell(text=f"{own['log_eta'].iloc[0]:.3g}"))
+    return Table(
+        name="distal",
+        title="Distal adversarials",
+        caption=(
+            "Images of uniform noise that gradient ascent drove to a confidence of 0.9 in a given class under the "
+            "graded softmax (Schott et al. 2019, equation 4), whose alpha minimises the cross-entropy and whose eta "
+            f"makes the median confidence 0.9 on the first test images of {run.dataset} ({_versions(run)}). Whether "
+            "they look like their class is for the eye to judge."
+        ),
+        frame=_frame("", columns, rows),
+    )
+
+
 def _number_or_reason(value: float) -> Cell:
     return Cell(text="unknown") if np.isnan(value) else Cell(values=(value,))
 
@@ -376,8 +407,10 @@ def problems(run: Run) -> list[str]:
 def _study_problems(run: Run) -> list[str]:
     lines = []
     for study in run.manifest.get("studies", []):
-        own = run.bounds[run.bounds["cell"] == study["id"]] if len(run.bounds) else run.bounds
-        place = f"{study['defense']}, {NORM_LABELS[study['norm']]}: {study['kind'].replace('_', ' ')}"
+        records = run.bounds if study["kind"] == "lower_bound" else run.distals
+        own = records[records["cell"] == study["id"]] if len(records) else records
+        norm = f", {NORM_LABELS[study['norm']]}" if study["norm"] else ""
+        place = f"{study['defense']}{norm}: {study['kind'].replace('_', ' ')}"
         if own.empty:
             lines.append(f"{place} not run yet")
             continue
@@ -516,6 +549,9 @@ def _frame(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> 
 
 
 def _measured_on(run: Run) -> str:
+    return f"{len(run.samples)} test images of {run.dataset} ({_versions(run)})"
+
+
+def _versions(run: Run) -> str:
     versions = run.manifest["provenance"]["versions"]
-    versions = ", ".join(f"{name} {versions[name]}" for name in ("assay", "torch") if name in versions)
-    return f"{len(run.samples)} test images of {run.dataset} ({versions})"
+    return ", ".join(f"{name} {versions[name]}" for name in ("assay", "torch") if name in versions)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bench
 from bench.cli import app
+from bench.confidence import Calibration
 from bench.errors import UserError
-from bench.ledger import load_manifest, load_studies
+from bench.ledger import load_manifest, load_studies, load_study_images
 from bench.registry import BUILTINS, Registry
 
 PLUGIN = Path(__file__).with_name("plugins.py")
@@ -247,7 +249,7 @@ def test_lower_bounds_are_judged_by_the_adversarials(tmp_path, bound, status, me
     result = CliRunner().invoke(app, [*map(str, command)])
     assert (result.exit_code, message in result.output) == (status, True), result.output
     studies = load_manifest(tmp_path / "out")["studies"]
-    assert [(study["kind"], study["defense"], study["norm"]) for study in studies] == [("lower_bound", "bounded", "L2")]
+    assert [(study["kind"], study["norm"]) for study in studies] == [("lower_bound", "L2"), ("distal", None)]
     frame = load_studies(tmp_path / "out", "lower_bound")
     assert len(frame) == 12
     assert set(frame["status"]) == ({"bound"} if bound in ("0.01", "50.0") else {"failed"})
@@ -255,3 +257,34 @@ def test_lower_bounds_are_judged_by_the_adversarials(tmp_path, bound, status, me
         assert (tmp_path / "out" / "report" / "bracket_L2.md").exists()
         again = CliRunner().invoke(app, [*map(str, command)])
         assert "Nothing to do" in again.output
+
+
+def test_distal_adversarials_are_studied_with_their_pictures(tmp_path):
+    options = ["--plugin", PLUGIN, "--defenses", "class_means,quantized", "--attacks", "deepfool", "--norms", "L2"]
+    command = ["run", "digits", *options, "--samples", "4", "--workers", "1", "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [*map(str, command)])
+    assert result.exit_code == 0, result.output
+    frame = load_studies(tmp_path / "out", "distal")
+    assert frame.groupby("defense").size().to_dict() == {"class_means": 20, "quantized": 20}
+    sound, masked = frame[frame["defense"] == "class_means"], frame[frame["defense"] == "quantized"]
+    assert sound["target"].tolist() == [*range(10)] * 2
+    assert sound["status"].eq("reached").all()
+    assert (sound["confidence"] >= 0.9).all()
+    assert masked["status"].eq("not_reached").any()
+    images = load_study_images(tmp_path / "out", sound["cell"].iloc[0])
+    assert images.shape == (20, 1, 8, 8)
+    logits = bench.load_defense("class_means", "digits", plugins=[PLUGIN], device="cpu").logits(torch.tensor(images))
+    again = Calibration(sound["alpha"].iloc[0], sound["log_eta"].iloc[0]).confidence(logits)
+    confidence = again[range(20), sound["target"].tolist()].tolist()
+    assert confidence == pytest.approx(sound["confidence"].tolist(), abs=1e-4)
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert page.count("noise that class_means takes for") == 2 * 10  # as text and as title
+    assert "| reached | 20 of 20 |" in (tmp_path / "out" / "report" / "distal.md").read_text()
+
+
+def test_a_matrix_may_do_without_studies(tmp_path):
+    options = ["--plugin", PLUGIN, "--defenses", "class_means", "--attacks", "deepfool", "--set", "studies=[]"]
+    result = CliRunner().invoke(app, [*map(str, ["plan", "digits", *options])])
+    assert "2 cells" in result.output
+    result = CliRunner().invoke(app, [*map(str, ["plan", "digits", *options[:-1], "studies=['distals']"])])
+    assert result.exit_code != 0

@@ -381,3 +381,18 @@ def test_released_decisions_are_those_of_the_logits_on_clean_images_and_at_the_b
         low = torch.where(hit[:, None, None, None], low, middle)
     points = torch.cat([adversarial[:250], low[:250]])
     assert differences(points)[1] == 0
+
+
+def test_the_two_class_cifar_model_is_fitted_to_its_images():
+    """Appendix A.1: 32x32x3, latent dimension 20, airplane against automobile."""
+    dataset = Dataset("cifar2", 2, (3, 32, 32))
+    model = Trained(dataset, binary=False)
+    model.setting = dataclasses.replace(
+        model.setting, search=dataclasses.replace(model.setting.search, starts=20, iterations=3)
+    )
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, log_variance = model.vaes.encoder(x[:, None].expand(-1, 2, -1, -1, -1))
+    assert mean.shape == log_variance.shape == (2, 2, 20)
+    model.eval().requires_grad_(False)
+    assert model.logits(x).shape == (2, 2)
+    assert model.reconstruct(x, torch.tensor([0, 1])).shape == x.shape

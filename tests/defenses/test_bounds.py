@@ -199,7 +199,7 @@ def test_a_study_holds_one_record_per_sample(digits):
     study = Study("lower_bound", "digits", "nearest_neighbour", "L2", 0, 10, 4, None, {})
     defense = load_trained("nearest_neighbour", digits, Registry(), 0, CPU).defense
     seen = []
-    frame = measure(study, defense, digits, CPU, seen.append)
+    frame = measure(study, defense, digits, CPU, seen.append).records
     assert seen == [4, 4, 2]
     assert frame["sample"].tolist() == list(range(10))
     assert frame["certificate"].all()
