@@ -26,7 +26,7 @@ class RunMaker:
         self.dataset = {"name": dataset, "classes": 10, "shape": list(shape)}
         self.thresholds = thresholds or {"L2": 1.5, "Linf": 0.3, "L0": 12}
         self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
-        self.studies, self.bounds = [], []
+        self.studies, self.bounds, self.distals = [], [], []
 
     def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
         self.attacks[name] = {
@@ -81,6 +81,28 @@ class RunMaker:
                 "seconds": 0.5,
             }
             self.bounds.append(pd.DataFrame(columns))
+
+    def distal(self, defense, confidences, steps=0, alpha=1.0, log_eta=2.0, reason=""):
+        """One noise image per confidence, to one class after the other; None: the study failed."""
+        study = f"{defense}-distal"
+        self.studies.append({"id": study, "kind": "distal", "defense": defense, "norm": None, "file": ""})
+        reached = np.array([NAN] if confidences is None else confidences)
+        columns = {
+            "cell": study,
+            "dataset": self.dataset["name"],
+            "sample": np.arange(len(reached)),
+            "defense": defense,
+            "norm": "",
+            "status": np.select([np.isnan(reached), reached >= 0.9], ["failed", "reached"], "not_reached"),
+            "reason": reason,
+            "target": np.arange(len(reached)) % 10,
+            "confidence": reached,
+            "steps": steps,
+            "alpha": alpha,
+            "log_eta": log_eta,
+            "seconds": 0.5,
+        }
+        self.distals.append(pd.DataFrame(columns))
 
     def _records(self, cell, distances, reasons, predictions):
         count = self.samples
@@ -148,7 +170,11 @@ class RunMaker:
         }
         records = pd.concat(self.frames, ignore_index=True)
         bounds = pd.concat(self.bounds, ignore_index=True) if self.bounds else pd.DataFrame()
-        return Run(records, manifest, images, adversarials or (lambda cell: images), bounds)
+        distals = pd.concat(self.distals, ignore_index=True) if self.distals else pd.DataFrame()
+        pictures = np.zeros((20, *self.dataset["shape"]), np.float32)
+        return Run(
+            records, manifest, images, adversarials or (lambda cell: images), bounds, distals, lambda s: pictures
+        )
 
 
 def every_status():
@@ -215,3 +241,17 @@ def every_defense(samples=40, dataset="digits"):
                 maker.cell(defense, attack, norm, distances)
     noise = random.normal(0, 0.15, digits.shape)
     return maker.make(digits, lambda cell: np.clip(digits + noise, 0, 1).astype(np.float32))
+
+
+def studied():
+    """A certificate, an estimate that is refuted once, a certificate that is wrong; distal adversarials of two."""
+    maker = RunMaker(["cnn", "nearest_neighbour", "abs"], 4)
+    maker.attack("pgd", ["L2"])
+    for defense in maker.defenses:
+        maker.cell(defense, "pgd", "L2", [0.0, 1.0, 2.0, INF])
+    maker.bound("cnn", "L2", [0.0, 1.1, 1.0, 1.0], certificate=True, note="1000 draws, wrong with probability 0.001")
+    maker.bound("nearest_neighbour", "L2", [0.0, 0.5, 0.75, 3.0], certificate=True)
+    maker.bound("abs", "L2", [0.0, 0.9, 2.5, 3.0], note="5 starts for each class")
+    maker.distal("cnn", [0.95] * 9 + [0.5], steps=20)
+    maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)
+    return maker.make()

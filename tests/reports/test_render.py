@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import INF, NAN, every_defense, every_status
+from synthetic_runs import INF, NAN, every_defense, every_status, studied
 
 from reports.published import REFERENCE, published_numbers
 from reports.render import escape_latex, print_numbers, print_published, print_table, to_csv, to_latex, to_markdown
@@ -21,8 +21,10 @@ from reports.tables import (
     Quantity,
     Table,
     attacks_table,
+    bracket_table,
     cost_table,
     defenses_table,
+    distal_table,
     masking_table,
     mcnemar_table,
     strength_table,
@@ -46,6 +48,8 @@ def tables():
         cost_table(run),
         defenses_table(run),
         published_table(),
+        bracket_table(studied(), "L2"),
+        distal_table(studied()),
     ]
 
 

@@ -7,6 +7,7 @@ from reports.tables import (
     bracket_table,
     cost_table,
     defenses_table,
+    distal_table,
     mcnemar_table,
     problems,
     refuted_certificates,
@@ -255,3 +256,24 @@ def test_a_bound_that_failed_or_has_not_run_is_a_problem(bracketed):
         "cnn, L2: lower bound failed: exception: no luck (4/4)",
         "cnn, L∞: lower bound not run yet",
     ]
+
+
+def test_distal_adversarials_are_counted_beside_the_calibration():
+    maker = RunMaker(["cnn", "abs", "nearest_neighbour"], 4)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [1.0, 1.0, 2.0, INF])
+    maker.distal("cnn", [0.95, 0.5, 0.9], steps=[10, 200, 30], alpha=1.2)
+    maker.distal("abs", None, reason="exception: no luck")
+    run = maker.make()
+    table = distal_table(run)
+    assert list(table.frame) == ["cnn", "abs"]
+    assert cell(table, "reached", "cnn").text == "2 of 3"
+    assert cell(table, "median steps", "cnn").text == "30"
+    assert cell(table, "alpha", "cnn").text == "1.2"
+    assert (cell(table, "reached", "abs").text, cell(table, "reached", "abs").notes) == (
+        "failed",
+        ("exception: no luck",),
+    )
+    assert problems(run) == ["abs: distal failed: exception: no luck (1/1)"]
+    maker.distals.clear()
+    assert distal_table(maker.make()) is None
