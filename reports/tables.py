@@ -221,20 +221,22 @@ def bracket_table(run: Run, norm: Norm) -> Table | None:
     known = brackets(run.records, run.bounds, norm)
     if known.empty:
         return None
-    columns = [defense for defense in run.defenses if (known["defense"] == defense).any()]
-    rows: dict[str, list[Cell]] = {"lower bound": [], "smallest adversarial": [], "refuted": [], "the bound is": []}
-    for defense in columns:
+    rows: dict[str, list[Cell]] = {}
+    for defense in run.defenses:
         own = known[known["defense"] == defense]
+        if own.empty:
+            continue
         certified = bool(own["certificate"].all())
         # A refuted estimate says nothing; a refuted certificate is an error that has to be seen.
         bounds = own["lower_bound"].mask(own["refuted"] & ~own["certificate"].astype(bool), 0.0)
         refuted = int(own["refuted"].sum())
-        wrong = (CERTIFICATE_REFUTED,) if certified and refuted else ()
-        rows["lower bound"].append(Cell(values=(median_distance(bounds),), doubts=wrong))
-        rows["smallest adversarial"].append(_number_or_reason(median_distance(own["distance"])))
-        rows["refuted"].append(Cell(text=f"{refuted} of {len(own)}", doubts=wrong))
         kind = "a certificate" if certified else "an estimate"
-        rows["the bound is"].append(Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])))
+        rows[defense] = [
+            Cell((median_distance(bounds),), doubts=(CERTIFICATE_REFUTED,) if certified and refuted else ()),
+            _number_or_reason(median_distance(own["distance"])),
+            Cell(text=f"{refuted} of {len(own)}"),
+            Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])),
+        ]
     return Table(
         name=f"bracket_{norm}",
         title=f"{NORM_LABELS[norm]}: between lower bound and smallest adversarial",
@@ -244,9 +246,9 @@ def bracket_table(run: Run, norm: Norm) -> Table | None:
             f"misclassified as they are. An estimate that an adversarial refutes counts as 0. Each image's own bracket "
             f"is in brackets_{norm}.csv."
         ),
-        frame=_frame("", columns, rows),
+        frame=_frame("defense", ["lower bound", "smallest adversarial", "refuted", "the bound is"], rows),
         quantities=(Quantity("median", _DECIMALS[norm]),),
-        rules=(2,),
+        prose=("refuted", "the bound is"),
     )
 
 
@@ -255,19 +257,17 @@ def distal_table(run: Run) -> Table | None:
     makes confidences comparable; None where that was not studied."""
     if run.distals.empty:
         return None
-    rows: dict[str, list[Cell]] = {"reached": [], "median steps": [], "alpha": [], "log eta": []}
-    columns = [defense for defense in run.defenses if (run.distals["defense"] == defense).any()]
-    for defense in columns:
+    columns = ["reached", "median steps", "alpha", "log eta"]
+    rows: dict[str, list[Cell]] = {}
+    for defense in run.defenses:
         own = run.distals[run.distals["defense"] == defense]
         if own["status"].eq("failed").any():
-            for cells in rows.values():
-                cells.append(Cell(text="failed", notes=(str(own["reason"].iloc[0]),)))
-            continue
-        reached = own["status"] == "reached"
-        rows["reached"].append(Cell(text=f"{int(reached.sum())} of {len(own)}"))
-        rows["median steps"].append(Cell(text=f"{own['steps'].median():g}"))
-        rows["alpha"].append(Cell(text=f"{own['alpha'].iloc[0]:.3g}"))
-        rows["log eta"].append(Cell(text=f"{own['log_eta'].iloc[0]:.3g}"))
+            rows[defense] = [Cell(text="failed", notes=(str(own["reason"].iloc[0]),)) for _ in columns]
+        elif len(own):
+            reached = int((own["status"] == "reached").sum())
+            steps, alpha, log_eta = own["steps"].median(), own["alpha"].iloc[0], own["log_eta"].iloc[0]
+            texts = [f"{reached} of {len(own)}", f"{steps:g}", f"{alpha:.3g}", f"{log_eta:.3g}"]
+            rows[defense] = [Cell(text=text) for text in texts]
     return Table(
         name="distal",
         title="Distal adversarials",
@@ -277,7 +277,8 @@ def distal_table(run: Run) -> Table | None:
             f"makes the median confidence 0.9 on the first test images of {run.dataset} ({_versions(run)}). Whether "
             "they look like their class is for the eye to judge."
         ),
-        frame=_frame("", columns, rows),
+        frame=_frame("defense", columns, rows),
+        prose=tuple(columns),
     )
 
 

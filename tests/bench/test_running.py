@@ -279,7 +279,7 @@ def test_distal_adversarials_are_studied_with_their_pictures(tmp_path):
     assert confidence == pytest.approx(sound["confidence"].tolist(), abs=1e-4)
     page = (tmp_path / "out" / "report" / "index.html").read_text()
     assert page.count("noise that class_means takes for") == 2 * 10  # as text and as title
-    assert "| reached | 20 of 20 |" in (tmp_path / "out" / "report" / "distal.md").read_text()
+    assert "| class_means | 20 of 20 |" in (tmp_path / "out" / "report" / "distal.md").read_text()
 
 
 def test_a_matrix_may_do_without_studies(tmp_path):

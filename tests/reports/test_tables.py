@@ -226,19 +226,19 @@ def bracketed():
 
 def test_brackets_stand_between_bound_and_adversarial(bracketed):
     table = bracket_table(bracketed.make(), "L2")
-    assert list(table.frame) == ["nearest_neighbour", "abs"]
-    assert cell(table, "lower bound", "nearest_neighbour").values == pytest.approx((1.25,))
-    assert cell(table, "smallest adversarial", "nearest_neighbour").values == (1.5,)
-    assert cell(table, "refuted", "nearest_neighbour").text == "0 of 4"
-    assert cell(table, "the bound is", "nearest_neighbour").text == "a certificate"
+    assert list(table.frame.index) == ["nearest_neighbour", "abs"]
+    assert cell(table, "nearest_neighbour", "lower bound").values == pytest.approx((1.25,))
+    assert cell(table, "nearest_neighbour", "smallest adversarial").values == (1.5,)
+    assert cell(table, "nearest_neighbour", "refuted").text == "0 of 4"
+    assert cell(table, "nearest_neighbour", "the bound is").text == "a certificate"
     assert bracket_table(bracketed.make(), "Linf") is None
 
 
 def test_an_estimate_that_an_adversarial_refutes_is_dropped_and_counted(bracketed):
     table = bracket_table(bracketed.make(), "L2")
-    assert cell(table, "lower bound", "abs").values == (0.0,)  # of 0, 0, 0 and 3
-    assert cell(table, "refuted", "abs").text == "2 of 4"
-    assert cell(table, "the bound is", "abs").text == "an estimate, 5 starts for each class"
+    assert cell(table, "abs", "lower bound").values == (0.0,)  # of 0, 0, 0 and 3
+    assert cell(table, "abs", "refuted").text == "2 of 4"
+    assert cell(table, "abs", "the bound is").text == "an estimate, 5 starts for each class"
     assert refuted_certificates(bracketed.make()) == []
 
 
@@ -246,7 +246,7 @@ def test_a_certificate_above_an_adversarial_is_an_error_that_is_seen(bracketed):
     bracketed.bound("cnn", "L2", [0.0, 1.1, 1.0, 1.0], certificate=True)
     run = bracketed.make()
     assert refuted_certificates(run) == ["cnn, L2: 1 certificates exceed found adversarials (sample 1: 1.1 against 1)"]
-    assert "certificate is wrong" in cell(bracket_table(run, "L2"), "lower bound", "cnn").doubts[0]
+    assert "certificate is wrong" in cell(bracket_table(run, "L2"), "cnn", "lower bound").doubts[0]
 
 
 def test_a_bound_that_failed_or_has_not_run_is_a_problem(bracketed):
@@ -266,11 +266,11 @@ def test_distal_adversarials_are_counted_beside_the_calibration():
     maker.distal("abs", None, reason="exception: no luck")
     run = maker.make()
     table = distal_table(run)
-    assert list(table.frame) == ["cnn", "abs"]
-    assert cell(table, "reached", "cnn").text == "2 of 3"
-    assert cell(table, "median steps", "cnn").text == "30"
-    assert cell(table, "alpha", "cnn").text == "1.2"
-    assert (cell(table, "reached", "abs").text, cell(table, "reached", "abs").notes) == (
+    assert list(table.frame.index) == ["cnn", "abs"]
+    assert cell(table, "cnn", "reached").text == "2 of 3"
+    assert cell(table, "cnn", "median steps").text == "30"
+    assert cell(table, "cnn", "alpha").text == "1.2"
+    assert (cell(table, "abs", "reached").text, cell(table, "abs", "reached").notes) == (
         "failed",
         ("exception: no luck",),
     )
