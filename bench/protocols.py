@@ -96,6 +96,17 @@ class HasLowerBound(Protocol):
 
 
 @runtime_checkable
+class HasDetectionScore(Protocol):
+    """A defense that suspects adversarials, whether or not it classifies them correctly."""
+
+    def detection_score(self, x: Tensor) -> Tensor:
+        """How suspicious each of the images (N, C, H, W) is, (N,); the larger, the more likely it is adversarial.
+
+        Differentiable in ``x`` by autograd, so that attacks can evade it; what is a high score is left to the user.
+        """
+
+
+@runtime_checkable
 class HasInnerSteps(Protocol):
     """A defense that optimises at inference."""
 

@@ -47,6 +47,7 @@ BUILTINS: dict[Group, dict[str, str]] = {
         "ad_abs": "defenses.eabs",
         "av_abs": "defenses.eabs",
         "dv_abs": "defenses.eabs",
+        "beta_vac": "defenses.beta_vac",
     },
     "attacks": {
         "gaussian_noise": "attacks.noise",
