@@ -104,7 +104,7 @@ def _listing(group: Group, plugins: Sequence[str | Path]) -> pd.DataFrame:
 
 def _rows(group: Group, plugins: Sequence[str | Path]) -> Iterable[dict[str, object]]:
     trained: dict[str, str] = {}
-    for card in zoo_cards():
+    for card in zoo_cards() if group == "defenses" else ():
         accuracy = f"{card['dataset']} {card['clean_accuracy']:.2%}"
         trained[card["defense"]] = ", ".join(filter(None, [trained.get(card["defense"]), accuracy]))
     for name, source, plugin in Registry(plugins).rows(group):

@@ -40,6 +40,11 @@ def norms_of(defense: Defense) -> Sequence[Norm]:
     return defense.bound_norms if isinstance(defense, HasLowerBound) else ()
 
 
+def samples_of(dataset: Dataset, samples: int) -> int:
+    """One record for each test image of the matrix."""
+    return samples
+
+
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """One record per sample; 0 where the defense errs on the clean image."""
     assert isinstance(defense, HasLowerBound)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ def zoo() -> Path:
 
 def zoo_cards() -> list[dict[str, Any]]:
     """The cards of the zoo."""
-    return [json.loads(path.read_text()) for path in sorted(zoo().glob("*/*.json"))]
+    return [_read_card(path) for path in sorted(zoo().glob("*/*.json"))]
 
 
 def find_checkpoint(
@@ -63,7 +62,7 @@ def find_checkpoint(
     for path in places:
         card_path = path.with_suffix(".json")
         if card_path.exists():
-            card = json.loads(card_path.read_text())
+            card = _read_card(card_path)
             if card.get("recipe", recipe) == recipe:
                 return Checkpoint(path, card)
     return None
@@ -99,13 +98,11 @@ def _train(
 ) -> Checkpoint:
     recipe = _recipe(defense, dataset, seed, source)
     path = _cached(defense, dataset, seed, recipe)
-    started = time.monotonic()
     defense.to(device)
     title = f"training {defense.card.name} on {dataset.name}"
     with nullcontext(progress) if progress else bar(title, 1) as shown, reproducible(seed):
         trainer = Trainer(device, seed, shown, path.with_suffix(".unfinished"))
         defense.fit(dataset.train, trainer)
-    seconds = round(time.monotonic() - started, 1)
     if isinstance(defense, nn.Module):
         defense.eval().requires_grad_(False)
     card = {
@@ -118,11 +115,12 @@ def _train(
         "device": str(device),
         "threads": TRAINING_THREADS,
         "torch": torch.__version__,
-        "seconds": seconds,
+        "seconds": round(trainer.seconds, 1),
         "clean_accuracy": clean_accuracy(defense, dataset.test, device),
     }
     checkpoint = _write(path, defense.state_dict(), card)
-    path.with_suffix(".unfinished").unlink(missing_ok=True)
+    for unfinished in path.parent.glob(f"{path.stem}.unfinished*"):
+        unfinished.unlink()
     return checkpoint
 
 
@@ -159,9 +157,8 @@ def _load_state(defense: Trainable, checkpoint: Checkpoint) -> None:
     path = checkpoint.path
     state = load_tensors(path)
     if _sha256(path) != checkpoint.card["sha256"]:
-        raise UserError(
-            f"weights {path}: SHA-256 differs from {path.with_suffix('.json').name}; delete both to retrain"
-        )
+        advice = "install Assay again" if path.is_relative_to(zoo()) else "delete both to retrain"
+        raise UserError(f"weights {path}: SHA-256 differs from {path.with_suffix('.json').name}; {advice}")
     load_into(defense, _single(state), path)
 
 
@@ -231,6 +228,16 @@ def check_shapes(expected: dict[str, tuple[int, ...]], state: dict[str, Tensor],
             have = "missing" if found is None else f"of shape {found}"
             want = "not expected" if wanted is None else f"expected {wanted}"
             raise UserError(f"weights {path}: {key} is {have}, {want}")
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads(path.read_text())
+        if not {"defense", "dataset", "clean_accuracy", "sha256"} <= set(card):
+            raise ValueError("keys are missing")
+    except (ValueError, OSError) as error:
+        raise UserError(f"card {path}: not readable ({error}); delete it and the weights beside it") from None
+    return card
 
 
 def _sha256(path: Path) -> str:

@@ -103,6 +103,7 @@ def plan(
     """Show a matrix's cells: which are there, which are not applicable and why, what the rest may cost."""
     import torch
 
+    from bench.runners import Work
     from bench.running import cost, default_out, prepare
 
     built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
@@ -123,13 +124,13 @@ def plan(
     if places:
         typer.echo("Not applicable:")
         _print_table(["attack", "norm", "defense", "why"], places)
-    left = [cell for cell in planned.cells if cell.id not in planned.done]
-    passes = sum(cost(cell, planned.defenses[cell.defense]) for cell in left)
-    there, studied = len(planned.cells) - len(left), {study.id for study in planned.studies} & planned.done
+    works: list[Work] = [*planned.cells, *planned.studies]
+    left = [work for work in works if work.id not in planned.done]
+    passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
     typer.echo(
-        f"{len(planned.cells)} cells of {built.samples} samples: {there} there, {len(left)} to run, "
-        f"{passes:,.0f} passes at most (inner optimisation steps included); "
-        f"{len(planned.studies)} studies: {len(studied)} there; {len(planned.untrained)} defenses to train."
+        f"{len(planned.cells)} cells of {built.samples} samples and {len(planned.studies)} studies: "
+        f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimisation steps "
+        f"included); {len(planned.untrained)} defenses to train."
     )
 
 
@@ -141,12 +142,13 @@ def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")])
     rows = []
     for folder in runs:
         manifest = load_manifest(folder)
-        files = [ledger_dir(folder) / cell["file"] for cell in manifest["cells"]]
+        works = [*manifest["cells"], *manifest.get("studies", [])]
+        files = [ledger_dir(folder) / work["file"] for work in works]
         frames = [read_cell(file)[0] for file in files if file.exists()]
         failed = sum(bool(frame["status"].eq("failed").any()) for frame in frames)
         violated = sum(bool(frame["status"].eq("violation").any()) for frame in frames)
         rows.append((str(folder), manifest["matrix"], f"{len(frames)}/{len(files)}", str(failed), str(violated)))
-    _print_table(["run", "matrix", "cells there", "with failures", "with violations"], rows)
+    _print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
 
 
 @app.command()

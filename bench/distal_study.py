@@ -48,6 +48,11 @@ def norms_of(defense: Defense) -> Sequence[Norm | None]:
     return (None,) if defense.card.access == "gradient" and not defense.card.randomized else ()
 
 
+def samples_of(dataset: Dataset, samples: int) -> int:
+    """One record for each noise image, whatever the matrix's test images."""
+    return dataset.classes * PER_CLASS
+
+
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Calibrates on clean images, then ascends from noise."""
     started = time.perf_counter()

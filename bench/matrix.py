@@ -84,6 +84,13 @@ class Matrix(_Strict):
             return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
         return value
 
+    @field_validator("studies")
+    @classmethod
+    def _no_study_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a study stands twice")
+        return value
+
     @model_validator(mode="after")
     def _no_place_twice(self) -> Matrix:
         seen: set[tuple[str, str, Norm | None]] = set()

@@ -149,7 +149,7 @@ def execute(
     )
     failed: list[str] = []
     if pending:
-        samples = matrix.samples * len(pending)
+        samples = sum(work.samples for work in pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
 
             def on_chunk(cell: Work, amount: int) -> None:

@@ -31,7 +31,7 @@ from bench.protocols import Defense
 
 KINDS = {"lower_bound": "bench.bounds", "distal": "bench.distal_study"}
 """The modules of all kinds."""
-PASSES = 100
+PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
 
 OnSamples = Callable[[int], None]
@@ -44,7 +44,7 @@ class Study:
     Attributes:
         kind: one of `KINDS`.
         norm: None where it makes no difference.
-        samples: the first so many images of the test set.
+        samples: records it will have, of the first so many test images where it is about these.
         batch_size: images that are measured together.
         timeout: seconds after which its worker is killed; does not change what a finished study holds.
         state: hashes of everything else that can change the result.
@@ -66,7 +66,9 @@ class Study:
     @cached_property
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
-        identity = {key: value for key, value in vars(self).items() if key not in ("timeout", "id", "budget")}
+        identity = {
+            key: value for key, value in vars(self).items() if key not in ("timeout", "id", "budget", "substitute")
+        }
         text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -101,6 +103,9 @@ class Kind(Protocol):
     VERSION: int
     SCHEMA: pa.Schema
 
+    def samples_of(self, dataset: Dataset, samples: int) -> int:
+        """How many records a study has in a matrix of ``samples`` test images."""
+
     def norms_of(self, defense: Defense) -> Sequence[Norm | None]:
         """The norms in which a defense can be studied; None where they make no difference."""
 
@@ -124,7 +129,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             defense=name,
             norm=norm,
             seed=matrix.seed,
-            samples=matrix.samples,
+            samples=_kind(kind).samples_of(dataset, matrix.samples),
             batch_size=loaded.card.batch_size,
             timeout=matrix.cell_timeout,
             state={

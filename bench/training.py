@@ -1,8 +1,8 @@
 """The training loop of all defenses.
 
-A trainable defense implements ``fit(data, trainer)`` and calls `Trainer.initialise` and, once, `Trainer.minimise` with
+A trainable defense implements ``fit(data, trainer)`` and calls `Trainer.initialise` and then `Trainer.minimise` with
 its loss. What is learned depends on the defense, the data and the seed alone: training runs with a stated number of
-threads and its own random state, and one that was interrupted goes on as if it had not been.
+threads and its own random state, and one that was interrupted goes on as if it had not been (byte for byte on a CPU).
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Trainer:
         device: where to train; ``minimise`` moves each batch there.
         seed: of the batches' order; the global torch generator is seeded with it around ``fit``.
         progress: advanced by one over the whole of `minimise`.
-        kept: where an unfinished training is kept, or None.
-        epochs: passes over the data that `minimise` took.
+        kept: where an unfinished training is kept, or None; each call of `minimise` has a file of its own there.
+        epochs: passes over the data that the calls of `minimise` took.
+        seconds: that they took, those before an interruption included.
     """
 
     device: torch.device
@@ -51,6 +52,8 @@ class Trainer:
     progress: Bar
     kept: Path | None = None
     epochs: int = 0
+    seconds: float = 0.0
+    _calls: int = 0
     _module: nn.Module | None = field(default=None, repr=False)
 
     def initialise(self, module: nn.Module) -> None:
@@ -91,8 +94,10 @@ class Trainer:
         images, labels = data.images.to(self.device), data.labels.to(self.device)
         batch_size = min(batch_size, len(images))
         steps = epochs * (len(images) // batch_size)
-        first, last_kept = self._resume([optimiser for optimiser, _ in optimisers], order), time.monotonic()
-        self.epochs, step, value = epochs, first * (len(images) // batch_size), 0.0
+        self._calls += 1
+        before, started = self.seconds, time.monotonic()
+        first, spent = self._resume([optimiser for optimiser, _ in optimisers], order)
+        last_kept, step, value = started, first * (len(images) // batch_size), 0.0
         self.progress.advance(first / epochs)
         for epoch in range(first, epochs):
             permutation = torch.randperm(len(images), generator=order).to(self.device)
@@ -114,16 +119,28 @@ class Trainer:
                 self.progress.advance(1 / steps, note=f"epoch {epoch + 1}/{epochs}, loss {value:.4g}")
             if not math.isfinite(value):
                 raise FloatingPointError(f"training diverged: the loss is {value}")
-            if self.kept and time.monotonic() - last_kept > KEEP_EVERY:
-                self._keep(self.kept, epoch + 1, [optimiser for optimiser, _ in optimisers], order)
+            if time.monotonic() - last_kept > KEEP_EVERY:
                 last_kept = time.monotonic()
+                self._keep(epoch + 1, spent + last_kept - started, [optimiser for optimiser, _ in optimisers], order)
+        self.epochs, self.seconds = self.epochs + epochs, before + spent + time.monotonic() - started
+
+    def _file(self) -> Path | None:
+        """Where this call of `minimise` is kept; nowhere if the module to go on with is not known."""
+        if self.kept is None or self._module is None:
+            return None
+        return self.kept.with_name(f"{self.kept.name}{self._calls}")
 
     def _keep(
-        self, path: Path, epoch: int, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator
+        self, epoch: int, seconds: float, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator
     ) -> None:
+        path = self._file()
+        if path is None or self._module is None:
+            return
         state = {
+            "device": str(self.device),
             "epoch": epoch,
-            "module": self._module.state_dict() if self._module else {},
+            "seconds": seconds,
+            "module": self._module.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "order": order.get_state(),
             "random": torch.get_rng_state(),
@@ -132,24 +149,26 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
-    def _resume(self, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator) -> int:
-        """Takes up a kept training; the epoch to go on with, 0 where none is kept that can be read."""
-        if self.kept is None or not self.kept.exists():
-            return 0
+    def _resume(self, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator) -> tuple[int, float]:
+        """Takes up what was kept on the same kind of device: the epoch to go on with, and the seconds spent before; 0
+        where nothing is kept that can be read."""
+        path = self._file()
+        if path is None or self._module is None or not path.exists():
+            return 0, 0.0
         try:
-            state: dict[str, Any] = torch.load(self.kept, weights_only=True)
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-            return 0
-        if self._module:
-            self._module.load_state_dict(state["module"])
+            return 0, 0.0
+        if state["device"] != str(self.device):
+            return 0, 0.0
+        self._module.load_state_dict(state["module"])
         for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(kept)
         order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
             torch.cuda.set_rng_state_all(state["cuda_random"])
-        epoch: int = state["epoch"]
-        return epoch
+        return state["epoch"], state["seconds"]
 
 
 @contextmanager

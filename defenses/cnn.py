@@ -4,6 +4,7 @@ same CNN trained with Gaussian noise, which smoothing is built around."""
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ LAYERS: dict[int, tuple[Layer, ...]] = {
     8: ((20, 3, 1), (70, 2, 2), (128, 2, 1), (10, 2, 1)),
 }
 """The net for each image size: the paper's at 28x28, one that also ends in 1x1 at 8x8."""
-EPOCHS = {28: 5, 8: 30}
+EPOCHS = {28: 10, 8: 30}
+WEIGHT_PENALTY = 2e-4
+"""Of the convolutions' squared weights in the loss; without it MNIST's net ends at 99.05 %, below the paper's."""
 NOISE = 0.2
 """Standard deviation of the noise in the training of CNN Gaussian: that of Ju & Wagner 2020 (section 4.3) on MNIST."""
 
@@ -72,16 +75,18 @@ class ConvolutionalNet(nn.Module):
         return output
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the cross-entropy by Adam."""
+        """Minimises the cross-entropy and the squared weights by Adam."""
 
         def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
-            return F.cross_entropy(self(x + self.noise * torch.randn_like(x) if self.noise else x), y)
+            loss = F.cross_entropy(self(x + self.noise * torch.randn_like(x) if self.noise else x), y)
+            squares = (cast(nn.Conv2d, layer).weight.square().sum() for layer in self.convolutions)
+            return loss + WEIGHT_PENALTY * sum(squares, torch.zeros((), device=x.device))
 
         trainer.initialise(self)
         trainer.minimise(self.parameters(), loss, data, epochs=EPOCHS[self.size], batch_size=64, learning_rate=2e-3)
 
 
-@defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=2)
+@defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=3)
 def cnn(dataset: Dataset) -> ConvolutionalNet:
     """A plain CNN."""
     return ConvolutionalNet(dataset)
@@ -91,6 +96,7 @@ def cnn(dataset: Dataset) -> ConvolutionalNet:
     "cnn_gaussian",
     datasets=["digits", "mnist", "fashion_mnist"],
     citation=f"{CITATION}; trained with noise as by Ju & Wagner 2020, E-ABS",
+    version=2,
 )
 def cnn_gaussian(dataset: Dataset) -> ConvolutionalNet:
     """The plain CNN, trained with Gaussian noise."""
@@ -102,7 +108,7 @@ def cnn_gaussian(dataset: Dataset) -> ConvolutionalNet:
     datasets=["digits", "mnist", "fashion_mnist"],
     citation=CITATION,
     binarization_threshold=THRESHOLD,
-    version=2,
+    version=3,
 )
 def binary_cnn(dataset: Dataset) -> ConvolutionalNet:
     """The same net on binarised inputs."""

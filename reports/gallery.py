@@ -75,7 +75,7 @@ def distal_gallery(run: Run) -> Gallery | None:
     """The first distal adversarial of each class for each defense; None where they were not studied."""
     if run.distals.empty:
         return None
-    made = run.distals[run.distals["status"] != "failed"]
+    made = run.distals[run.distals["status"] != "failed"].astype({"target": int, "sample": int})
     first = made.drop_duplicates(["defense", "target"])
     defenses = [defense for defense in run.defenses if (first["defense"] == defense).any()]
     images = {study: run.study_images(study) for study in first["cell"].unique()}
@@ -84,7 +84,7 @@ def distal_gallery(run: Run) -> Gallery | None:
         pictures = []
         for defense in defenses:
             record = first[(first["defense"] == defense) & (first["target"] == target)].iloc[0]
-            lines = (f"{record['confidence']:.0%} sure", f"{record['steps']} steps")
+            lines = (f"{record['confidence']:.0%} sure", f"{record['steps']:g} steps")
             alternative = f"noise that {defense} takes for {target}: {', '.join(lines)}"
             pictures.append(Picture(png_uri(images[record["cell"]][record["sample"]]), alternative, lines))
         rows.append((Picture("", f"class {target}", (f"class {target}",)), pictures))

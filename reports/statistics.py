@@ -16,6 +16,8 @@ from scipy.stats import binom, quantile_test
 from bench.norms import Norm, within
 
 FloatArray = NDArray[np.float64]
+CHANCE = 0.001
+"""Probability at most of as many successes in a verdict's draws, if an image were adversarial in half of them."""
 ROUNDING = 1e-6
 """How far an adversarial may lie within a lower bound, relative to it, before it refutes the bound."""
 
@@ -96,14 +98,18 @@ def brackets(records: pd.DataFrame, bounds: pd.DataFrame, norm: Norm) -> pd.Data
 
     Returns:
         The bounds' columns, with ``distance`` (infinity where no adversarial is known, NaN where that is unknown) and
-        ``refuted``, true where an adversarial lies within the bound (but for rounding).
+        ``refuted``, true where an adversarial lies within the bound (but for rounding) that is no accident of draws.
     """
     if bounds.empty:
         return bounds.assign(distance=[], refuted=[])
     own = bounds[(bounds["norm"] == norm) & (bounds["status"] == "bound")]
-    known = smallest_adversarials(records, norm)[["defense", "sample", "distance"]]
+    known = smallest_adversarials(records, norm)[["defense", "sample", "distance", "success_rate", "draws"]]
     merged = own.merge(known, on=["defense", "sample"], how="left")
-    return merged.assign(refuted=merged["distance"] < merged["lower_bound"] * (1 - ROUNDING))
+    # Of a randomised defense, an adversarial that could be a bare majority by chance refutes nothing.
+    successes = (merged["success_rate"] * merged["draws"]).round()
+    sure = (merged["draws"] <= 1) | (binom.sf(successes - 1, merged["draws"], 0.5) < CHANCE)
+    within_bound = merged["distance"] < merged["lower_bound"] * (1 - ROUNDING)
+    return merged.assign(refuted=within_bound & sure).drop(columns=["success_rate", "draws"])
 
 
 def clean_accuracy(records: pd.DataFrame, samples: int) -> float:

@@ -165,7 +165,9 @@ class AnalysisBySynthesis(LatentClassifier):
             return super().lower_bound(x, y, norm, streams)
         k = bounds.flips(self.binary_bound(x, y))
         gaps = bounds.flipping(x, k, THRESHOLD)
-        values = {"L0": k.to(x.dtype), "L2": gaps.norm(dim=1), "Linf": gaps.amax(1)}[norm]
+        # A pixel flips at most one value in each channel.
+        pixels = (k / x.shape[1]).ceil()
+        values = {"L0": pixels, "L2": gaps.norm(dim=1), "Linf": gaps.amax(1)}[norm]
         return LowerBound(values, certificate=False, note=BOUND_NOTE)
 
     def binary_bound(self, x: Tensor, y: Tensor) -> Tensor:

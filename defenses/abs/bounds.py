@@ -86,12 +86,12 @@ def linf(own_error: Tensor, own_penalty: Tensor, least_energy: Callable[[Tensor]
 
 
 def flips(distance: Tensor) -> Tensor:
-    """How many pixels of a binary image must flip to move it by an L2 distance (N,): ceil(distance^2), (N,) int64."""
+    """How many values of a binary image must flip to move it by an L2 distance (N,): ceil(distance^2), (N,) int64."""
     return distance.clamp_min(0).square().ceil().long()
 
 
 def flipping(x: Tensor, k: Tensor, threshold: float) -> Tensor:
-    """|x_i - threshold| of the ``k`` (N,) pixels that are nearest to the threshold, as rows (N, D), 0 for the others:
-    the least that flips so many of an image's binarised pixels."""
+    """|x_i - threshold| of the ``k`` (N,) values that are nearest to the threshold, as rows (N, D), 0 for the others:
+    the least that flips so many of an image's binarised values."""
     gaps = (x.flatten(1) - threshold).abs().sort(1)[0]
     return gaps * (torch.arange(gaps.shape[1], device=x.device) < k[:, None])

@@ -15,7 +15,7 @@ from defenses.abs import bounds
 from defenses.abs.descent import Inference, Objective
 
 RESTARTS = 5
-"""Starts of each class's search in the bounds; the best end counts."""
+"""Starts of each class's search in the bounds (but for Linf, for each epsilon); the best end counts."""
 BOUND_NOTE = f"{RESTARTS} starts for each class"
 
 
@@ -26,6 +26,7 @@ class LatentClassifier(nn.Module):
 
     Attributes:
         bound_norms: those of its lower bounds.
+        bound_caveat: what is to be said of them besides.
 
     Args:
         pixels: D, values in an image.
@@ -33,6 +34,7 @@ class LatentClassifier(nn.Module):
     """
 
     bound_norms: tuple[Norm, ...] = ("L2", "Linf")
+    bound_caveat = ""
 
     def __init__(self, pixels: int, inner_steps: int) -> None:
         super().__init__()
@@ -98,7 +100,8 @@ class LatentClassifier(nn.Module):
         else:
             own_penalty = own_energy - own_error.square().sum(1)
             values = bounds.linf(own_error, own_penalty, lambda epsilon: self._least_energy(seen, y, epsilon))
-        return LowerBound(values, certificate=False, note=BOUND_NOTE)
+        search = "" if norm == "L2" else ", one in the search for epsilon"
+        return LowerBound(values, certificate=False, note=f"{BOUND_NOTE}{search}{self.bound_caveat}")
 
     def published_l2_bound(self, x: Tensor, y: Tensor) -> Tensor:
         """`bounds.published_l2` (N,) of images (N, C, H, W) of classes ``y`` (N,), with d_c minimised for itself."""

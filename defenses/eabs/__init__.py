@@ -62,6 +62,9 @@ class ExtendedABS(LatentClassifier):
         self.autoencoders = autoencoders
         self.variational = variational
         self._penalty: DiscriminatorPenalty | None = None
+        if variational:
+            # Section 3.4 bounds an exact latent in place of a distribution.
+            self.bound_caveat = ", of inference at the mean without draws"
 
     def make_inference(self) -> Inference:
         """See `LatentClassifier`."""

@@ -168,15 +168,25 @@ class Autoencoders(nn.Module):
         x = self._augmented(x)
         losses = []
         for c, discriminator in enumerate(self.discriminators):
-            seen = (
-                x if self.discriminative else torch.cat([x[:, c], x[:, (c + 1 + y[0] % (x.shape[1] - 1)) % x.shape[1]]])
-            )
+            own = x if self.discriminative else x[:, c]
             with torch.no_grad():
-                z = sample(*self.encoders[c](seen))
+                z = sample(*self.encoders[c](own))
+                if not self.discriminative:
+                    z = torch.cat([z, self._out_of_distribution(c, x, y)])
             prior = torch.randn_like(z)
             # softplus(-l) = -log D, softplus(l) = -log (1 - D).
             losses.append((F.softplus(-discriminator(prior)) + F.softplus(discriminator(z))).mean())
         return BETA * torch.stack(losses).sum()
+
+    def _out_of_distribution(self, c: int, x: Tensor, y: Tensor) -> Tensor:
+        """Latents that encoder ``c`` draws for images of another class; in evaluation mode, so that they leave no trace
+        in its batch normalisation."""
+        encoder, classes = self.encoders[c], x.shape[1]
+        mode = encoder.training
+        encoder.eval()
+        z = sample(*encoder(x[:, (c + 1 + y[0] % (classes - 1)) % classes]))
+        encoder.train(mode)
+        return z
 
     def _augmented(self, x: Tensor) -> Tensor:
         return x + self.noise * torch.randn_like(x)

@@ -1,10 +1,13 @@
 """Matrix files are validated whole; the first mistake is one line."""
 
+from typing import get_args
+
 import pytest
 
 from bench.errors import UserError
-from bench.matrix import build_matrix, matrices, read_matrix, with_settings
+from bench.matrix import Matrix, build_matrix, matrices, read_matrix, with_settings
 from bench.registry import Registry
+from bench.studies import KINDS
 
 VALID = {
     "name": "test",
@@ -94,3 +97,8 @@ def test_a_matrix_that_is_not_there_or_not_toml_is_named(tmp_path):
 def test_every_embedded_matrix_is_valid(name):
     where, data = read_matrix(name)
     assert build_matrix(where, data, Registry()).name == name
+
+
+def test_the_studies_of_a_matrix_are_those_there_are():
+    allowed = get_args(get_args(Matrix.model_fields["studies"].annotation)[0])
+    assert allowed == tuple(KINDS)

@@ -69,12 +69,53 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(data, seen, tmp_p
     resumed, rest = trained(data, trainer)
     assert rest == calls[seen // 4 * 4 :]
     assert trainer.epochs == 4
+    assert trainer.seconds > 0
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+class InPhases(Net):
+    """Pretrains, then trains on with fewer steps: two calls of ``minimise``."""
+
+    def fit(self, data, trainer, stop_after=10**9):
+        trainer.initialise(self)
+        calls = []
+
+        def loss(x, y, done):
+            calls.append(done)
+            if len(calls) > stop_after:
+                raise Interrupted
+            return nn.functional.cross_entropy(self.net(x), y)
+
+        for epochs in (2, 3):
+            trainer.minimise(self.net.parameters(), loss, data, epochs=epochs, batch_size=10, learning_rate=0.01)
+        return calls
+
+
+@pytest.mark.parametrize("seen", [5, 10, 17])
+def test_a_training_in_two_phases_resumes_each(data, seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.training, "KEEP_EVERY", 0)
+    monkeypatch.setattr(f"{__name__}.Net", InPhases)
+    whole, calls = trained(data, Trainer(CPU, 0, Silent()))
+    assert len(calls) == 8 + 12
+    kept = tmp_path / "net.unfinished"
+    with pytest.raises(Interrupted):
+        trained(data, Trainer(CPU, 0, Silent(), kept), stop_after=seen)
+    resumed, _ = trained(data, Trainer(CPU, 0, Silent(), kept))
+    assert all(torch.equal(resumed[key], whole[key]) for key in whole)
+
+
+def test_without_a_module_to_go_on_with_nothing_is_kept(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.training, "KEEP_EVERY", 0)
+    layer = nn.Linear(5, 2)
+    Trainer(CPU, 0, Silent(), tmp_path / "kept").minimise(
+        layer.parameters(), lambda x, y, done: layer(x).sum(), data, epochs=2, batch_size=10, learning_rate=0.1
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_read_is_trained_anew(data, tmp_path):
     kept = tmp_path / "net.unfinished"
-    kept.write_bytes(b"nothing that torch wrote")
+    (tmp_path / "net.unfinished1").write_bytes(b"nothing that torch wrote")
     whole, _ = trained(data, Trainer(CPU, 0, Silent()))
     again, calls = trained(data, Trainer(CPU, 0, Silent(), kept))
     assert len(calls) == 16

@@ -1,6 +1,7 @@
 """Lower bounds: their formulas, and that nothing adversarial lies within them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,18 @@ def test_the_radius_of_randomized_smoothing_by_hand():
 
 def test_defenses_without_bounds_have_no_study(digits):
     assert norms_of(make_defense("cnn", digits, Registry()).defense) == ()
+
+
+def test_a_pixel_of_binary_abs_may_flip_in_every_channel():
+    """L0 counts pixels: the values that must flip, in groups of three."""
+    torch.manual_seed(0)
+    model = make_defense("binary_abs", Dataset("cifar2", 2, (3, 32, 32)), Registry()).defense
+    model.setting = replace(model.setting, search=replace(model.setting.search, starts=20, iterations=3))
+    x, y = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    values = bounds.flips(model.binary_bound(x, y))
+    pixels = model.lower_bound(x, y, "L0", streams(2)).values
+    assert pixels.tolist() == [math.ceil(value / 3) for value in values.tolist()]
+    assert pixels.max() > 0
 
 
 @pytest.mark.slow

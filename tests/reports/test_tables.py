@@ -249,6 +249,15 @@ def test_a_certificate_above_an_adversarial_is_an_error_that_is_seen(bracketed):
     assert "certificate is wrong" in cell(bracket_table(run, "L2"), "cnn", "lower bound").doubts[0]
 
 
+def test_an_adversarial_by_accident_of_draws_refutes_nothing(bracketed):
+    """52 of 100 draws may be one half; 70 may not."""
+    bracketed.bound("cnn", "L2", [0.0, 1.1, 2.1, 1.0], certificate=True)
+    run = bracketed.make()
+    for sample, rate in ((1, 0.52), (2, 0.7)):
+        run.records.loc[run.records["sample"] == sample, ["success_rate", "draws"]] = [rate, 100]
+    assert refuted_certificates(run) == ["cnn, L2: 1 certificates exceed found adversarials (sample 2: 2.1 against 2)"]
+
+
 def test_a_bound_that_failed_or_has_not_run_is_a_problem(bracketed):
     bracketed.bound("cnn", "L2", [NAN] * 4, reason="exception: no luck")
     bracketed.bound("cnn", "Linf", None)
