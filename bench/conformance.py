@@ -87,7 +87,7 @@ def _run(checks: Iterator[Check]) -> list[Check]:
 
 
 def _defense_checks(defense: Defense, dataset: Dataset) -> Iterator[Check]:
-    x = dataset.test.images[:_SAMPLES]
+    x = dataset.test.images[:_SAMPLES].clone()
     card = defense.card
     logits = _query(defense, x, seed=0)
     expected = (len(x), dataset.classes)
