@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ RESTARTS = 5
 BOUND_NOTE = f"{RESTARTS} starts for each class"
 
 
-class LatentClassifier(nn.Module):
+class LatentClassifier(nn.Module, ABC):
     """Logits are minus the scaled energy of the best latent of each class: -gamma_c E_c / D, D values in an image.
 
     Subclasses say how inference is made of their weights (`make_inference`) and what it minimises (`objective`).
@@ -42,10 +43,11 @@ class LatentClassifier(nn.Module):
         self.inner_steps = inner_steps
         self._inference: Inference | None = None
 
+    @abstractmethod
     def make_inference(self) -> Inference:
         """Inference with the present weights, which are copied."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objective(
         self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
     ) -> Objective:
@@ -54,7 +56,6 @@ class LatentClassifier(nn.Module):
         Only what exceeds ``slack``, (N, 1) of these images, counts of each pixel's error; the energy is the squared
         error alone unless it is ``penalised``.
         """
-        raise NotImplementedError
 
     def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
         """Energies (N, K) and reconstructions (N, K, C, H, W) under every class of images as the model sees them."""
