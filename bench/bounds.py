@@ -13,24 +13,10 @@ from bench.datasets import Dataset
 from bench.norms import Norm
 from bench.protocols import Defense, HasLowerBound
 from bench.randomness import Streams
-from bench.studies import Measured, OnSamples, Study, batches, records
+from bench.studies import Measured, OnSamples, Study, batches, records, schema
 
 VERSION = 1
-SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        ("dataset", pa.string()),
-        ("sample", pa.int64()),
-        ("defense", pa.string()),
-        ("norm", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("lower_bound", pa.float64()),
-        ("certificate", pa.bool_()),
-        ("note", pa.string()),
-        ("seconds", pa.float64()),
-    ]
-)
+SCHEMA = schema(("lower_bound", pa.float64()), ("certificate", pa.bool_()), ("note", pa.string()))
 """``status`` is ``bound`` or ``failed``; ``certificate`` is false for an estimate that trusts a numeric minimum;
 ``note`` says what the number rests on."""
 

@@ -144,10 +144,7 @@ def _cell(
         batch_size=loaded.card.batch_size,
         timeout=matrix.cell_timeout,
         state={
-            "train": dataset.train.hash,
-            "test": dataset.test.hash,
-            "weights": loaded.fingerprint,
-            "defense": loaded.code,
+            **loaded.state(dataset),
             "substitute": "" if substitute is None else f"{substitute.fingerprint} {substitute.code}",
             "attack": f"{card.version} {attack.digest}",
         },

@@ -14,7 +14,7 @@ from bench.datasets import Dataset
 from bench.distal import distal_adversarials
 from bench.norms import Norm
 from bench.protocols import Defense
-from bench.studies import Measured, OnSamples, Study, records
+from bench.studies import Measured, OnSamples, Study, records, schema
 
 VERSION = 1
 CALIBRATION_IMAGES = 500
@@ -22,22 +22,12 @@ CALIBRATION_IMAGES = 500
 and then say nothing about the scale of the logits."""
 PER_CLASS = 2
 """Noise images that ascend to each class."""
-SCHEMA = pa.schema(
-    [
-        ("cell", pa.string()),
-        ("dataset", pa.string()),
-        ("sample", pa.int64()),
-        ("defense", pa.string()),
-        ("norm", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("target", pa.int64()),
-        ("confidence", pa.float64()),
-        ("steps", pa.int64()),
-        ("alpha", pa.float64()),
-        ("log_eta", pa.float64()),
-        ("seconds", pa.float64()),
-    ]
+SCHEMA = schema(
+    ("target", pa.int64()),
+    ("confidence", pa.float64()),
+    ("steps", pa.int64()),
+    ("alpha", pa.float64()),
+    ("log_eta", pa.float64()),
 )
 """One record per noise image; ``status`` is ``reached``, ``not_reached`` or ``failed``. ``alpha`` and ``log_eta`` are
 those of the graded softmax (`bench.confidence`), calibrated on the first test images."""

@@ -53,6 +53,15 @@ class LoadedDefense:
         """A hash of the defense's tensors."""
         return fingerprint(self.defense)
 
+    def state(self, dataset: Dataset) -> dict[str, str]:
+        """Hashes of the data, the weights and the code, for identities of what is measured on it."""
+        return {
+            "train": dataset.train.hash,
+            "test": dataset.test.hash,
+            "weights": self.fingerprint,
+            "defense": self.code,
+        }
+
 
 def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefense:
     """Builds a defense without training it.

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -115,6 +115,12 @@ class Kind(Protocol):
         """What it finds; ``on_samples`` is told of samples that are done."""
 
 
+def schema(*own: tuple[str, pa.DataType]) -> pa.Schema:
+    """The columns that all studies have, and a kind's own."""
+    texts = [(name, pa.string()) for name in ("cell", "dataset", "defense", "norm", "status", "reason")]
+    return pa.schema([*texts, ("sample", pa.int64()), *own, ("seconds", pa.float64())])
+
+
 def kind_of(study: Study) -> Kind:
     """The module of a study's kind."""
     return _kind(study.kind)
@@ -132,13 +138,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             samples=_kind(kind).samples_of(dataset, matrix.samples),
             batch_size=loaded.card.batch_size,
             timeout=matrix.cell_timeout,
-            state={
-                "train": dataset.train.hash,
-                "test": dataset.test.hash,
-                "weights": loaded.fingerprint,
-                "defense": loaded.code,
-                "study": str(_kind(kind).VERSION),
-            },
+            state={**loaded.state(dataset), "study": str(_kind(kind).VERSION)},
         )
         for name, loaded in defenses.items()
         for kind in matrix.studies
@@ -177,5 +177,4 @@ def records(study: Study, indices: range, **columns: Any) -> pd.DataFrame:
 
 
 def _kind(name: str) -> Kind:
-    module: Any = importlib.import_module(KINDS[name])
-    return module  # type: ignore[no-any-return]
+    return cast(Kind, importlib.import_module(KINDS[name]))
