@@ -75,7 +75,7 @@ class Matrix(_Strict):
     chunk: int | None = Field(None, ge=1)
     cell_timeout: float | None = Field(None, gt=0)
     substitute: str = "cnn"
-    studies: tuple[Literal["lower_bound", "distal"], ...] = ("lower_bound",)
+    studies: tuple[Literal["lower_bound", "distal", "detection"], ...] = ("lower_bound",)
 
     @field_validator("attacks", mode="before")
     @classmethod

@@ -220,7 +220,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             for cell in planned.cells
         ],
         "studies": [
-            {"id": study.id, "kind": study.kind, "defense": study.defense, "norm": study.norm, "file": study.file}
+            {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
             for study in planned.studies
         ],
         "not_applicable": [asdict(place) for place in planned.not_applicable],

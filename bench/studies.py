@@ -1,7 +1,8 @@
 """Studies: what a run finds out about a defense besides attacks on it, in cells and files of their own.
 
-A study's kind is a module here with ``norms_of(defense)``, the threat models it applies to (nothing where it does not),
-``SCHEMA``, its columns in the ledger, and ``measure(study, defense, dataset, device, on_samples)``, what it found.
+A study's kind is a module here with ``norms_of(defense)``, the norms it applies to (nothing where it does not),
+``AT_THRESHOLD``, whether it is made at the matrix's threshold in that norm, ``SCHEMA``, its columns in the ledger, and
+``measure(study, defense, dataset, device, on_samples)``, what it found.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bench.matrix import Matrix
 from bench.norms import Norm
 from bench.protocols import Defense
 
-KINDS = {"lower_bound": "bench.bounds", "distal": "bench.distal_study"}
+KINDS = {"lower_bound": "bench.bounds", "distal": "bench.distal_study", "detection": "bench.detection_study"}
 """The modules of all kinds."""
 PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
@@ -44,6 +45,7 @@ class Study:
     Attributes:
         kind: one of `KINDS`.
         norm: None where it makes no difference.
+        epsilon: radius of the ball in that norm; None where it makes no difference.
         samples: records it will have, of the first so many test images where it is about these.
         batch_size: images that are measured together.
         timeout: seconds after which its worker is killed; does not change what a finished study holds.
@@ -54,6 +56,7 @@ class Study:
     dataset: str
     defense: str
     norm: Norm | None
+    epsilon: float | None
     seed: int
     samples: int
     batch_size: int
@@ -101,6 +104,7 @@ class Kind(Protocol):
     """What a kind's module offers."""
 
     VERSION: int
+    AT_THRESHOLD: bool
     SCHEMA: pa.Schema
 
     def samples_of(self, dataset: Dataset, samples: int) -> int:
@@ -134,6 +138,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             dataset=dataset.name,
             defense=name,
             norm=norm,
+            epsilon=matrix.thresholds[norm] if norm is not None and _kind(kind).AT_THRESHOLD else None,
             seed=matrix.seed,
             samples=_kind(kind).samples_of(dataset, matrix.samples),
             batch_size=loaded.card.batch_size,

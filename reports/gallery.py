@@ -73,9 +73,10 @@ def gallery(run: Run, norm: Norm) -> Gallery:
 
 def distal_gallery(run: Run) -> Gallery | None:
     """The first distal adversarial of each class for each defense; None where they were not studied."""
-    if run.distals.empty:
+    distals = run.study_records("distal")
+    if distals.empty:
         return None
-    made = run.distals[run.distals["status"] != "failed"].astype({"target": int, "sample": int})
+    made = distals[distals["status"] != "failed"].astype({"target": int, "sample": int})
     first = made.drop_duplicates(["defense", "target"])
     defenses = [defense for defense in run.defenses if (first["defense"] == defense).any()]
     images = {study: run.study_images(study) for study in first["cell"].unique()}

@@ -11,9 +11,10 @@ import jinja2
 
 from bench.norms import Norm
 from reports.gallery import Gallery
+from reports.problems import problems
 from reports.render import print_table
 from reports.runs import Run
-from reports.tables import NORM_LABELS, Table, problems
+from reports.tables import NORM_LABELS, Table
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
 from reports.statistics import brackets
+from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     attacks_table,
-    bracket_table,
     cost_table,
     defenses_table,
-    distal_table,
     masking_table,
     mcnemar_table,
     strength_table,
@@ -46,14 +45,14 @@ def write_run_report(run: Run, out_dir: Path) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
     appendix = [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
-    distals = distal_table(run)
+    distals, detected = distal_table(run), detection_table(run)
     for section in sections:
         if section.bracket is not None:
-            samples = brackets(run.records, run.bounds, section.norm)[BRACKET_COLUMNS]
+            samples = brackets(run.records, run.study_records("lower_bound"), section.norm)[BRACKET_COLUMNS]
             samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
     for table in [
         *(table for section in sections for table in section.tables),
-        *([distals] if distals else []),
+        *(table for table in (distals, detected) if table),
         *appendix,
     ]:
         for suffix, renderer in _RENDERERS.items():
@@ -61,7 +60,7 @@ def write_run_report(run: Run, out_dir: Path) -> Path:
     index = out_dir / "index.html"
     pictures = distal_gallery(run)
     distal = (distals, pictures) if distals and pictures else None
-    index.write_text(page(run, sections, appendix, distal), encoding="utf-8")
+    index.write_text(page(run, sections, [*([detected] if detected else []), *appendix], distal), encoding="utf-8")
     return index
 
 

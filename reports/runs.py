@@ -25,8 +25,7 @@ class Run:
         manifest: what the run consists of; the order of its defenses and attacks is the order of columns and rows.
         clean: images of the run's samples in the manifest's order, (S, C, H, W) float32 in [0, 1].
         adversarials: from a cell's id to its adversarial images, (S, C, H, W) float32; zeros where none was found.
-        bounds: records of the lower bounds (`bench.bounds`); empty, without columns, where no defense has any.
-        distals: the same of distal adversarials (`bench.distal_study`).
+        studies: from a kind of study (`bench.studies`) to its records.
         study_images: from a study's id to its images, (M, C, H, W) float32.
     """
 
@@ -34,8 +33,7 @@ class Run:
     manifest: Mapping[str, Any]
     clean: NDArray[np.float32]
     adversarials: Callable[[str], NDArray[np.float32]]
-    bounds: pd.DataFrame = field(default_factory=pd.DataFrame)
-    distals: pd.DataFrame = field(default_factory=pd.DataFrame)
+    studies: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     study_images: Callable[[str], NDArray[np.float32]] = lambda study: np.empty((0, 1, 1, 1), np.float32)
 
     @property
@@ -80,6 +78,10 @@ class Run:
             ]
         return rows
 
+    def study_records(self, kind: str) -> pd.DataFrame:
+        """The records of all studies of a kind; empty, without columns, where there are none."""
+        return self.studies.get(kind, pd.DataFrame())
+
     def cell_records(self, cell: str) -> pd.DataFrame | None:
         """The records of one cell, or None where it has not run."""
         rows = self._rows_of_cell.get(cell)
@@ -117,12 +119,13 @@ class AttackRow:
 
 def load_run(directory: Path) -> Run:
     """Reads ``directory``'s ledger; raises `bench.errors.UserError` where it holds none or a damaged one."""
+    manifest = load_manifest(directory)
+    kinds = {study["kind"] for study in manifest.get("studies", [])}
     return Run(
         records=load_ledger(directory),
-        manifest=load_manifest(directory),
+        manifest=manifest,
         clean=load_clean(directory),
         adversarials=lambda cell: load_adversarials(directory, cell),
-        bounds=load_studies(directory, "lower_bound"),
-        distals=load_studies(directory, "distal"),
+        studies={kind: load_studies(directory, kind) for kind in sorted(kinds)},
         study_images=lambda study: load_study_images(directory, study),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, quantile_test
+from scipy.stats import binom, mannwhitneyu, quantile_test
 
 from bench.norms import Norm, within
 
@@ -110,6 +110,37 @@ def brackets(records: pd.DataFrame, bounds: pd.DataFrame, norm: Norm) -> pd.Data
     sure = (merged["draws"] <= 1) | (binom.sf(successes - 1, merged["draws"], 0.5) < CHANCE)
     within_bound = merged["distance"] < merged["lower_bound"] * (1 - ROUNDING)
     return merged.assign(refuted=within_bound & sure).drop(columns=["success_rate", "draws"])
+
+
+def detection(records: pd.DataFrame) -> dict[str, float]:
+    """What one study of detection (`bench.detection_study`) found, as shares in [0, 1].
+
+    Returns:
+        Of the images that are classified correctly and, as adversarials, those of their PGD images that are not:
+        ``false_alarms`` and ``detected``, the shares of clean images and of adversarials that are refused;
+        ``accuracy``, the mean of the latter and of what is left of the former; ``auc``, the area under the receiver
+        operating characteristic, which is the probability that an adversarial is more suspicious than a clean image
+        (Mann and Whitney's statistic, ties counting one half). NaN where there are no such images. Of all images, the
+        share that is right under PGD (``undefended``), or right or refused under PGD (``defended``) and under PGD that
+        evades the detector too (``evading``).
+    """
+    right, fooled = records["status"] == "attacked", records["fooled"].astype(bool)
+    clean = records.loc[right, "clean_suspicion"].to_numpy(float)
+    adversarial = records.loc[right & fooled, "adversarial_suspicion"].to_numpy(float)
+    accepted = records["adversarial_suspicion"] <= 0
+    both = len(clean) > 0 and len(adversarial) > 0
+    false_alarms = float(np.mean(clean > 0)) if len(clean) else np.nan
+    detected = float(np.mean(adversarial > 0)) if len(adversarial) else np.nan
+    pairs = len(clean) * len(adversarial)
+    return {
+        "accuracy": (detected + 1 - false_alarms) / 2,
+        "auc": float(mannwhitneyu(adversarial, clean).statistic) / pairs if both else np.nan,
+        "detected": detected,
+        "false_alarms": false_alarms,
+        "undefended": float(1 - fooled.mean()),
+        "defended": float(1 - (fooled & accepted).mean()),
+        "evading": float(1 - records["evaded"].astype(bool).mean()),
+    }
 
 
 def clean_accuracy(records: pd.DataFrame, samples: int) -> float:

@@ -18,7 +18,6 @@ from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
 from reports.statistics import (
     accuracy_at,
-    brackets,
     clean_accuracy,
     mcnemar,
     median_distance,
@@ -26,7 +25,6 @@ from reports.statistics import (
     smallest_adversarials,
 )
 
-CERTIFICATE_REFUTED = "an adversarial lies within the certified distance: the certificate is wrong"
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
@@ -35,7 +33,8 @@ _COSTS = {
     "backwards": "backward passes",
     "inner_steps": "steps of an optimisation inside the defense",
 }
-_DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
+DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
+"""Digits of a distance after the point, in print."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +115,16 @@ def summary_table(run: Run, norm: Norm) -> Table:
     ]
     caption = (
         f"Median {NORM_LABELS[norm]} distance of the smallest adversarials / accuracy at ε = {run.threshold(norm):g} "
-        f"on {_measured_on(run)}. A median of ∞: none found for at least half of the images. "
+        f"on {measured_on(run)}. A median of ∞: none found for at least half of the images. "
         f"The last row takes each image's smallest adversarial over all attacks."
     )
     return Table(
         name=f"summary_{norm}",
         title=f"{NORM_LABELS[norm]}: median distance / accuracy at ε = {run.threshold(norm):g}",
         caption=caption,
-        frame=_frame("attack", run.defenses, rows),
+        frame=laid_out("attack", run.defenses, rows),
         quantities=(
-            Quantity("median", _DECIMALS[norm]),
+            Quantity("median", DECIMALS[norm]),
             _accuracy(run),
         ),
         rules=(1, len(rows) - 1),
@@ -148,7 +147,7 @@ def with_published(table: Table, numbers: Mapping[tuple[str, str], tuple[float, 
         table,
         name=table.name.replace("summary", "published"),
         caption=f"{table.caption} In parentheses: {source}.",
-        frame=_frame(str(table.frame.index.name), columns, rows),
+        frame=laid_out(str(table.frame.index.name), columns, rows),
     )
 
 
@@ -169,13 +168,13 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     }
     caption = (
         f"p-values of McNemar's exact test (two-sided, uncorrected) that two defenses survive all "
-        f"{NORM_LABELS[norm]} attacks within ε = {run.threshold(norm):g} equally often, on {_measured_on(run)}."
+        f"{NORM_LABELS[norm]} attacks within ε = {run.threshold(norm):g} equally often, on {measured_on(run)}."
     )
     return Table(
         name=f"mcnemar_{norm}",
         title=f"{NORM_LABELS[norm]}: McNemar p-values",
         caption=caption,
-        frame=_frame("defense", run.defenses[:-1], rows),
+        frame=laid_out("defense", run.defenses[:-1], rows),
         quantities=(Quantity("p", 3),),
     )
 
@@ -203,104 +202,17 @@ def strength_table(run: Run, norm: Norm) -> Table:
         caption=(
             f"Median {NORM_LABELS[norm]} distance / lower / upper end of its 95 % confidence interval (from order "
             f"statistics) / accuracy at ε = {run.threshold(norm):g} / mean forward plus backward passes / mean seconds "
-            f"per attacked image, on {_measured_on(run)}. Seconds depend on the machine and on what else it does."
+            f"per attacked image, on {measured_on(run)}. Seconds depend on the machine and on what else it does."
         ),
-        frame=_frame("attack", run.defenses, rows),
+        frame=laid_out("attack", run.defenses, rows),
         quantities=(
-            *(Quantity(name, _DECIMALS[norm]) for name in ("median", "low", "high")),
+            *(Quantity(name, DECIMALS[norm]) for name in ("median", "low", "high")),
             _accuracy(run),
             Quantity("passes"),
             Quantity("seconds", 2),
         ),
         rules=(len(rows) - 1,),
     )
-
-
-def bracket_table(run: Run, norm: Norm) -> Table | None:
-    """What is known of the distance to the nearest adversarial from below and from above; None without lower bounds."""
-    known = brackets(run.records, run.bounds, norm)
-    if known.empty:
-        return None
-    rows: dict[str, list[Cell]] = {}
-    for defense in run.defenses:
-        own = known[known["defense"] == defense]
-        if own.empty:
-            continue
-        certified = bool(own["certificate"].all())
-        # A refuted estimate says nothing; a refuted certificate is an error that has to be seen.
-        bounds = own["lower_bound"].mask(own["refuted"] & ~own["certificate"].astype(bool), 0.0)
-        refuted = int(own["refuted"].sum())
-        kind = "a certificate" if certified else "an estimate"
-        rows[defense] = [
-            Cell((median_distance(bounds),), doubts=(CERTIFICATE_REFUTED,) if certified and refuted else ()),
-            _number_or_reason(median_distance(own["distance"])),
-            Cell(text=f"{refuted} of {len(own)}"),
-            Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])),
-        ]
-    return Table(
-        name=f"bracket_{norm}",
-        title=f"{NORM_LABELS[norm]}: between lower bound and smallest adversarial",
-        caption=(
-            f"Median {NORM_LABELS[norm]} distance, over {_measured_on(run)}, within which the defense shows that an "
-            f"image has no adversarial, and that of the smallest adversarial any attack found; 0 for images that are "
-            f"misclassified as they are. An estimate that an adversarial refutes counts as 0. Each image's own bracket "
-            f"is in brackets_{norm}.csv."
-        ),
-        frame=_frame("defense", ["lower bound", "smallest adversarial", "refuted", "the bound is"], rows),
-        quantities=(Quantity("median", _DECIMALS[norm]),),
-        prose=("refuted", "the bound is"),
-    )
-
-
-def distal_table(run: Run) -> Table | None:
-    """How easily noise is driven to confidence in a class (Schott et al. 2019, section 7), and the calibration that
-    makes confidences comparable; None where that was not studied."""
-    if run.distals.empty:
-        return None
-    columns = ["reached", "median steps", "alpha", "log eta"]
-    rows: dict[str, list[Cell]] = {}
-    for defense in run.defenses:
-        own = run.distals[run.distals["defense"] == defense]
-        if own["status"].eq("failed").any():
-            rows[defense] = [Cell(text="failed", notes=(str(own["reason"].iloc[0]),)) for _ in columns]
-        elif len(own):
-            reached = int((own["status"] == "reached").sum())
-            steps, alpha, log_eta = own["steps"].median(), own["alpha"].iloc[0], own["log_eta"].iloc[0]
-            texts = [f"{reached} of {len(own)}", f"{steps:g}", f"{alpha:.3g}", f"{log_eta:.3g}"]
-            rows[defense] = [Cell(text=text) for text in texts]
-    return Table(
-        name="distal",
-        title="Distal adversarials",
-        caption=(
-            "Images of uniform noise that gradient ascent drove to a confidence of 0.9 in a given class under the "
-            "graded softmax (Schott et al. 2019, equation 4), whose alpha minimises the cross-entropy and whose eta "
-            f"makes the median confidence 0.9 on the first test images of {run.dataset} ({_versions(run)}). Whether "
-            "they look like their class is for the eye to judge."
-        ),
-        frame=_frame("defense", columns, rows),
-        prose=tuple(columns),
-    )
-
-
-def _number_or_reason(value: float) -> Cell:
-    return Cell(text="unknown") if np.isnan(value) else Cell(values=(value,))
-
-
-def refuted_certificates(run: Run) -> list[str]:
-    """One line for each defense and norm of which a certificate exceeds a found adversarial."""
-    lines = []
-    for norm in run.norms:
-        known = brackets(run.records, run.bounds, norm)
-        if known.empty:
-            continue
-        wrong = known[known["refuted"] & known["certificate"].astype(bool)]
-        for defense, own in wrong.groupby("defense", sort=False):
-            first = own.iloc[0]
-            lines.append(
-                f"{defense}, {NORM_LABELS[norm]}: {len(own)} certificates exceed found adversarials "
-                f"(sample {first['sample']}: {first['lower_bound']:.4g} against {first['distance']:.4g})"
-            )
-    return lines
 
 
 def attacks_table(run: Run) -> Table:
@@ -346,9 +258,9 @@ def cost_table(run: Run) -> Table:
         title="Cost",
         caption=(
             f"Mean {' / '.join(_COSTS.values())}, per attacked image (clean errors are not attacked), "
-            f"on {_measured_on(run)}."
+            f"on {measured_on(run)}."
         ),
-        frame=_frame("attack", run.defenses, rows),
+        frame=laid_out("attack", run.defenses, rows),
         quantities=tuple(map(Quantity, _COSTS)),
     )
 
@@ -363,7 +275,7 @@ def defenses_table(run: Run) -> Table:
         name="defenses",
         title="Defenses",
         caption="Defenses of this run. Randomised ones are judged over many draws.",
-        frame=_frame("defense", ["randomised", "citation"], rows),
+        frame=laid_out("defense", ["randomised", "citation"], rows),
         prose=("citation",),
     )
 
@@ -391,33 +303,6 @@ def masking_table(run: Run) -> Table:
         ),
         prose=("sign", "evidence"),
     )
-
-
-def problems(run: Run) -> list[str]:
-    """One line for each cell or study that has not run or holds samples without a valid result."""
-    of_cells = [
-        f"{defense}, {NORM_LABELS[norm]}: {gap}"
-        for norm in run.norms
-        for attacks in [run.attack_rows(norm)]
-        for defense in run.defenses
-        for gap in _gaps(run, norm, attacks, defense)
-    ]
-    return [*of_cells, *_study_problems(run)]
-
-
-def _study_problems(run: Run) -> list[str]:
-    lines = []
-    for study in run.manifest.get("studies", []):
-        records = run.bounds if study["kind"] == "lower_bound" else run.distals
-        own = records[records["cell"] == study["id"]] if len(records) else records
-        norm = f", {NORM_LABELS[study['norm']]}" if study["norm"] else ""
-        place = f"{study['defense']}{norm}: {study['kind'].replace('_', ' ')}"
-        if own.empty:
-            lines.append(f"{place} not run yet")
-            continue
-        failed = own.loc[own["status"] == "failed", "reason"].tolist()
-        lines += [f"{place} failed: {reason} ({count}/{len(own)})" for reason, count in Counter(failed).items()]
-    return lines
 
 
 def _accuracy(run: Run) -> Quantity:
@@ -448,7 +333,7 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
 
 def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, distances: pd.Series | None) -> Cell:
     """The per-sample minimum, with a footnote that names the attacks which could not take part in full."""
-    gaps = _gaps(run, norm, attacks, defense)
+    gaps = gaps_of(run, norm, attacks, defense)
     notes = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
     if distances is None:
         return Cell(text="not run yet", notes=notes) if gaps else Cell(text="—", notes=("no attack applies",))
@@ -477,7 +362,7 @@ def _with_interval_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Norm
     return replace(cell, values=(median, low, high, accuracy, passes, seconds))
 
 
-def _gaps(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:
+def gaps_of(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:
     """The attacks on a defense whose cell has not run or holds samples without a valid result."""
     gaps = []
     for row in attacks:
@@ -499,7 +384,7 @@ def _mcnemar_cell(
     notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
     attacks = run.attack_rows(norm)
     names = (str(first.name), str(second.name))
-    notes += [f"not all attacks on {name} are complete" for name in names if _gaps(run, norm, attacks, name)]
+    notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, attacks, name)]
     p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
     return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))
 
@@ -544,15 +429,18 @@ def _parameters(parameters: Mapping[str, object]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in parameters.items())
 
 
-def _frame(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> pd.DataFrame:
+def laid_out(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> pd.DataFrame:
+    """A table's frame, from its rows by label."""
     index = pd.Index(list(rows), name=heading)
     return pd.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
 
 
-def _measured_on(run: Run) -> str:
-    return f"{len(run.samples)} test images of {run.dataset} ({_versions(run)})"
+def measured_on(run: Run) -> str:
+    """How many images of what, and with which versions, for captions."""
+    return f"{len(run.samples)} test images of {run.dataset} ({versions_of(run)})"
 
 
-def _versions(run: Run) -> str:
+def versions_of(run: Run) -> str:
+    """The versions that numbers depend on, for captions."""
     versions = run.manifest["provenance"]["versions"]
     return ", ".join(f"{name} {versions[name]}" for name in ("assay", "torch") if name in versions)

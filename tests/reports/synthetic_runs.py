@@ -26,7 +26,7 @@ class RunMaker:
         self.dataset = {"name": dataset, "classes": 10, "shape": list(shape)}
         self.thresholds = thresholds or {"L2": 1.5, "Linf": 0.3, "L0": 12}
         self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
-        self.studies, self.bounds, self.distals = [], [], []
+        self.studies, self.measured = [], {}
 
     def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
         self.attacks[name] = {
@@ -64,35 +64,23 @@ class RunMaker:
 
     def bound(self, defense, norm, values, certificate=False, note="", reason=""):
         """Lower bounds, one per sample; NaN with a reason for those that failed; None: the study has not run."""
-        study = f"{defense}-lower_bound-{norm}"
-        self.studies.append({"id": study, "kind": "lower_bound", "defense": defense, "norm": norm, "file": ""})
+        common = self._study("lower_bound", defense, norm, self.samples)
         if values is not None:
             columns = {
-                "cell": study,
-                "dataset": self.dataset["name"],
-                "sample": np.arange(self.samples),
-                "defense": defense,
-                "norm": norm,
+                **common,
                 "status": np.where(np.isnan(values), "failed", "bound"),
                 "reason": reason,
                 "lower_bound": values,
                 "certificate": certificate,
                 "note": note,
-                "seconds": 0.5,
             }
-            self.bounds.append(pd.DataFrame(columns))
+            self.measured.setdefault("lower_bound", []).append(pd.DataFrame(columns))
 
     def distal(self, defense, confidences, steps=0, alpha=1.0, log_eta=2.0, reason=""):
         """One noise image per confidence, to one class after the other; None: the study failed."""
-        study = f"{defense}-distal"
-        self.studies.append({"id": study, "kind": "distal", "defense": defense, "norm": None, "file": ""})
         reached = np.array([NAN] if confidences is None else confidences)
         columns = {
-            "cell": study,
-            "dataset": self.dataset["name"],
-            "sample": np.arange(len(reached)),
-            "defense": defense,
-            "norm": "",
+            **self._study("distal", defense, None, len(reached)),
             "status": np.select([np.isnan(reached), reached >= 0.9], ["failed", "reached"], "not_reached"),
             "reason": reason,
             "target": np.arange(len(reached)) % 10,
@@ -100,9 +88,36 @@ class RunMaker:
             "steps": steps,
             "alpha": alpha,
             "log_eta": log_eta,
+        }
+        self.measured.setdefault("distal", []).append(pd.DataFrame(columns))
+
+    def detection(self, defense, norm, clean, adversarial, fooled, evaded):
+        """Suspicions of each sample, and whether (y or n) it is misclassified and gets past; sample 0 is a clean
+        error."""
+        columns = {
+            **self._study("detection", defense, norm, len(clean)),
+            "status": ["clean_error", *["attacked"] * (len(clean) - 1)],
+            "reason": "",
+            "epsilon": self.thresholds[norm],
+            "clean_suspicion": np.array(clean, float),
+            "adversarial_suspicion": np.array(adversarial, float),
+            "fooled": [letter == "y" for letter in fooled],
+            "evaded": [letter == "y" for letter in evaded],
+        }
+        self.measured.setdefault("detection", []).append(pd.DataFrame(columns))
+
+    def _study(self, kind, defense, norm, count):
+        """Enters a study; returns the columns that all kinds have in common."""
+        study = "-".join([defense, kind, *([norm] if norm else [])])
+        self.studies.append({"id": study, "kind": kind, "defense": defense, "norm": norm, "file": ""})
+        return {
+            "cell": study,
+            "dataset": self.dataset["name"],
+            "sample": np.arange(count),
+            "defense": defense,
+            "norm": norm or "",
             "seconds": 0.5,
         }
-        self.distals.append(pd.DataFrame(columns))
 
     def _records(self, cell, distances, reasons, predictions):
         count = self.samples
@@ -169,12 +184,9 @@ class RunMaker:
             "provenance": PROVENANCE,
         }
         records = pd.concat(self.frames, ignore_index=True)
-        bounds = pd.concat(self.bounds, ignore_index=True) if self.bounds else pd.DataFrame()
-        distals = pd.concat(self.distals, ignore_index=True) if self.distals else pd.DataFrame()
+        studies = {kind: pd.concat(frames, ignore_index=True) for kind, frames in self.measured.items()}
         pictures = np.zeros((20, *self.dataset["shape"]), np.float32)
-        return Run(
-            records, manifest, images, adversarials or (lambda cell: images), bounds, distals, lambda s: pictures
-        )
+        return Run(records, manifest, images, adversarials or (lambda cell: images), studies, lambda s: pictures)
 
 
 def every_status():
@@ -254,4 +266,5 @@ def studied():
     maker.bound("abs", "L2", [0.0, 0.9, 2.5, 3.0], note="5 starts for each class")
     maker.distal("cnn", [0.95] * 9 + [0.5], steps=20)
     maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)
+    maker.detection("cnn", "Linf", clean=[1, -1, -3, 2], adversarial=[3, 3, -2, 4], fooled="yyyn", evaded="nnyy")
     return maker.make()

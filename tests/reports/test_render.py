@@ -16,15 +16,14 @@ from synthetic_runs import INF, NAN, every_defense, every_status, studied
 
 from reports.published import REFERENCE, published_numbers
 from reports.render import escape_latex, print_numbers, print_published, print_table, to_csv, to_latex, to_markdown
+from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     Cell,
     Quantity,
     Table,
     attacks_table,
-    bracket_table,
     cost_table,
     defenses_table,
-    distal_table,
     masking_table,
     mcnemar_table,
     strength_table,
@@ -50,6 +49,7 @@ def tables():
         published_table(),
         bracket_table(studied(), "L2"),
         distal_table(studied()),
+        detection_table(studied()),
     ]
 
 

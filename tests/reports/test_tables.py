@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
+from reports.problems import problems, refuted_certificates
+from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     attacks_table,
-    bracket_table,
     cost_table,
     defenses_table,
-    distal_table,
     mcnemar_table,
-    problems,
-    refuted_certificates,
     strength_table,
     summary_table,
 )
@@ -284,5 +282,34 @@ def test_distal_adversarials_are_counted_beside_the_calibration():
         ("exception: no luck",),
     )
     assert problems(run) == ["abs: distal failed: exception: no luck (1/1)"]
-    maker.distals.clear()
+    maker.measured.clear()
     assert distal_table(maker.make()) is None
+
+
+def test_detection_stands_beside_what_is_left_of_it_when_the_attacker_knows():
+    maker = RunMaker(["beta_vac", "cnn"], 4)
+    maker.attack("pgd", ["Linf"])
+    maker.cell("beta_vac", "pgd", "Linf", [0.0, 0.1, 0.2, INF])
+    maker.detection("beta_vac", "Linf", clean=[1, -1, -3, 2], adversarial=[3, 3, -2, 4], fooled="yyyn", evaded="nnyy")
+    run = maker.make()
+    table = detection_table(run)
+    row = table.frame.loc["beta_vac, L∞ ε=0.3"]
+    # Sample 0 is a clean error; of the other three clean images one is refused, of their two adversarials one.
+    assert row["adversarials refused"].values == (0.5,)
+    assert row["clean images refused"].values == pytest.approx((1 / 3,))
+    assert row["detector's accuracy"].values == pytest.approx(((0.5 + 2 / 3) / 2,))
+    assert row["ROC AUC"].values == pytest.approx((4 / 6,))
+    assert row["right, under PGD"].values == (0.25,)
+    assert row["right or refused, under PGD"].values == (0.75,)
+    assert row["right or refused, under evading PGD"].values == (0.5,)
+    assert problems(run) == []
+
+
+def test_without_adversarials_there_is_no_detector_to_judge():
+    maker = RunMaker(["beta_vac"], 2)
+    maker.attack("pgd", ["Linf"])
+    maker.cell("beta_vac", "pgd", "Linf", [INF, INF])
+    maker.detection("beta_vac", "Linf", clean=[-1, -1], adversarial=[-2, -2], fooled="nn", evaded="nn")
+    table = detection_table(maker.make())
+    assert cell(table, "beta_vac, L∞ ε=0.3", "ROC AUC").text == "unknown"
+    assert detection_table(every_status()) is None

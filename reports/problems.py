@@ -1,0 +1,53 @@
+"""What keeps a run's numbers from being final: what has not run, what failed, and certificates that are wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from reports.runs import Run
+from reports.statistics import brackets
+from reports.tables import NORM_LABELS, gaps_of
+
+
+def problems(run: Run) -> list[str]:
+    """One line for each cell or study that has not run or holds samples without a valid result."""
+    of_cells = [
+        f"{defense}, {NORM_LABELS[norm]}: {gap}"
+        for norm in run.norms
+        for attacks in [run.attack_rows(norm)]
+        for defense in run.defenses
+        for gap in gaps_of(run, norm, attacks, defense)
+    ]
+    return [*of_cells, *_study_problems(run)]
+
+
+def _study_problems(run: Run) -> list[str]:
+    lines = []
+    for study in run.manifest.get("studies", []):
+        records = run.study_records(study["kind"])
+        own = records[records["cell"] == study["id"]] if len(records) else records
+        norm = f", {NORM_LABELS[study['norm']]}" if study["norm"] else ""
+        place = f"{study['defense']}{norm}: {study['kind'].replace('_', ' ')}"
+        if own.empty:
+            lines.append(f"{place} not run yet")
+            continue
+        failed = own.loc[own["status"] == "failed", "reason"].tolist()
+        lines += [f"{place} failed: {reason} ({count}/{len(own)})" for reason, count in Counter(failed).items()]
+    return lines
+
+
+def refuted_certificates(run: Run) -> list[str]:
+    """One line for each defense and norm of which a certificate exceeds a found adversarial."""
+    lines = []
+    for norm in run.norms:
+        known = brackets(run.records, run.study_records("lower_bound"), norm)
+        if known.empty:
+            continue
+        wrong = known[known["refuted"] & known["certificate"].astype(bool)]
+        for defense, own in wrong.groupby("defense", sort=False):
+            first = own.iloc[0]
+            lines.append(
+                f"{defense}, {NORM_LABELS[norm]}: {len(own)} certificates exceed found adversarials "
+                f"(sample {first['sample']}: {first['lower_bound']:.4g} against {first['distance']:.4g})"
+            )
+    return lines

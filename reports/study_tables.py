@@ -1,0 +1,122 @@
+"""Tables of what studies found out: lower bounds, distal adversarials, detection."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.norms import Norm
+from reports.runs import Run
+from reports.statistics import brackets, detection, median_distance
+from reports.tables import DECIMALS, NORM_LABELS, Cell, Quantity, Table, laid_out, measured_on, versions_of
+
+CERTIFICATE_REFUTED = "an adversarial lies within the certified distance: the certificate is wrong"
+DETECTION = {
+    "accuracy": "detector's accuracy",
+    "auc": "ROC AUC",
+    "detected": "adversarials refused",
+    "false_alarms": "clean images refused",
+    "undefended": "right, under PGD",
+    "defended": "right or refused, under PGD",
+    "evading": "right or refused, under evading PGD",
+}
+"""Column labels of what `reports.statistics.detection` gives."""
+
+
+def bracket_table(run: Run, norm: Norm) -> Table | None:
+    """What is known of the distance to the nearest adversarial from below and from above; None without lower bounds."""
+    known = brackets(run.records, run.study_records("lower_bound"), norm)
+    if known.empty:
+        return None
+    rows: dict[str, list[Cell]] = {}
+    for defense in run.defenses:
+        own = known[known["defense"] == defense]
+        if own.empty:
+            continue
+        certified = bool(own["certificate"].all())
+        # A refuted estimate says nothing; a refuted certificate is an error that has to be seen.
+        bounds = own["lower_bound"].mask(own["refuted"] & ~own["certificate"].astype(bool), 0.0)
+        refuted = int(own["refuted"].sum())
+        kind = "a certificate" if certified else "an estimate"
+        rows[defense] = [
+            Cell((median_distance(bounds),), doubts=(CERTIFICATE_REFUTED,) if certified and refuted else ()),
+            _number_or_reason(median_distance(own["distance"])),
+            Cell(text=f"{refuted} of {len(own)}"),
+            Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])),
+        ]
+    return Table(
+        name=f"bracket_{norm}",
+        title=f"{NORM_LABELS[norm]}: between lower bound and smallest adversarial",
+        caption=(
+            f"Median {NORM_LABELS[norm]} distance, over {measured_on(run)}, within which the defense shows that an "
+            f"image has no adversarial, and that of the smallest adversarial any attack found; 0 for images that are "
+            f"misclassified as they are. An estimate that an adversarial refutes counts as 0. Each image's own bracket "
+            f"is in brackets_{norm}.csv."
+        ),
+        frame=laid_out("defense", ["lower bound", "smallest adversarial", "refuted", "the bound is"], rows),
+        quantities=(Quantity("median", DECIMALS[norm]),),
+        prose=("refuted", "the bound is"),
+    )
+
+
+def distal_table(run: Run) -> Table | None:
+    """How easily noise is driven to confidence in a class (Schott et al. 2019, section 7), and the calibration that
+    makes confidences comparable; None where that was not studied."""
+    distals = run.study_records("distal")
+    if distals.empty:
+        return None
+    columns = ["reached", "median steps", "alpha", "log eta"]
+    rows: dict[str, list[Cell]] = {}
+    for defense in run.defenses:
+        own = distals[distals["defense"] == defense]
+        if own["status"].eq("failed").any():
+            rows[defense] = [Cell(text="failed", notes=(str(own["reason"].iloc[0]),)) for _ in columns]
+        elif len(own):
+            reached = int((own["status"] == "reached").sum())
+            steps, alpha, log_eta = own["steps"].median(), own["alpha"].iloc[0], own["log_eta"].iloc[0]
+            texts = [f"{reached} of {len(own)}", f"{steps:g}", f"{alpha:.3g}", f"{log_eta:.3g}"]
+            rows[defense] = [Cell(text=text) for text in texts]
+    return Table(
+        name="distal",
+        title="Distal adversarials",
+        caption=(
+            "Images of uniform noise that gradient ascent drove to a confidence of 0.9 in a given class under the "
+            "graded softmax (Schott et al. 2019, equation 4), whose alpha minimises the cross-entropy and whose eta "
+            f"makes the median confidence 0.9 on the first test images of {run.dataset} ({versions_of(run)}). Whether "
+            "they look like their class is for the eye to judge."
+        ),
+        frame=laid_out("defense", columns, rows),
+        prose=tuple(columns),
+    )
+
+
+def detection_table(run: Run) -> Table | None:
+    """How well each defense's score tells adversarials from clean images, and what is left of that when the attacker
+    knows it (Maggipinto, Terzi & Susto 2020, section 6); None where that was not studied."""
+    records = run.study_records("detection")
+    if records.empty:
+        return None
+    rows: dict[str, list[Cell]] = {}
+    for _, own in records.groupby("cell", sort=False):
+        if own["status"].eq("failed").any():
+            cells = [Cell(text="failed", notes=(str(own["reason"].iloc[0]),)) for _ in DETECTION]
+        else:
+            found = detection(own)
+            cells = [_number_or_reason(found[quantity]) for quantity in DETECTION]
+        norm: Norm = own["norm"].iloc[0]
+        rows[f"{own['defense'].iloc[0]}, {NORM_LABELS[norm]} ε={run.threshold(norm):g}"] = cells
+    return Table(
+        name="detection",
+        title="Detection",
+        caption=(
+            f"A logistic detector on each defense's own score, fitted to training images and their adversarials, on "
+            f"{measured_on(run)}. Its accuracy weighs clean images and adversarials the same. Right or refused: images "
+            "that are not both misclassified and accepted, under PGD that knows of no detector and under selective PGD "
+            "that evades it too. Refusing costs nothing there: mind the clean images refused."
+        ),
+        frame=laid_out("defense", list(DETECTION.values()), rows),
+        quantities=(Quantity("share", 3),),
+    )
+
+
+def _number_or_reason(value: float) -> Cell:
+    return Cell(text="unknown") if np.isnan(value) else Cell(values=(value,))
