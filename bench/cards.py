@@ -47,6 +47,7 @@ class DefenseCard:
         batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
         version: raised whenever a change can alter results.
         wraps: name of the defense it is built around, or None.
+        parameters: names and defaults of what a matrix may set.
     """
 
     name: str
@@ -59,6 +60,7 @@ class DefenseCard:
     batch_size: int = 64
     version: int = 1
     wraps: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("defense", self.name)
@@ -124,22 +126,28 @@ def defense(
     """Declares a factory as a defense; the arguments are `DefenseCard`'s.
 
     The factory takes nothing, or the `bench.datasets.Dataset` it is built for as ``dataset`` and the defense that it
-    ``wraps`` as ``base``, which is trained as itself. It returns a ``torch.nn.Module`` from images to logits or an
+    ``wraps`` as ``base``, which is trained as itself. Its keyword parameters, with their defaults, are the defense's
+    parameters in a matrix. It returns a ``torch.nn.Module`` from images to logits or an
     object with ``logits(x)`` (see `bench.protocols.Defense`).
     """
-    card = DefenseCard(
-        name=name,
-        datasets=tuple(datasets),
-        citation=citation,
-        randomized=randomized,
-        access=access,
-        binarization_threshold=binarization_threshold,
-        surrogate_gradient=surrogate_gradient,
-        batch_size=batch_size,
-        version=version,
-        wraps=wraps,
-    )
-    return _attach(card)
+
+    def decorate(function: Function) -> Function:
+        card = DefenseCard(
+            name=name,
+            datasets=tuple(datasets),
+            citation=citation,
+            randomized=randomized,
+            access=access,
+            binarization_threshold=binarization_threshold,
+            surrogate_gradient=surrogate_gradient,
+            batch_size=batch_size,
+            version=version,
+            wraps=wraps,
+            parameters=_keyword_defaults(f"defense {name!r}", function),
+        )
+        return _attach(card)(function)
+
+    return decorate
 
 
 def attack(
@@ -170,7 +178,7 @@ def attack(
             library=library,
             citation=citation,
             version=version,
-            parameters=_keyword_defaults(name, function),
+            parameters=_attack_parameters(name, function),
         )
         return _attach(card)(function)
 
@@ -191,17 +199,23 @@ def _attach(card: Card) -> Callable[[Function], Function]:
     return decorate
 
 
-def _keyword_defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+def _attack_parameters(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     parameters = list(inspect.signature(function).parameters.values())
     keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(positional) != 3 or len(positional) + len(keywords) != len(parameters):
         raise UserError(f"attack {name!r}: its signature must be (oracle, x, y, *, parameters...)")
+    return _keyword_defaults(f"attack {name!r}", function)
+
+
+def _keyword_defaults(what: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of keyword-only parameters."""
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for parameter in keywords:
         if parameter.default is parameter.empty:
-            raise UserError(f"attack {name!r}: parameter {parameter.name!r} needs a default")
+            raise UserError(f"{what}: parameter {parameter.name!r} needs a default")
         if not isinstance(parameter.default, (bool, int, float, str, type(None))):
-            raise UserError(f"attack {name!r}: parameter {parameter.name!r} must be a number, a string or None")
+            raise UserError(f"{what}: parameter {parameter.name!r} must be a number, a string or None")
     return {p.name: p.default for p in keywords}
 
 

@@ -100,7 +100,7 @@ def plan(
     for entry in matrix.attacks:
         attack = registry.get("attacks", entry.name)
         for norm in matrix.norms_of(entry, attack.attack_card):
-            for name in matrix.defenses:
+            for name in matrix.labels:
                 if not entry.covers(name):
                     continue
                 loaded = defenses[name]

@@ -21,7 +21,7 @@ from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable, as_defense, fingerprint
-from bench.registry import Plugin, Registry
+from bench.registry import Plugin, Registry, Variants
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registr
     ):
         news = manager.Queue()
         running = {
-            pool.submit(_train, name, dataset.name, dataset.data_dir, registry.plugins, seed, news): name
+            pool.submit(
+                _train, name, dataset.name, dataset.data_dir, registry.plugins, registry.variants, seed, news
+            ): name
             for name in names
         }
         while running:
@@ -165,8 +167,11 @@ def _train(
     dataset: str,
     data_dir: Path | None,
     plugins: Sequence[str],
+    variants: Variants,
     seed: int,
     news: Queue[tuple[float, str]],
 ) -> None:
     progress = _Reported(name, news)
-    load_trained(name, load_dataset(dataset, data_dir), Registry(plugins), seed, torch.device("cpu"), progress)
+    load_trained(
+        name, load_dataset(dataset, data_dir), Registry(plugins, variants), seed, torch.device("cpu"), progress
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -13,41 +14,56 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bench.cards import AttackCard
 from bench.errors import UserError, unknown
 from bench.norms import NORMS, Norm
-from bench.registry import Registry
+from bench.registry import Group, Registry, Variants
+
+PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
+"""The keys of a matrix whose entries are plugins."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class AttackEntry(_Strict):
-    """One attack of a matrix.
+class _Entry(_Strict):
+    """A plugin of a matrix.
 
     Attributes:
-        name: the attack's registered name.
-        variant: what tells two entries of the same attack apart; shown after a colon.
-        norms: threat models (default: all that the attack and the matrix share).
-        bounded: fill the ball of the norm's threshold instead of minimising the distance.
-        parameters: the attack's own, as its function declares them.
-        budget: forward plus backward passes per sample (default: the card's).
-        defenses: only against these; others have entries of their own, or none.
+        name: its registered name.
+        variant: what tells two entries of the same plugin apart; shown after a colon.
+        parameters: the plugin's own, as its function declares them.
     """
 
     name: str
     variant: str = Field("", pattern=r"^[a-z0-9_]*$")
-    norms: tuple[Norm, ...] | None = None
-    bounded: bool = False
     parameters: dict[str, Any] = {}
-    budget: int | None = Field(None, ge=1)
-    defenses: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
         """The name in ledgers and tables."""
         return f"{self.name}:{self.variant}" if self.variant else self.name
 
+
+class DefenseEntry(_Entry):
+    """One defense of a matrix."""
+
+
+class AttackEntry(_Entry):
+    """One attack of a matrix.
+
+    Attributes:
+        norms: threat models (default: all that the attack and the matrix share).
+        bounded: fill the ball of the norm's threshold instead of minimising the distance.
+        budget: forward plus backward passes per sample (default: the card's).
+        defenses: only against these; others have entries of their own, or none.
+    """
+
+    norms: tuple[Norm, ...] | None = None
+    bounded: bool = False
+    budget: int | None = Field(None, ge=1)
+    defenses: tuple[str, ...] | None = None
+
     def covers(self, defense: str) -> bool:
-        """True if this entry is meant for a defense."""
+        """True if this entry is meant for the defense of this label."""
         return self.defenses is None or defense in self.defenses
 
 
@@ -69,7 +85,7 @@ class Matrix(_Strict):
     dataset: str
     samples: int = Field(ge=1)
     thresholds: dict[Norm, float] = Field(min_length=1)
-    defenses: tuple[str, ...] = Field(min_length=1)
+    defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
     chunk: int | None = Field(None, ge=1)
@@ -77,12 +93,22 @@ class Matrix(_Strict):
     substitute: str = "cnn"
     studies: tuple[Literal["lower_bound", "distal", "detection"], ...] = ("lower_bound",)
 
-    @field_validator("attacks", mode="before")
+    @property
+    def labels(self) -> list[str]:
+        """The defenses, as ledgers and tables call them."""
+        return [entry.label for entry in self.defenses]
+
+    @property
+    def variants(self) -> Variants:
+        """The defenses whose labels or parameters are the matrix's own, for the registry."""
+        return {
+            entry.label: (entry.name, entry.parameters) for entry in self.defenses if entry.variant or entry.parameters
+        }
+
+    @field_validator("attacks", "defenses", mode="before")
     @classmethod
     def _names_are_entries(cls, value: object) -> object:
-        if isinstance(value, (list, tuple)):
-            return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
-        return value
+        return [_entry(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
     @field_validator("studies")
     @classmethod
@@ -93,9 +119,12 @@ class Matrix(_Strict):
 
     @model_validator(mode="after")
     def _no_place_twice(self) -> Matrix:
+        for label, count in Counter(self.labels).items():
+            if count > 1:
+                raise ValueError(f"defense {label!r} stands twice; give one a variant")
         seen: set[tuple[str, str, Norm | None]] = set()
         for entry in self.attacks:
-            for defense in self.defenses:
+            for defense in self.labels:
                 for norm in entry.norms or (None,):
                     place = (entry.label, defense, norm)
                     if entry.covers(defense) and place in seen:
@@ -139,13 +168,13 @@ def read_matrix(name_or_path: str) -> tuple[str, dict[str, Any]]:
 def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A matrix with ``key=value`` changes; values are TOML.
 
-    ``thresholds.L2=2`` and ``chunk=7`` change the matrix's keys, ``boundary.steps=100`` an attack's parameter,
-    ``boundary.budget=500`` its budget.
+    ``thresholds.L2=2`` and ``chunk=7`` change the matrix's keys, ``boundary.steps=100`` a parameter of an attack (or of
+    a defense), ``boundary.budget=500`` an attack's budget.
 
     Raises:
         UserError: for a setting that names no key.
     """
-    data = {**data, "attacks": [dict(_entry(entry)) for entry in data.get("attacks", [])]}
+    data = {**data, **{group: [dict(_entry(entry)) for entry in data.get(group, [])] for group in PLUGINS}}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
@@ -155,18 +184,19 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
         except tomllib.TOMLDecodeError:
             value = text
         head, _, tail = key.partition(".")
-        labels = {_label(entry) for entry in data["attacks"]}
+        entries = {group: [entry for entry in data[group] if _label(entry) == head] for group in PLUGINS}
         if not tail and head in Matrix.model_fields:
             data[head] = value
         elif head == "thresholds":
             data["thresholds"] = {**data.get("thresholds", {}), tail: value}
-        elif tail and head in labels:
-            for entry in data["attacks"]:
-                if _label(entry) == head and tail == "budget":
-                    entry["budget"] = value
-                elif _label(entry) == head:
-                    entry["parameters"] = {**entry.get("parameters", {}), tail: value}
+        elif tail == "budget" and entries["attacks"]:
+            for entry in entries["attacks"]:
+                entry["budget"] = value
+        elif tail and any(entries.values()):
+            for entry in (*entries["defenses"], *entries["attacks"]):
+                entry["parameters"] = {**entry.get("parameters", {}), tail: value}
         else:
+            labels = [_label(entry) for group in PLUGINS for entry in data[group]]
             raise unknown("key", key, [*Matrix.model_fields, *(f"{label}.PARAMETER" for label in labels)], "--set")
     return data
 
@@ -184,7 +214,7 @@ def build_matrix(
 ) -> Matrix:
     """A validated matrix, with the command line's choices.
 
-    ``defenses`` and ``attacks`` may name plugins that the matrix does not; ``attacks`` selects by name or label.
+    ``defenses`` and ``attacks`` select by name or label, and may name plugins that the matrix does not.
 
     Raises:
         UserError: with one line that names the file, the key, the value and what is allowed.
@@ -195,7 +225,7 @@ def build_matrix(
     if seed is not None:
         data["seed"] = seed
     if defenses is not None:
-        data["defenses"] = list(defenses)
+        data["defenses"] = _selected(data.get("defenses", []), defenses)
     if attacks is not None:
         data["attacks"] = _selected(data.get("attacks", []), attacks)
     if norms is not None:
@@ -213,7 +243,7 @@ def build_matrix(
     return matrix
 
 
-def _entry(entry: str | dict[str, Any]) -> dict[str, Any]:
+def _entry(entry: Any) -> Any:
     return {"name": entry} if isinstance(entry, str) else entry
 
 
@@ -224,7 +254,7 @@ def _label(entry: dict[str, Any]) -> str:
 def _selected(entries: Sequence[str | dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
     chosen = []
     for name in wanted:
-        matching = [e for e in map(_entry, entries) if name in (e.get("name"), AttackEntry.model_construct(**e).label)]
+        matching = [entry for entry in map(_entry, entries) if name in (entry.get("name"), _label(entry))]
         chosen += matching or [{"name": name}]
     return chosen
 
@@ -233,24 +263,23 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        model: type[BaseModel] = AttackEntry if problem["loc"][0] == "attacks" else Matrix
-        return str(unknown("key", key, model.model_fields))
+        models: dict[object, type[BaseModel]] = {"attacks": AttackEntry, "defenses": DefenseEntry}
+        model = models.get(problem["loc"][0], Matrix)
+        *place, wrong = map(str, problem["loc"])
+        return ": ".join(filter(None, [".".join(place), str(unknown("key", wrong, model.model_fields))]))
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if problem["type"] in ("missing", "value_error") else f" (it is {problem['input']!r})"
     return f"{key}: {message}{value}" if key else message
 
 
 def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
-    for name in matrix.defenses:
-        registry.get("defenses", name)
+    for defense in matrix.defenses:
+        _check_parameters(where, defense, registry.get("defenses", defense.name).defense_card.parameters)
+        if defense.variant and defense.label in registry.names("defenses"):
+            raise UserError(f"{where}: {defense.label!r} is another defense's name; choose another variant")
     for entry in matrix.attacks:
         card = registry.get("attacks", entry.name).attack_card
-        for parameter, value in entry.parameters.items():
-            if parameter not in card.parameters:
-                raise unknown(f"parameter of {entry.name}", parameter, card.parameters, where)
-            if not _same_type(value, card.parameters[parameter]):
-                wanted = type(card.parameters[parameter]).__name__
-                raise UserError(f"{where}: {entry.name}.{parameter} is {value!r}; it must be of type {wanted}")
+        _check_parameters(where, entry, card.parameters)
         for norm in entry.norms or ():
             if norm not in card.norms:
                 raise unknown(f"norm of {entry.name}", norm, card.norms, where)
@@ -261,6 +290,17 @@ def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
         if card.access == "transfer":
             _check_substitute(where, matrix.substitute, registry)
+
+
+def _check_parameters(where: str, entry: _Entry, defaults: Mapping[str, Any]) -> None:
+    for parameter, value in entry.parameters.items():
+        if not defaults:
+            raise UserError(f"{where}: {entry.name} has no parameters, and {parameter!r} is set")
+        if parameter not in defaults:
+            raise unknown(f"parameter of {entry.name}", parameter, defaults, where)
+        if not _same_type(value, defaults[parameter]):
+            wanted = type(defaults[parameter]).__name__
+            raise UserError(f"{where}: {entry.name}.{parameter} is {value!r}; it must be of type {wanted}")
 
 
 def _check_substitute(where: str, name: str, registry: Registry) -> None:

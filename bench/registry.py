@@ -9,9 +9,10 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,6 +25,8 @@ from bench.errors import UserError, unknown
 Group = Literal["defenses", "attacks"]
 WRAPPERS = {"randomized_smoothing": "defenses.smoothing", "variational_smoothing": "defenses.smoothing"}
 """Modules of the defenses that are built around another one, ``<wrapper>:<defense>``, by a function of that name."""
+Variants = Mapping[str, tuple[str, Mapping[str, Any]]]
+"""From labels to defenses' names and parameters: what a matrix calls a defense whose parameters it sets."""
 _CARD_TYPES: dict[Group, type[Card]] = {"defenses": DefenseCard, "attacks": AttackCard}
 
 BUILTINS: dict[Group, dict[str, str]] = {
@@ -130,10 +133,12 @@ class Registry:
 
     Args:
         plugins: paths of local Python files; every defense and attack declared in them is available.
+        variants: defenses with parameters of their own.
     """
 
-    def __init__(self, plugins: Sequence[str | Path] = ()) -> None:
+    def __init__(self, plugins: Sequence[str | Path] = (), variants: Variants | None = None) -> None:
         self.plugins = tuple(str(plugin) for plugin in plugins)
+        self.variants = variants or {}
         self._broken_files: dict[str, str] = {}
         self._found: dict[Group, dict[str, list[_Found]]] = {"defenses": {}, "attacks": {}}
         for group, names in BUILTINS.items():
@@ -159,6 +164,8 @@ class Registry:
         Raises:
             UserError: when the name is unknown, declared twice, or the plugin is broken.
         """
+        if group == "defenses" and name in self.variants:
+            return self._variant(name)
         if group == "defenses" and name.startswith("robustbench:"):
             return _from_zoo(name)
         found = self._found[group].get(name)
@@ -183,6 +190,16 @@ class Registry:
                 yield name, found[0].source, str(error)
         for path, text in self._broken_files.items():
             yield Path(path).stem, f"file {path}", text
+
+    def _variant(self, label: str) -> Plugin:
+        """A defense with parameters, known by its label."""
+        name, parameters = self.variants[label]
+        plugin = Registry(self.plugins).get("defenses", name)
+        if not parameters and name == label:
+            return plugin
+        card = replace(plugin.defense_card, name=label, parameters={**plugin.defense_card.parameters, **parameters})
+        digest = " ".join(filter(None, [plugin.digest, json.dumps(dict(parameters), sort_keys=True)]))
+        return replace(plugin, card=card, function=partial(plugin.function, **parameters), digest=digest)
 
     def _around(self, wrapper: str, wrapped: str) -> Plugin:
         """A defense around another one: ``<wrapper>:<wrapped>``."""

@@ -29,7 +29,7 @@ from bench.engine import (
 from bench.errors import UserError
 from bench.ledger import ledger_dir, write_cell, write_study
 from bench.loading import LoadedDefense, load_trained
-from bench.registry import Registry
+from bench.registry import Registry, Variants
 from bench.studies import Measured, Study, failed_study, kind_of
 
 _GRACE_SECONDS = 60
@@ -52,6 +52,7 @@ class Job:
     dataset: str
     data_dir: Path | None
     plugins: tuple[str, ...]
+    variants: Variants
     seed: int
     device: str
     provenance: dict[str, Any]
@@ -62,7 +63,7 @@ class Workshop:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._registry = Registry(job.plugins)
+        self._registry = Registry(job.plugins, job.variants)
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
         self._clean_verdicts: dict[str, CleanVerdicts] = {}

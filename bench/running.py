@@ -91,11 +91,12 @@ def prepare(
     Raises:
         UserError: for whatever the user has to mend.
     """
+    registry = Registry(registry.plugins, matrix.variants)
     dataset = load_dataset(matrix.dataset, data_dir)
     available = len(dataset.test.labels)
     if matrix.samples > available:
         raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
-    names = list(matrix.defenses)
+    names = list(matrix.labels)
     if transfers(matrix, registry) and matrix.substitute not in names:
         names.append(matrix.substitute)
     defenses = {name: make_defense(name, dataset, registry) for name in names}
@@ -109,7 +110,7 @@ def prepare(
         if name not in untrained:
             defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
     cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry)
-    tested = {name: defenses[name] for name in matrix.defenses}
+    tested = {name: defenses[name] for name in matrix.labels}
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
@@ -137,6 +138,7 @@ def execute(
         dataset=matrix.dataset,
         data_dir=data_dir,
         plugins=planned.registry.plugins,
+        variants=planned.registry.variants,
         seed=matrix.seed,
         device=str(device),
         provenance=provenance(str(device), matrix.seed),
@@ -191,7 +193,12 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "seed": matrix.seed,
         "thresholds": dict(matrix.thresholds),
         "defenses": [
-            {"name": name, "citation": loaded.card.citation, "randomized": loaded.card.randomized}
+            {
+                "name": name,
+                "citation": loaded.card.citation,
+                "randomized": loaded.card.randomized,
+                "parameters": loaded.card.parameters,
+            }
             for name, loaded in planned.defenses.items()
         ],
         "attacks": [

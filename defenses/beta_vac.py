@@ -187,6 +187,6 @@ def capacity(setting: Setting, done: float) -> float:
 
 
 @defense("beta_vac", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
-def beta_vac(dataset: Dataset) -> BetaVariationalClassifier:
-    """The beta-variational classifier, without l1 regularisation, which the paper advises against."""
-    return BetaVariationalClassifier(dataset)
+def beta_vac(dataset: Dataset, *, l1: float = 0.0) -> BetaVariationalClassifier:
+    """The beta-variational classifier; by default without l1 regularisation, which the paper advises against."""
+    return BetaVariationalClassifier(dataset, l1=l1)

@@ -61,6 +61,7 @@ class RandomizedSmoothing(Smoothed):
 
     def __init__(self, base: Defense, *, sigma: float = NOISE) -> None:
         super().__init__(base)
+        _check_least("sigma", sigma, 0)
         self.sigma = sigma
 
     def logits(self, x: Tensor, rng: RowStreams) -> Tensor:
@@ -109,6 +110,13 @@ class VariationalSmoothing(Smoothed):
         draws: int = 1,
     ) -> None:
         super().__init__(base)
+        for name, value, least in (
+            ("radius", radius, 0),
+            ("sigma", sigma, 0),
+            ("steps", steps, 0),
+            ("draws", draws, 1),
+        ):
+            _check_least(name, value, least)
         self.classes, self.norm, self.radius, self.sigma = classes, norm, radius, sigma
         self.steps, self.draws = steps, draws
 
@@ -172,8 +180,8 @@ def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing
         batch_size=base.batch_size,
         wraps=base.name,
     )
-    def factory(base: Defense) -> RandomizedSmoothing:
-        return RandomizedSmoothing(_differentiable(base))
+    def factory(base: Defense, *, sigma: float = NOISE) -> RandomizedSmoothing:
+        return RandomizedSmoothing(_differentiable(base), sigma=sigma)
 
     return factory
 
@@ -193,11 +201,34 @@ def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothi
         batch_size=base.batch_size,
         wraps=base.name,
     )
-    def factory(base: Defense, dataset: Dataset) -> VariationalSmoothing:
-        radius = RADII.get(dataset.name, COLOUR_RADIUS)
-        return VariationalSmoothing(_differentiable(base), dataset.classes, radius=radius)
+    def factory(
+        base: Defense,
+        dataset: Dataset,
+        *,
+        norm: str = "Linf",
+        radius: float | None = None,
+        sigma: float = NOISE,
+        steps: int = 1,
+        draws: int = 1,
+    ) -> VariationalSmoothing:
+        if norm not in ("L2", "Linf"):
+            raise ValueError(f"norm is {norm!r}; it must be L2 or Linf")
+        return VariationalSmoothing(
+            _differentiable(base),
+            dataset.classes,
+            radius=RADII.get(dataset.name, COLOUR_RADIUS) if radius is None else radius,
+            norm="L2" if norm == "L2" else "Linf",
+            sigma=sigma,
+            steps=steps,
+            draws=draws,
+        )
 
     return factory
+
+
+def _check_least(parameter: str, value: object, least: int) -> None:
+    if not isinstance(value, (int, float)) or not least <= value < np.inf:
+        raise ValueError(f"{parameter} is {value!r}; it must be a number of at least {least}")
 
 
 def _check_base(base: DefenseCard) -> None:

@@ -267,16 +267,19 @@ def cost_table(run: Run) -> Table:
 
 def defenses_table(run: Run) -> Table:
     """What each defense is."""
-    rows = {
-        defense["name"]: [Cell(text="yes" if defense["randomized"] else "no"), Cell(text=defense["citation"])]
-        for defense in run.manifest["defenses"]
-    }
+    columns: dict[str, dict[str, str]] = {"randomised": {}, "parameters": {}, "citation": {}}
+    for entry in run.manifest["defenses"]:
+        columns["randomised"][entry["name"]] = "yes" if entry["randomized"] else "no"
+        columns["parameters"][entry["name"]] = _parameters(entry.get("parameters", {}))
+        columns["citation"][entry["name"]] = entry["citation"]
+    filled = [column for column, texts in columns.items() if any(texts.values())]
+    rows = {name: [Cell(text=columns[column][name]) for column in filled] for name in run.defenses}
     return Table(
         name="defenses",
         title="Defenses",
         caption="Defenses of this run. Randomised ones are judged over many draws.",
-        frame=laid_out("defense", ["randomised", "citation"], rows),
-        prose=("citation",),
+        frame=laid_out("defense", filled, rows),
+        prose=tuple(column for column in ("parameters", "citation") if column in filled),
     )
 
 

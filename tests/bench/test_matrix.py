@@ -4,7 +4,9 @@ from typing import get_args
 
 import pytest
 
+from bench.datasets import load_dataset
 from bench.errors import UserError
+from bench.loading import make_defense
 from bench.matrix import Matrix, build_matrix, matrices, read_matrix, with_settings
 from bench.registry import Registry
 from bench.studies import KINDS
@@ -34,7 +36,7 @@ def test_names_become_entries_with_the_cards_norms_in_the_thresholds_order():
 
 def test_the_command_lines_choices_win():
     matrix = build(samples=3, seed=7, defenses=["binary_cnn"], attacks=["pgd:bounded", "bim"], norms=["L2"])
-    assert (matrix.samples, matrix.seed, matrix.defenses) == (3, 7, ("binary_cnn",))
+    assert (matrix.samples, matrix.seed, matrix.labels) == (3, 7, ["binary_cnn"])
     assert [entry.label for entry in matrix.attacks] == ["pgd:bounded", "bim"]
     assert dict(matrix.thresholds) == {"L2": 1.5}
 
@@ -102,3 +104,50 @@ def test_every_embedded_matrix_is_valid(name):
 def test_the_studies_of_a_matrix_are_those_there_are():
     allowed = get_args(get_args(Matrix.model_fields["studies"].annotation)[0])
     assert allowed == tuple(KINDS)
+
+
+SMOOTHED = {"name": "variational_smoothing:cnn", "variant": "wide", "parameters": {"radius": 0.2, "steps": 3}}
+
+
+def test_a_defenses_parameters_make_it_a_defense_of_its_own():
+    matrix = build(changes={"defenses": ["variational_smoothing:cnn", SMOOTHED]}.items())
+    assert matrix.labels == ["variational_smoothing:cnn", "variational_smoothing:cnn:wide"]
+    registry = Registry(variants=matrix.variants)
+    dataset = load_dataset("digits")
+    plain, wide = (make_defense(label, dataset, registry) for label in matrix.labels)
+    assert (plain.defense.radius, plain.defense.steps) == (0.1, 1)
+    assert (wide.defense.radius, wide.defense.steps) == (0.2, 3)
+    assert wide.card.parameters == {**plain.card.parameters, "radius": 0.2, "steps": 3}
+    assert wide.code != plain.code
+    assert wide.learner.card.name == "cnn"
+
+
+def test_a_defense_is_chosen_by_its_label_and_set_on_the_command_line():
+    changes = {"defenses": ["cnn", SMOOTHED]}.items()
+    matrix = build(["variational_smoothing:cnn:wide.steps=5"], changes, defenses=["variational_smoothing:cnn:wide"])
+    (entry,) = matrix.defenses
+    assert entry.parameters == {"radius": 0.2, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "binary_cnn", "parameters": {"sigma": 1}}, "binary_cnn has no parameters, and 'sigma' is set"),
+        ({**SMOOTHED, "parameters": {"step": 1}}, "unknown parameter of variational_smoothing:cnn 'step'.*'steps'"),
+        ({**SMOOTHED, "parameters": {"steps": "x"}}, "variational_smoothing:cnn.steps is 'x'; it must be of type int"),
+        ({**SMOOTHED, "varient": "x"}, "defenses.1: unknown key 'varient'; did you mean 'variant'"),
+        ({"name": "abs", "variant": "schott2019"}, "'abs:schott2019' is another defense's name"),
+        ("cnn", "defense 'cnn' stands twice; give one a variant"),
+    ],
+)
+def test_a_mistake_in_a_defense_is_one_line(entry, message):
+    with pytest.raises(UserError, match=message):
+        build(changes={"defenses": ["cnn", entry]}.items())
+
+
+@pytest.mark.parametrize("parameters", [{"sigma": -1.0}, {"draws": 0}, {"radius": "wide"}, {"norm": "L0"}])
+def test_what_a_defense_cannot_do_is_said_when_it_is_built(parameters):
+    matrix = build(changes={"defenses": [{**SMOOTHED, "parameters": parameters}]}.items())
+    (key,) = parameters
+    with pytest.raises(UserError, match=f"'variational_smoothing:cnn:wide' .built-in. cannot be built: .*{key} is"):
+        make_defense(matrix.labels[0], load_dataset("digits"), Registry(variants=matrix.variants))

@@ -288,3 +288,26 @@ def test_a_matrix_may_do_without_studies(tmp_path):
     assert "2 cells" in result.output
     result = CliRunner().invoke(app, [*map(str, ["plan", "digits", *options[:-1], "studies=['distals']"])])
     assert result.exit_code != 0
+
+
+@pytest.mark.parametrize("runner", ["serial", "process"])
+def test_variants_of_a_defense_run_side_by_side_with_parameters_of_their_own(tmp_path, runner):
+    smoothed = "randomized_smoothing:class_means"
+    matrix = tmp_path / "sigmas.toml"
+    matrix.write_text(f"""
+dataset = "digits"
+samples = 3
+defenses = ["{smoothed}", {{ name = "{smoothed}", variant = "loud", parameters = {{ sigma = 2.0 }} }}]
+attacks = [{{ name = "gaussian_noise", parameters = {{ repetitions = 1, rungs = 2 }}, defenses = ["{smoothed}:loud"] }},
+           {{ name = "uniform_noise", norms = ["Linf"], parameters = {{ repetitions = 1, rungs = 2 }} }}]
+studies = []
+thresholds = {{ L2 = 1.0, Linf = 0.2 }}
+""")
+    records = run(str(matrix), tmp_path / "run", runner=runner, workers=2)
+    assert set(records["defense"]) == {smoothed, f"{smoothed}:loud"}
+    assert set(records.loc[records["attack"] == "gaussian_noise", "defense"]) == {f"{smoothed}:loud"}
+    errors = (records["status"] == "clean_error").groupby(records["defense"]).mean()
+    assert errors[smoothed] == 0
+    assert errors[f"{smoothed}:loud"] > 0
+    listed = {defense["name"]: defense["parameters"] for defense in load_manifest(tmp_path / "run")["defenses"]}
+    assert listed == {smoothed: {"sigma": 0.2}, f"{smoothed}:loud": {"sigma": 2.0}}
