@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, mannwhitneyu, quantile_test
+from scipy.stats import binom, binomtest, chi2, mannwhitneyu, quantile_test
 
 from bench.norms import Norm, within
 
@@ -54,6 +54,45 @@ def accuracy_at(distances: ArrayLike, epsilon: float) -> float:
     if values.size == 0 or np.isnan(values).any():
         return np.nan
     return float(np.mean(~within(values, epsilon)))
+
+
+def accuracy_interval(distances: ArrayLike, epsilon: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of `accuracy_at` (Wilson 1927); NaN where that is."""
+    values = np.asarray(distances, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any():
+        return np.nan, np.nan
+    survivors = int(np.sum(~within(values, epsilon)))
+    interval = binomtest(survivors, values.size).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def curve_area(distances: ArrayLike, end: float) -> float:
+    """Area under the accuracy-distortion curve from 0 to ``end``, which is the mean of the distances, none counting
+    more than ``end``; NaN for none, or if any distance is NaN."""
+    values = np.asarray(distances, dtype=np.float64)
+    return float(np.minimum(values, end).mean()) if values.size else np.nan
+
+
+def local_optimality(distances: ArrayLike, best: ArrayLike) -> float:
+    """How near one attack on one defense comes to the best known adversarials, from 0 (it breaks nothing within the
+    largest distance e that the best need) to 1 (AttackBench: Cina, Rony, Pintor, Demetrio, Demontis, Biggio, Ben Ayed &
+    Roli 2024, "local optimality"; its global optimality is the mean over defenses).
+
+    1 - (A - B) / (a e - B), where A and B are the areas under the attack's and the best curve up to e and a is the
+    clean accuracy. NaN if any distance is, or where the best break nothing that is classified correctly.
+
+    Args:
+        distances: of the attack, (S,).
+        best: the smallest distances that any attack found for the same samples, (S,).
+    """
+    values, smallest = np.asarray(distances, dtype=np.float64), np.asarray(best, dtype=np.float64)
+    finite = smallest[np.isfinite(smallest)]
+    end = float(finite.max()) if finite.size else 0.0
+    if end == 0 or np.isnan(values).any() or np.isnan(smallest).any():
+        return np.nan
+    least, most = curve_area(smallest, end), float(np.mean(smallest > 0)) * end
+    # Where all that the best break is as far away as the farthest, there is no area between best and nothing.
+    return 1 - (curve_area(values, end) - least) / (most - least) if most > least else float(np.all(values <= smallest))
 
 
 def accuracy_distortion_curve(distances: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -167,3 +206,67 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     only_first, only_second = int(np.sum(survived & ~also)), int(np.sum(also & ~survived))
     tail = binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
     return min(1.0, 2 * float(tail))
+
+
+def holm(p_values: ArrayLike) -> FloatArray:
+    """p-values adjusted for their number by Holm's step-down method (Holm 1979), (M,); a NaN stays and counts for
+    nothing."""
+    raw = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(raw)[: int(np.sum(~np.isnan(raw)))]  # NaN sorts last
+    steps = raw[order] * np.arange(len(order), 0, -1)
+    adjusted = np.full(raw.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def cochran_q(survived: ArrayLike) -> tuple[float, float]:
+    """Cochran's Q and its p-value, that K defenses survive equally often on the same samples (Cochran 1950).
+
+    Under that hypothesis Q is about chi-squared with K - 1 degrees of freedom. (0, 1) where no sample tells the
+    defenses apart.
+
+    Args:
+        survived: of each sample under each defense, bool (S, K).
+    """
+    table = np.asarray(survived, dtype=np.float64)
+    count = table.shape[1]
+    columns, rows = table.sum(0), table.sum(1)
+    spread = float(np.sum(rows * (count - rows)))
+    if spread == 0:
+        return 0.0, 1.0
+    q = count * (count - 1) * float(np.sum((columns - columns.mean()) ** 2)) / spread
+    return q, float(chi2.sf(q, count - 1))
+
+
+def median_difference(
+    first: ArrayLike, second: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """The median distance under ``first`` minus that under ``second``, and its paired bootstrap interval (percentiles
+    over resamples of the samples; Efron & Tibshirani 1993, section 13.3).
+
+    Where both medians are infinite their difference is not known; it then counts as low as possible at the lower end
+    and as high as possible at the upper one. NaN for no samples, or if any distance is NaN.
+
+    Args:
+        first: distances (S,).
+        second: distances of the same samples.
+        resamples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the resamples.
+    """
+    pairs = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)])
+    if pairs.shape[1] == 0 or np.isnan(pairs).any():
+        return np.nan, np.nan, np.nan
+    difference = _difference(*np.median(pairs, axis=1))
+    drawn = np.random.default_rng(seed).integers(pairs.shape[1], size=(resamples, pairs.shape[1]))
+    medians = np.median(pairs[:, drawn], axis=2)
+    differences = _difference(*medians)
+    tail = (1 - confidence) / 2
+    low = np.quantile(np.nan_to_num(differences, nan=-np.inf, posinf=np.inf, neginf=-np.inf), tail, method="lower")
+    high = np.quantile(np.nan_to_num(differences, nan=np.inf, posinf=np.inf, neginf=-np.inf), 1 - tail, method="higher")
+    return float(difference), float(low), float(high)
+
+
+def _difference(first: Any, second: Any) -> Any:
+    with np.errstate(invalid="ignore"):
+        return first - second

@@ -4,14 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import bootstrap
+from statsmodels.stats.contingency_tables import cochrans_q
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
 from reports.statistics import (
     accuracy_at,
     accuracy_distortion_curve,
+    accuracy_interval,
     clean_accuracy,
+    cochran_q,
+    curve_area,
+    holm,
+    local_optimality,
     mcnemar,
+    median_difference,
     median_distance,
     median_interval,
     smallest_adversarials,
@@ -173,3 +183,90 @@ def test_clean_accuracy_is_unknown_where_no_cell_judged_a_sample():
     unjudged = records.assign(clean_prediction=np.where(records["sample"] == 2, -1, records["clean_prediction"]))
     assert np.isnan(clean_accuracy(unjudged[unjudged["defense"] == "cnn"], 5))
     assert np.isnan(clean_accuracy(records.iloc[:0], 5))
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_the_interval_of_an_accuracy_is_wilsons(survivors, samples):
+    survivors = min(survivors, samples)
+    values = [INF] * survivors + [1.0] * (samples - survivors)
+    expected = proportion_confint(survivors, samples, method="wilson")
+    assert accuracy_interval(values, 1.0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_accuracy_that_is_unknown_has_no_interval():
+    for values in ([], [1.0, NAN]):
+        assert np.isnan(accuracy_interval(values, 1.0)).all()
+
+
+@given(distances, st.floats(0.1, 50))
+def test_the_area_is_that_under_the_curves_steps(values, end):
+    epsilons, accuracies = accuracy_distortion_curve(values)
+    widths = np.diff([*np.minimum(epsilons, end), end])
+    assert curve_area(values, end) == pytest.approx(float(np.sum(widths * accuracies)))
+
+
+def test_local_optimality_of_a_worked_example():
+    """Best area up to 3: (0 + 1 + 2 + 3) / 4 = 1.5; nothing broken: 3/4 of 3. The attack's: (0 + 2 + 2 + 3) / 4."""
+    best = [0.0, 1.0, 2.0, 3.0]
+    assert local_optimality([0.0, 2.0, 2.0, INF], best) == pytest.approx(1 - 0.25 / 0.75)
+    assert local_optimality(best, best) == 1
+    assert local_optimality([0.0, INF, INF, INF], best) == 0
+    assert np.isnan(local_optimality([0.0, NAN, 2.0, INF], best))
+    assert np.isnan(local_optimality([0.0, INF], [0.0, INF]))
+    assert local_optimality([0.0, 2.0], [0.0, 2.0]) == 1
+    assert local_optimality([0.0, INF], [0.0, 2.0]) == 0
+
+
+@given(distances, st.data())
+def test_local_optimality_lies_between_nothing_and_the_best(best, data):
+    factors = data.draw(arrays(np.float64, len(best), elements=st.floats(1, 5)))
+    assert np.isnan(value := local_optimality(np.multiply(best, factors), best)) or -1e-9 <= value <= 1 + 1e-9
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holms_adjustment_is_statsmodels(p_values):
+    np.testing.assert_allclose(holm(p_values), multipletests(p_values, method="holm")[1])
+
+
+def test_a_missing_p_value_counts_for_nothing():
+    np.testing.assert_allclose(holm([0.01, NAN, 0.04, 0.03]), [0.03, NAN, 0.06, 0.06])
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 25), st.integers(2, 5))))
+def test_cochrans_q_is_statsmodels(survived):
+    if (survived.sum(1) % survived.shape[1]).any():
+        reference = cochrans_q(survived)
+        assert cochran_q(survived) == pytest.approx((reference.statistic, reference.pvalue), abs=1e-9)
+    else:
+        assert cochran_q(survived) == (0, 1)
+
+
+def test_cochrans_q_of_two_defenses_is_mcnemars_chi_squared():
+    """b = 6, c = 2: (6 - 2)^2 / 8."""
+    survived = [[1, 0]] * 6 + [[0, 1]] * 2 + [[1, 1]] * 3
+    assert cochran_q(survived)[0] == pytest.approx(2)
+
+
+def test_the_bootstrap_of_medians_is_scipys():
+    random = np.random.default_rng(3)
+    first, second = random.normal(2, 1, 80), random.normal(1, 1, 80)
+    difference, low, high = median_difference(first, second)
+    reference = bootstrap(
+        (first, second),
+        lambda a, b, axis: np.median(a, axis=axis) - np.median(b, axis=axis),
+        paired=True,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    assert difference == np.median(first) - np.median(second)
+    assert (low, high) == pytest.approx(tuple(reference), abs=0.06)
+
+
+def test_infinite_medians_leave_their_difference_open():
+    assert median_difference([INF] * 9, [INF] * 9)[1:] == (-INF, INF)
+    assert np.isnan(median_difference([INF] * 9, [INF] * 9)[0])
+    assert median_difference([INF] * 9, [1.0] * 9) == (INF, INF, INF)
+    assert median_difference([1.0] * 9, [3.0] * 9) == (-2, -2, -2)
+    assert np.isnan(median_difference([1.0, NAN], [1.0, 2.0])).all()
+    assert np.isnan(median_difference([], [])).all()
