@@ -27,6 +27,7 @@ class Section:
         published: the same with published numbers beside them, where there are some; the page shows it instead.
         strength: the summary with intervals and costs.
         mcnemar: the pairwise tests, where there are two defenses.
+        ranking: the minimal attacks, strongest first, where there are some.
         bracket: lower bounds beside the smallest adversarials, where there are lower bounds.
         curves: accuracy-distortion curves as SVG.
         gallery: the smallest adversarials.
@@ -37,6 +38,7 @@ class Section:
     published: Table | None
     strength: Table
     mcnemar: Table | None
+    ranking: Table | None
     bracket: Table | None
     curves: bytes
     gallery: Gallery
@@ -49,7 +51,7 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """All tables of the section."""
-        tables = (self.summary, self.published, self.mcnemar, self.bracket, self.strength)
+        tables = (self.summary, self.published, self.mcnemar, self.bracket, self.strength, self.ranking)
         return [table for table in tables if table is not None]
 
     @property

@@ -34,13 +34,14 @@ _PLAIN_LATEX = set("–—‘’“”·×±") | {chr(code) for code in (*range(
 
 @dataclass(frozen=True)
 class PrintedCell:
-    """A cell in print: its numbers or text (``words``: text in place of numbers), the published numbers, and the marks
-    of its footnotes."""
+    """A cell in print: its numbers or text (``words``: text in place of numbers), the published numbers, the marks of
+    its footnotes, and whether it is set off."""
 
     text: str
     words: bool
     published: str
     marks: tuple[str, ...]
+    significant: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def print_table(table: Table) -> PrintedTable:
             words=bool(cell.text and table.quantities),
             published=print_published(cell.published, table.quantities),
             marks=(*marks(cell.notes, notes), *(f"†{mark}" for mark in marks(cell.doubts, doubts))),
+            significant=cell.significant,
         )
 
     rows = [(label, [print_cell(cell) for cell in cells]) for label, cells in _rows(table)]
@@ -86,8 +88,8 @@ def print_numbers(values: tuple[float, ...], quantities: tuple[Quantity, ...]) -
     >>> print_numbers((float("inf"), 0.5), (Quantity("median", 2), Quantity("accuracy", percent=True)))
     '∞ / 50%'
     """
-    shown = [pair for pair in zip(values, quantities, strict=False) if not np.isnan(pair[0])]
-    return " / ".join(_print_number(value, quantity) for value, quantity in shown)
+    shown = [(place, quantity) for place, quantity in _placed(quantities) if _known(values, place)]
+    return " / ".join(_print_quantity(values, place, quantity) for place, quantity in shown)
 
 
 def print_published(values: tuple[float, ...], quantities: tuple[Quantity, ...]) -> str:
@@ -115,8 +117,10 @@ def to_csv(table: Table) -> str:
         columns: dict[str, list[str]] = {}
         if not table.quantities:
             columns[name] = [cell.text for cell in cells]
-        for i, quantity in enumerate(table.quantities):
+        for i, quantity in _placed(table.quantities):
             columns[f"{name} {quantity.name}"] = [_full(cell.values, i) for cell in cells]
+            for end, place in (("low", i + 1), ("high", i + 2)) if quantity.interval else ():
+                columns[f"{name} {quantity.name} {end}"] = [_full(cell.values, place) for cell in cells]
         for i, quantity in enumerate(table.quantities):
             if any(cell.published for cell in cells):
                 columns[f"{name} published {quantity.name}"] = [_full(cell.published, i) for cell in cells]
@@ -139,7 +143,7 @@ def to_markdown(table: Table) -> str:
     alignment = [":--"] + [":--" if name in table.prose else ":-:" for name in shown.header[1:]]
     lines = [shown.header, alignment]
     for label, cells in shown.rows:
-        lines.append([_markdown(label), *(_markdown(_text(cell)) + _bracketed(cell.marks) for cell in cells)])
+        lines.append([_markdown(label), *(_emphasised(cell) + _bracketed(cell.marks) for cell in cells)])
     notes = [f"- [{mark}] {_markdown(note)}" for mark, note in shown.notes.items()]
     body = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join(
@@ -205,6 +209,25 @@ def _mark_order(mark: str) -> tuple[int, str]:
     return len(mark), mark
 
 
+def _placed(quantities: tuple[Quantity, ...]) -> Iterator[tuple[int, Quantity]]:
+    """Quantities with the place of their number in a cell's values."""
+    place = 0
+    for quantity in quantities:
+        yield place, quantity
+        place += 3 if quantity.interval else 1
+
+
+def _known(values: tuple[float, ...], place: int) -> bool:
+    return place < len(values) and not np.isnan(values[place])
+
+
+def _print_quantity(values: tuple[float, ...], place: int, quantity: Quantity) -> str:
+    text = _print_number(values[place], quantity)
+    if not quantity.interval or not _known(values, place + 1):
+        return text
+    return f"{text} [{', '.join(_print_number(end, quantity) for end in values[place + 1 : place + 3])}]"
+
+
 def _print_number(value: float, quantity: Quantity) -> str:
     if np.isinf(value):
         return "∞"
@@ -217,11 +240,16 @@ def _print_number(value: float, quantity: Quantity) -> str:
 
 
 def _full(values: tuple[float, ...], position: int) -> str:
-    return f"{values[position]:.6g}" if values and not np.isnan(values[position]) else ""
+    return f"{values[position]:.6g}" if _known(values, position) else ""
 
 
 def _text(cell: PrintedCell) -> str:
     return " ".join(filter(None, [cell.text, f"({cell.published})" if cell.published else ""]))
+
+
+def _emphasised(cell: PrintedCell) -> str:
+    text = _markdown(_text(cell))
+    return f"**{text}**" if cell.significant else text
 
 
 def _bracketed(marks: tuple[str, ...]) -> str:
@@ -245,7 +273,8 @@ def _latex_cell(cell: PrintedCell, prose: bool) -> str:
         return rf"\raggedright {escape_latex(cell.text)}"
     marks = rf"\textsuperscript{{{escape_latex(','.join(cell.marks))}}}" if cell.marks else ""
     published = [f"({cell.published})"] if cell.published else []
-    return _stack([*_wrapped(cell.text), *published]) + marks
+    text = _stack([*_wrapped(cell.text), *published])
+    return (rf"\textbf{{{text}}}" if cell.significant else text) + marks
 
 
 def _stack(lines: list[str], alignment: str = "c") -> str:

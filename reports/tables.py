@@ -18,13 +18,19 @@ from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
 from reports.statistics import (
     accuracy_at,
+    accuracy_interval,
     clean_accuracy,
+    cochran_q,
+    holm,
+    local_optimality,
     mcnemar,
     median_distance,
     median_interval,
     smallest_adversarials,
 )
 
+ALPHA = 0.01
+"""Level of tests, the papers' own."""
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
@@ -45,11 +51,13 @@ class Quantity:
         name: what it is called in data files.
         decimals: digits after the point, in print.
         percent: printed as a percentage.
+        interval: two more numbers follow it, the ends of its confidence interval.
     """
 
     name: str
     decimals: int = 0
     percent: bool = False
+    interval: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,9 @@ class Cell:
     """What one cell of a table says.
 
     Attributes:
-        values: a number for each of the table's quantities, NaN where one does not apply; or nothing.
+        values: the numbers of the table's quantities, NaN where one does not apply; or nothing.
         text: what stands there instead of numbers.
+        significant: set off in print, as the caption explains.
         notes: footnotes.
         doubts: footnotes behind a dagger, that say why the numbers may be too good.
         published: numbers of a publication for the same quantities, NaN where it has none; or nothing.
@@ -69,6 +78,7 @@ class Cell:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     published: tuple[float, ...] = ()
+    significant: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,23 +169,33 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     smallest = smallest_adversarials(run.records, norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
     doubts = {defense: _signs(defense_doubts(run, norm, defense)) for defense in run.defenses}
-    rows = {
-        first: [
-            _mcnemar_cell(run, norm, distances[first], distances[second], doubts) if column < row else Cell()
-            for column, second in enumerate(run.defenses[:-1])
-        ]
-        for row, first in enumerate(run.defenses[1:], start=1)
+    pairs = [(first, second) for row, first in enumerate(run.defenses) for second in run.defenses[:row]]
+    cells = [_mcnemar_cell(run, norm, distances[first], distances[second], doubts) for first, second in pairs]
+    adjusted = holm([cell.values[0] if cell.values else np.nan for cell in cells])
+    shown = {
+        pair: replace(cell, values=(*cell.values, p), significant=bool(p < ALPHA)) if cell.values else cell
+        for pair, cell, p in zip(pairs, cells, adjusted, strict=True)
     }
+    columns = run.defenses[:-1]
+    rows = {first: [shown.get((first, second), Cell()) for second in columns] for first in run.defenses[1:]}
+    known = distances.dropna()
+    q, p = cochran_q(~within(known, run.threshold(norm))) if len(known) else (np.nan, np.nan)
+    all_equal = (
+        f"Cochran's Q that all {len(run.defenses)} do: {q:.3g}, p = {p:.2g}, on the {len(known)} known for all. "
+        if len(known)
+        else ""
+    )
     caption = (
-        f"p-values of McNemar's exact test (two-sided, uncorrected) that two defenses survive all "
-        f"{NORM_LABELS[norm]} attacks within ε = {run.threshold(norm):g} equally often, on {measured_on(run)}."
+        f"p-values of McNemar's exact test (two-sided) that two defenses survive all {NORM_LABELS[norm]} attacks "
+        f"within ε = {run.threshold(norm):g} equally often, raw / adjusted for the {len(pairs)} pairs by Holm's "
+        f"method, on {measured_on(run)}. {all_equal}Bold: adjusted p < {ALPHA:g}."
     )
     return Table(
         name=f"mcnemar_{norm}",
         title=f"{NORM_LABELS[norm]}: McNemar p-values",
         caption=caption,
-        frame=laid_out("defense", run.defenses[:-1], rows),
-        quantities=(Quantity("p", 3),),
+        frame=laid_out("defense", columns, rows),
+        quantities=(Quantity("p", 3), Quantity("adjusted p", 3)),
     )
 
 
@@ -187,31 +207,83 @@ def strength_table(run: Run, norm: Norm) -> Table:
     smallest = smallest_adversarials(run.records, norm).assign(forwards=np.nan, seconds=np.nan)
     rows = {
         row.label: [
-            _with_interval_and_cost(summary[row.label][defense], _records(run, row, defense), norm)
+            _with_intervals_and_cost(
+                summary[row.label][defense],
+                _records(run, row, defense),
+                norm,
+                run.threshold(norm) if row.epsilon is None else row.epsilon,
+            )
             for defense in run.defenses
         ]
         for row in run.attack_rows(norm)
     }
     rows[together] = [
-        _with_interval_and_cost(summary[together][defense], smallest[smallest["defense"] == defense], norm)
+        _with_intervals_and_cost(
+            summary[together][defense], smallest[smallest["defense"] == defense], norm, run.threshold(norm)
+        )
         for defense in run.defenses
     ]
     return Table(
         name=f"strength_{norm}",
         title=f"{NORM_LABELS[norm]}: strength and cost of the attacks",
         caption=(
-            f"Median {NORM_LABELS[norm]} distance / lower / upper end of its 95 % confidence interval (from order "
-            f"statistics) / accuracy at ε = {run.threshold(norm):g} / mean forward plus backward passes / mean seconds "
-            f"per attacked image, on {measured_on(run)}. Seconds depend on the machine and on what else it does."
+            f"Median {NORM_LABELS[norm]} distance / accuracy at ε = {run.threshold(norm):g} / mean forward plus "
+            f"backward passes / mean seconds per attacked image, on {measured_on(run)}; in brackets 95 % confidence "
+            "intervals (between order statistics; Wilson's). Seconds depend on the machine and on what else it does."
         ),
         frame=laid_out("attack", run.defenses, rows),
         quantities=(
-            *(Quantity(name, DECIMALS[norm]) for name in ("median", "low", "high")),
-            _accuracy(run),
+            Quantity("median", DECIMALS[norm], interval=True),
+            replace(_accuracy(run), interval=True),
             Quantity("passes"),
             Quantity("seconds", 2),
         ),
         rules=(len(rows) - 1,),
+    )
+
+
+def ranking_table(run: Run, norm: Norm) -> Table | None:
+    """The minimal attacks of a norm, strongest first: how near each comes to the best adversarials known of each
+    defense (AttackBench's local optimality), on average over the defenses (global), and what it costs. None where there
+    are none."""
+    smallest = smallest_adversarials(run.records, norm)
+    best = {name: own.set_index("sample")["distance"] for name, own in smallest.groupby("defense")}
+    rows: dict[str, list[Cell]] = {}
+    for row in run.attack_rows(norm):
+        if row.epsilon is not None or not row.cells:
+            continue
+        shown, local, costs = [], [], []
+        for defense in run.defenses:
+            records = _records(run, row, defense)
+            if isinstance(records, Cell):
+                shown.append(records)
+                continue
+            distances = records.set_index("sample")[norm.lower()]
+            optimality = local_optimality(distances, best[defense].reindex(distances.index))
+            shown.append(Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,)))
+            local.append(optimality)
+            costs.append(_passes_and_seconds(records))
+        known = [value for value in local if not np.isnan(value)]
+        gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
+        mean = Cell((float(np.mean(known)),), notes=gap) if known else Cell(text="unknown")
+        passes, seconds = np.nanmean(costs, axis=0) if costs and not np.isnan(costs).all() else (np.nan, np.nan)
+        cost = [Cell(text="—") if np.isnan(passes) else Cell(text=f"{passes:.0f}"), Cell(text=f"{seconds:.3g}")]
+        rows[row.label] = [mean, *shown, *cost]
+    if not rows:
+        return None
+    order = sorted(rows, key=lambda label: -(rows[label][0].values or (-1.0,))[0])
+    columns = ["all defenses", *run.defenses, "passes", "seconds"]
+    return Table(
+        name=f"ranking_{norm}",
+        title=f"{NORM_LABELS[norm]}: ranking of the attacks",
+        caption=(
+            f"Optimality of each {NORM_LABELS[norm]} attack (Cina et al. 2024): 1 where its adversarials are the "
+            "nearest known ones, 0 where it breaks nothing within the largest distance that these need; the mean over the "
+            f"defenses it ran on, then each; mean passes and seconds per attacked image. On {measured_on(run)}. Known "
+            "are the adversarials of this run's attacks: with few attacks, all look good."
+        ),
+        frame=laid_out("attack", columns, {label: rows[label] for label in order}),
+        quantities=(Quantity("optimality", 2),),
     )
 
 
@@ -354,15 +426,22 @@ def _signs(doubts: list[Doubt]) -> tuple[str, ...]:
     return tuple(doubt.sign for doubt in doubts)
 
 
-def _with_interval_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Norm) -> Cell:
-    """A cell that says median and accuracy, with the median's interval between them, mean passes and seconds behind."""
+def _with_intervals_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Norm, epsilon: float) -> Cell:
+    """A cell that says median and accuracy, with their intervals, and mean passes and seconds behind them."""
     if isinstance(records, Cell) or not cell.values:
         return cell
     median, accuracy = cell.values
-    low, high = (np.nan, np.nan) if np.isnan(median) else median_interval(records[norm.lower()])
+    distances = records[norm.lower()]
+    of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(distances)
+    of_accuracy = accuracy_interval(distances, epsilon)
+    costs = _passes_and_seconds(records)
+    return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs))
+
+
+def _passes_and_seconds(records: pd.DataFrame) -> tuple[float, float]:
+    """Mean passes and seconds of the images that were attacked; NaN where none was."""
     attacked = records[~records["status"].isin(["clean_error", "failed"])]
-    passes, seconds = (attacked["forwards"] + attacked["backwards"]).mean(), attacked["seconds"].mean()
-    return replace(cell, values=(median, low, high, accuracy, passes, seconds))
+    return float((attacked["forwards"] + attacked["backwards"]).mean()), float(attacked["seconds"].mean())
 
 
 def gaps_of(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:

@@ -26,6 +26,7 @@ from reports.tables import (
     defenses_table,
     masking_table,
     mcnemar_table,
+    ranking_table,
     strength_table,
     summary_table,
     with_published,
@@ -42,6 +43,7 @@ def tables():
     return [
         *per_norm,
         strength_table(run, "L2"),
+        ranking_table(run, "L2"),
         masking_table(run),
         attacks_table(run),
         cost_table(run),
@@ -81,6 +83,26 @@ def test_rendering_is_the_golden_file(table, kind):
 )
 def test_numbers_are_printed_as_in_a_paper(values, text):
     assert print_numbers(values, (MEDIAN, ACCURACY)) == text
+
+
+def test_an_interval_stands_in_brackets_behind_its_number():
+    quantities = (
+        Quantity("median", 1, interval=True),
+        Quantity("accuracy", percent=True, interval=True),
+        Quantity("passes"),
+    )
+    assert print_numbers((1.0, 0.5, INF, 0.5, 0.25, 0.75, 3.0), quantities) == "1.0 [0.5, ∞] / 50% [25%, 75%] / 3"
+    assert print_numbers((NAN, NAN, NAN, 0.5, NAN, NAN), quantities) == "50%"
+    table = one_cell(Cell((1.0, 0.5, INF, 0.5, 0.25, 0.75, 3.0)), quantities=quantities)
+    header, numbers = to_csv(table).splitlines()
+    assert header.count(",") == numbers.count(",") == 7
+    assert "median,cnn median low,cnn median high," in header
+
+
+def test_what_is_significant_is_bold_in_print():
+    table = one_cell(Cell((0.001, 0.5), significant=True))
+    assert "**<0.01 / 50%**" in to_markdown(table).replace("\\", "")
+    assert r"\textbf{$<$0.01\,/\,50\%}" in to_latex(table)
 
 
 def test_published_numbers_keep_their_own_digits():

@@ -3,12 +3,14 @@ import pytest
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
 from reports.problems import problems, refuted_certificates
+from reports.statistics import accuracy_interval
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     attacks_table,
     cost_table,
     defenses_table,
     mcnemar_table,
+    ranking_table,
     strength_table,
     summary_table,
 )
@@ -121,14 +123,30 @@ def test_mcnemar_compares_survival_under_all_attacks():
     maker.cell("cnn", "b", "L2", [INF] * 10)
     maker.cell("abs", "a", "L2", [1.0] + [3.0] * 9)
     maker.cell("abs", "b", "L2", [INF] * 10)
-    (p,) = cell(mcnemar_table(maker.make(), "L2"), "abs", "cnn").values
-    assert p == pytest.approx(20 / 512)
+    shown = cell(mcnemar_table(maker.make(), "L2"), "abs", "cnn")
+    assert shown.values == pytest.approx((20 / 512, 20 / 512))
+    assert not shown.significant
+
+
+def test_mcnemar_is_adjusted_for_the_number_of_pairs_and_a_clear_difference_is_set_off():
+    """One of three defenses survives 20 of 20 samples, the others none: p = 2^-19 twice, and 1."""
+    maker = RunMaker(["cnn", "abs", "eabs"], 20)
+    maker.attack("a", ["L2"])
+    for defense, distance in (("cnn", 1.0), ("abs", INF), ("eabs", 1.0)):
+        maker.cell(defense, "a", "L2", [distance] * 20)
+    table = mcnemar_table(maker.make(), "L2")
+    clear = cell(table, "abs", "cnn")
+    assert clear.values == pytest.approx((2.0**-19, 3 * 2.0**-19))
+    assert clear.significant
+    assert cell(table, "eabs", "cnn").values == (1, 1)
+    # Q = 3 * 2 * (2 * (20 / 3)^2 + (40 / 3)^2) / (20 * 2)
+    assert "Cochran's Q that all 3 do: 40, p = 2.1e-09, on the 20 known for all" in table.caption
 
 
 def test_mcnemar_leaves_out_what_is_unknown_for_either_and_says_so(run):
     """cnn and nearest neighbour differ on samples 1 and 2 of the four known for both: only the latter survives."""
     shown = cell(mcnemar_table(run, "L2"), "nearest_neighbour", "cnn")
-    assert shown.values == (0.5,)
+    assert shown.values == pytest.approx((0.5, 1))
     assert shown.notes == (
         "on the 4 of 5 images valid for both",
         "not all attacks on nearest_neighbour are complete",
@@ -177,18 +195,39 @@ def test_strength_adds_intervals_and_costs_to_the_summary():
     maker.cell("cnn", "pgd:bounded", "L2", [0.0] + [1.5] * 7)
     maker.na("abs", "pgd", "L2", "why")
     table = strength_table(maker.make(), "L2")
-    assert [quantity.name for quantity in table.quantities] == [
-        "median",
-        "low",
-        "high",
-        "accuracy",
-        "passes",
-        "seconds",
-    ]
-    assert cell(table, "pgd", "cnn").values == pytest.approx((3.5, 0, INF, 0.75, 140, 0.5))
-    assert cell(table, "pgd:bounded (ε=1.5)", "cnn").values == pytest.approx((NAN, NAN, NAN, 0, 140, 0.5), nan_ok=True)
-    assert cell(table, "All L2 attacks", "cnn").values == pytest.approx((1.5, 0, 1.5, 0, NAN, NAN), nan_ok=True)
+    assert [quantity.name for quantity in table.quantities] == ["median", "accuracy", "passes", "seconds"]
+    six_of_eight, none = accuracy_interval([1.0] * 2 + [INF] * 6, 1.5), accuracy_interval([1.0] * 8, 1.5)
+    expected = {
+        "pgd": (3.5, 0, INF, 0.75, *six_of_eight, 140, 0.5),
+        "pgd:bounded (ε=1.5)": (NAN, NAN, NAN, 0, *none, 140, 0.5),
+        "All L2 attacks": (1.5, 0, 1.5, 0, *none, NAN, NAN),
+    }
+    for row, values in expected.items():
+        assert cell(table, row, "cnn").values == pytest.approx(values, nan_ok=True)
     assert cell(table, "pgd", "abs").text == "n/a"
+
+
+def test_attacks_are_ranked_by_how_near_they_come_to_the_best():
+    """On cnn the best need 1, 1, 2 and 2, so e = 2, B = 1.5 and nothing broken is 2: a is 0 away, b half of it."""
+    maker = RunMaker(["cnn", "abs"], 4)
+    for name in ("b", "a", "pgd:bounded"):
+        maker.attack(name, ["L2"], kind="bounded" if name == "pgd:bounded" else "minimal")
+    maker.cell("cnn", "a", "L2", [1.0, 1.0, 2.0, 2.0])
+    maker.cell("cnn", "b", "L2", [2.0, 1.0, 2.0, 2.0])
+    maker.cell("cnn", "pgd:bounded", "L2", [1.5, 1.5, INF, INF])
+    maker.cell("abs", "a", "L2", [1.0, 1.0, 2.0, NAN], reasons={3: "exception"})
+    maker.na("abs", "b", "L2", "why")
+    table = ranking_table(maker.make(), "L2")
+    assert list(table.frame.index) == ["a", "b"]
+    assert cell(table, "a", "cnn").values == (1,)
+    assert cell(table, "b", "cnn").values == pytest.approx((0.5,))
+    assert cell(table, "a", "abs").text == "unknown"
+    assert cell(table, "b", "abs").text == "n/a"
+    assert (cell(table, "a", "all defenses").values, cell(table, "a", "all defenses").notes) == (
+        (1,),
+        ("over 1 of 2 defenses",),
+    )
+    assert cell(table, "b", "passes").text == "140"
 
 
 def test_defenses_are_described(run):
