@@ -152,12 +152,62 @@ def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")])
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
-    """Write the report of each run from its ledger alone."""
-    from reports import write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Only these of csv,md,tex,figures,html, separated by commas.")
+    ] = None,
+    norms: Annotated[str | None, typer.Option("--norm", help="Only these of L0,L2,Linf.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Only these attacks, by name or with variant.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="A defense that the others are laid beside.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of one report on all the runs (default: one in each run's folder).")
+    ] = None,
+) -> None:
+    """Write the report of each run, or of all together, from the ledgers alone."""
+    from reports import FORMATS, combined, load_run, selected, write_run_report
 
-    for folder in runs:
-        typer.echo(f"Report: {write_report(folder, folder / 'report')}")
+    loaded = [load_run(folder) for folder in runs]
+    targets = [folder / "report" for folder in runs]
+    if out is not None:
+        loaded, targets = [combined(loaded)], [out]
+    for found, target in zip(loaded, targets, strict=True):
+        chosen = selected(found, _split(norms), _split(attacks))
+        written = write_run_report(chosen, target, formats=_split(formats) or FORMATS, baseline=baseline)
+        typer.echo(f"Report: {written}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    after: Annotated[Path, typer.Argument(help="Folder of another run on the same images.")],
+) -> None:
+    """Say which cells moved from one run to another; exit with 1 if one moved by more than chance."""
+    from reports import compare as compare_runs
+    from reports import load_run
+
+    found = compare_runs(load_run(before), load_run(after))
+    if len(found.cells):
+        rows = [
+            (
+                cell["defense"],
+                cell["attack"] or "all attacks",
+                cell["norm"],
+                f"{cell['median_before']:.3g} -> {cell['median_after']:.3g}",
+                f"{cell['accuracy_before']:.1%} -> {cell['accuracy_after']:.1%}",
+                f"{cell['nearer']}/{cell['farther']} of {cell['samples']}",
+                f"{cell['adjusted']:.2g}",
+            )
+            for cell in found.cells.to_dict("records")
+        ]
+        headings = ["defense", "attack", "norm", "median", "accuracy", "nearer/farther", "adjusted p"]
+        _print_table(headings, rows)
+    for line in found.missing:
+        typer.echo(line)
+    verdict = "some by more than chance" if found.significant else "none by more than chance"
+    typer.echo(f"{len(found.cells)} of {found.compared} cells moved, {verdict}.")
+    if found.significant:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")

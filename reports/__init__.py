@@ -1,8 +1,20 @@
 """Reports: records to statistics, tables, figures and pages; knows nothing of torch."""
 
+from reports.comparison import compare
 from reports.masking import evidence
 from reports.problems import refuted_certificates
-from reports.report import write_report
+from reports.report import FORMATS, write_report, write_run_report
 from reports.runs import load_run
+from reports.selection import combined, selected
 
-__all__ = ["evidence", "load_run", "refuted_certificates", "write_report"]
+__all__ = [
+    "FORMATS",
+    "combined",
+    "compare",
+    "evidence",
+    "load_run",
+    "refuted_certificates",
+    "selected",
+    "write_report",
+    "write_run_report",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ def write_figure(figure: Figure, stem: Path) -> None:
     with mpl.rc_context(_STYLE):
         for file_format, metadata in _UNDATED.items():
             figure.savefig(stem.with_suffix(f".{file_format}"), dpi=200, metadata=metadata)
+
+
+def to_svg(figure: Figure) -> bytes:
+    """A figure as the SVG file that `write_figure` writes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata=_UNDATED["svg"])
+    return buffer.getvalue()
 
 
 def _right_end(distances: list[pd.Series], threshold: float) -> float:

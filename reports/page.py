@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 from bench.norms import Norm
+from reports.figures import to_svg
 from reports.gallery import Gallery
 from reports.problems import problems
 from reports.render import print_table
 from reports.runs import Run
 from reports.tables import NORM_LABELS, Table
+
+TABLE_FILES = {"csv": "CSV", "md": "Markdown", "tex": "LaTeX"}
+"""Endings of the files of a table, and what they hold."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,10 @@ class Section:
         published: the same with published numbers beside them, where there are some; the page shows it instead.
         strength: the summary with intervals and costs.
         mcnemar: the pairwise tests, where there are two defenses.
+        baseline: every other defense beside one, where one was named.
         ranking: the minimal attacks, strongest first, where there are some.
         bracket: lower bounds beside the smallest adversarials, where there are lower bounds.
-        curves: accuracy-distortion curves as SVG.
+        curves: accuracy-distortion curves.
         gallery: the smallest adversarials.
     """
 
@@ -38,9 +44,10 @@ class Section:
     published: Table | None
     strength: Table
     mcnemar: Table | None
+    baseline: Table | None
     ranking: Table | None
     bracket: Table | None
-    curves: bytes
+    curves: Figure
     gallery: Gallery
 
     @property
@@ -51,20 +58,24 @@ class Section:
     @property
     def tables(self) -> list[Table]:
         """All tables of the section."""
-        tables = (self.summary, self.published, self.mcnemar, self.bracket, self.strength, self.ranking)
+        tables = (self.summary, self.published, self.mcnemar, self.baseline, self.bracket, self.strength, self.ranking)
         return [table for table in tables if table is not None]
 
     @property
     def curves_uri(self) -> str:
         """The curves as a ``data:`` URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.curves).decode("ascii")
+        return "data:image/svg+xml;base64," + base64.b64encode(to_svg(self.curves)).decode("ascii")
 
 
 def page(
-    run: Run, sections: Sequence[Section], appendix: Sequence[Table], distal: tuple[Table, Gallery] | None = None
+    run: Run,
+    sections: Sequence[Section],
+    appendix: Sequence[Table],
+    distal: tuple[Table, Gallery] | None = None,
+    files: Sequence[str] = (),
 ) -> str:
     """The page as HTML: ``sections`` in order, then distal adversarials where they were studied, then the tables of
-    ``appendix``, then where the numbers come from."""
+    ``appendix``, then where the numbers come from. ``files`` are the formats in which each table lies beside it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
         autoescape=True,
@@ -79,6 +90,7 @@ def page(
         appendix=appendix,
         distal=distal,
         problems=problems(run),
+        files=[(ending, name) for ending, name in TABLE_FILES.items() if ending in files],
         thresholds=", ".join(f"{NORM_LABELS[norm]} {run.threshold(norm):g}" for norm in run.norms),
         provenance=_provenance(run.manifest),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench.errors import unknown
 from bench.norms import Norm
 from reports.figures import curve_figure, write_figure
 from reports.gallery import distal_gallery, gallery
@@ -15,6 +17,7 @@ from reports.statistics import brackets
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     attacks_table,
+    baseline_table,
     cost_table,
     defenses_table,
     masking_table,
@@ -26,7 +29,9 @@ from reports.tables import (
 )
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "note"]
-_RENDERERS = {".csv": to_csv, ".md": to_markdown, ".tex": to_latex}
+_RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
+FORMATS = (*_RENDERERS, "figures", "html")
+"""What a report consists of; the page shows its figures itself."""
 
 
 def write_report(run_dir: Path, out_dir: Path) -> Path:
@@ -41,33 +46,54 @@ def write_report(run_dir: Path, out_dir: Path) -> Path:
     return write_run_report(load_run(run_dir), out_dir)
 
 
-def write_run_report(run: Run, out_dir: Path) -> Path:
-    """`write_report` for a run that is already in memory."""
+def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMATS, baseline: str | None = None) -> Path:
+    """`write_report` for a run that is already in memory; returns ``out_dir`` where no page is written.
+
+    Args:
+        run: to be reported.
+        out_dir: made where it is not there.
+        formats: what is written (`FORMATS`).
+        baseline: a defense that the others are laid beside.
+
+    Raises:
+        UserError: for a format or a baseline that does not exist.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS, "--format")
+    if baseline is not None and baseline not in run.defenses:
+        raise unknown("defense", baseline, run.defenses, "--baseline")
     out_dir.mkdir(parents=True, exist_ok=True)
-    sections = [_section(run, norm, out_dir / "figures") for norm in run.norms]
-    appendix = [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
+    sections = [_section(run, norm, baseline) for norm in run.norms]
     distals, detected = distal_table(run), detection_table(run)
+    found = [detected] if detected else []
+    appendix = [*found, masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
+    tables = [table for section in sections for table in section.tables] + ([distals] if distals else []) + appendix
+    for name in formats:
+        for table in tables if name in _RENDERERS else ():
+            (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
+    if "csv" in formats:
+        _write_brackets(run, sections, out_dir)
+    if "figures" in formats:
+        for section in sections:
+            write_figure(section.curves, out_dir / "figures" / f"curves_{section.norm}")
+    if "html" not in formats:
+        return out_dir
+    index = out_dir / "index.html"
+    pictures = distal_gallery(run)
+    distal = (distals, pictures) if distals and pictures else None
+    index.write_text(page(run, sections, appendix, distal, formats), encoding="utf-8")
+    return index
+
+
+def _write_brackets(run: Run, sections: Sequence[Section], out_dir: Path) -> None:
     for section in sections:
         if section.bracket is not None:
             samples = brackets(run.records, run.study_records("lower_bound"), section.norm)[BRACKET_COLUMNS]
             samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
-    for table in [
-        *(table for section in sections for table in section.tables),
-        *(table for table in (distals, detected) if table),
-        *appendix,
-    ]:
-        for suffix, renderer in _RENDERERS.items():
-            (out_dir / f"{table.name}{suffix}").write_text(renderer(table), encoding="utf-8")
-    index = out_dir / "index.html"
-    pictures = distal_gallery(run)
-    distal = (distals, pictures) if distals and pictures else None
-    index.write_text(page(run, sections, [*([detected] if detected else []), *appendix], distal), encoding="utf-8")
-    return index
 
 
-def _section(run: Run, norm: Norm, figures: Path) -> Section:
-    curves = figures / f"curves_{norm}"
-    write_figure(curve_figure(run, norm), curves)
+def _section(run: Run, norm: Norm, baseline: str | None) -> Section:
     summary = summary_table(run, norm)
     return Section(
         norm=norm,
@@ -75,8 +101,9 @@ def _section(run: Run, norm: Norm, figures: Path) -> Section:
         published=with_published(summary, published_numbers(run, norm), REFERENCE),
         strength=strength_table(run, norm),
         mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
+        baseline=baseline_table(run, norm, baseline) if baseline and len(run.defenses) > 1 else None,
         ranking=ranking_table(run, norm),
         bracket=bracket_table(run, norm),
-        curves=curves.with_suffix(".svg").read_bytes(),
+        curves=curve_figure(run, norm),
         gallery=gallery(run, norm),
     )

@@ -24,6 +24,7 @@ from reports.statistics import (
     holm,
     local_optimality,
     mcnemar,
+    median_difference,
     median_distance,
     median_interval,
     smallest_adversarials,
@@ -199,6 +200,45 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     )
 
 
+def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
+    """Every other defense beside one: the difference of the medians with its paired bootstrap interval, the difference
+    of the accuracies, and McNemar's test that these are equal, under the per-sample minimum over attacks."""
+    smallest = smallest_adversarials(run.records, norm)
+    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
+    others = [defense for defense in run.defenses if defense != baseline]
+    doubts = {defense: _signs(defense_doubts(run, norm, defense)) for defense in run.defenses}
+    tests = [_mcnemar_cell(run, norm, distances[other], distances[baseline], doubts) for other in others]
+    adjusted = holm([cell.values[0] if cell.values else np.nan for cell in tests])
+    rows: dict[str, list[Cell]] = {}
+    for other, test, p in zip(others, tests, adjusted, strict=True):
+        if not test.values:
+            rows[other] = [test]
+            continue
+        pair = distances[[other, baseline]].dropna()
+        median = median_difference(pair[other], pair[baseline])
+        accuracies = [accuracy_at(pair[name], run.threshold(norm)) for name in (other, baseline)]
+        values = (*median, accuracies[0] - accuracies[1], test.values[0], float(p))
+        rows[other] = [replace(test, values=values, significant=bool(p < ALPHA))]
+    return Table(
+        name=f"baseline_{norm}",
+        title=f"{NORM_LABELS[norm]}: beside {baseline}",
+        caption=(
+            f"Median {NORM_LABELS[norm]} distance minus that of {baseline}, with its 95 % paired bootstrap interval / "
+            f"accuracy at ε = {run.threshold(norm):g} minus that of {baseline} / p-value of McNemar's exact test that "
+            f"the accuracies are equal, raw / adjusted for {len(others)} defenses by Holm's method, under all attacks, "
+            f"on {measured_on(run)}. Where both medians are infinite, their difference is unknown. Bold: adjusted "
+            f"p < {ALPHA:g}."
+        ),
+        frame=laid_out("defense", [f"minus {baseline}"], rows),
+        quantities=(
+            Quantity("median", DECIMALS[norm], interval=True),
+            _accuracy(run),
+            Quantity("p", 3),
+            Quantity("adjusted p", 3),
+        ),
+    )
+
+
 def strength_table(run: Run, norm: Norm) -> Table:
     """How strong each attack is, how sure that is, and what it costs: the numbers of `summary_table` with the median's
     interval, and passes and seconds per attacked image."""
@@ -278,9 +318,9 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
         title=f"{NORM_LABELS[norm]}: ranking of the attacks",
         caption=(
             f"Optimality of each {NORM_LABELS[norm]} attack (Cina et al. 2024): 1 where its adversarials are the "
-            "nearest known ones, 0 where it breaks nothing within the largest distance that these need; the mean over the "
-            f"defenses it ran on, then each; mean passes and seconds per attacked image. On {measured_on(run)}. Known "
-            "are the adversarials of this run's attacks: with few attacks, all look good."
+            "nearest known ones, 0 where it breaks nothing within the largest distance that these need; the mean over "
+            f"the defenses it ran on, then each; mean passes and seconds per attacked image. On {measured_on(run)}. "
+            "Known are the adversarials of this run's attacks: with few attacks, all look good."
         ),
         frame=laid_out("attack", columns, {label: rows[label] for label in order}),
         quantities=(Quantity("optimality", 2),),
@@ -518,8 +558,9 @@ def laid_out(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -
 
 
 def measured_on(run: Run) -> str:
-    """How many images of what, and with which versions, for captions."""
-    return f"{len(run.samples)} test images of {run.dataset} ({versions_of(run)})"
+    """How many images of what, with which versions and, where that was chosen, which attacks, for captions."""
+    chosen = f", attacks {', '.join(run.manifest['chosen'])} only" if "chosen" in run.manifest else ""
+    return f"{len(run.samples)} test images of {run.dataset} ({versions_of(run)}{chosen})"
 
 
 def versions_of(run: Run) -> str:

@@ -98,6 +98,12 @@ def test_a_run_ends_with_the_path_of_its_report_and_repeated_has_nothing_to_do(m
     assert assay("report", tmp_path / "out").returncode == 0
     assert index.exists()
     assert "2/2" in assay("status", tmp_path / "out").stdout
+    same = assay("compare", tmp_path / "out", tmp_path / "out")
+    assert (same.returncode, same.stdout) == (0, "0 of 3 cells moved, none by more than chance.\n")
+    chosen = assay("report", *[tmp_path / "out"] * 2, "--out", tmp_path / "both", "--format", "md", "--norm", "L2")
+    assert chosen.stdout == f"Report: {tmp_path / 'both'}\n"
+    assert {path.suffix for path in (tmp_path / "both").iterdir()} == {".md"}
+    assert "unknown format 'pdf'" in refused(assay("report", tmp_path / "out", "--format", "pdf"))
     assert "2 there, 0 to run" in assay("plan", path, "--plugin", PLUGIN, "--out", tmp_path / "out").stdout
 
 
@@ -270,7 +276,7 @@ def test_ci_runs_the_readmes_test_command():
     assert commands[1] in CI.read_text()
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "list", "train", "check", "new"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "compare", "list", "train", "check", "new"])
 def test_every_command_has_help(command):
     assert command in assay("--help").stdout
     result = assay(command, "--help")

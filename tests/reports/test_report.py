@@ -60,7 +60,8 @@ def test_reports_never_import(module):
 
 def test_every_table_and_figure_is_a_file(report):
     names = {str(path.relative_to(report.parent)) for path in report.parent.rglob("*") if path.is_file()}
-    tables = [f"{kind}_{norm}" for kind in ("summary", "mcnemar", "strength") for norm in ("L2", "Linf", "L0")]
+    kinds = ("summary", "mcnemar", "strength", "ranking")
+    tables = [f"{kind}_{norm}" for kind in kinds for norm in ("L2", "Linf", "L0")]
     expected = {
         f"{table}.{kind}"
         for table in [*tables, "masking", "attacks", "cost", "defenses"]
@@ -100,7 +101,7 @@ def test_ids_are_unique(page):
 
 
 def test_tables_are_tables_with_captions_and_scopes(page):
-    assert len(page.all("caption")) == len(page.all("table")) == 3 * 4 + 4
+    assert len(page.all("caption")) == len(page.all("table")) == 3 * 5 + 4
     assert {header["scope"] for header in page.all("th")} == {"row", "col"}
     assert all(image["alt"] for image in page.all("img"))
 

@@ -1,0 +1,106 @@
+"""Two runs side by side: which cells moved, by how much, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from bench.errors import UserError
+from bench.norms import Norm
+from reports.runs import Run
+from reports.statistics import accuracy_at, holm, median_distance, smallest_adversarials
+from reports.tables import ALPHA, all_attacks
+
+TOGETHER = ""
+"""In place of an attack: the per-sample minimum over all attacks."""
+SAME = 1e-4
+"""Distances that differ by less than this share are the same: a thread or a version less rounds differently."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from one run to another.
+
+    Attributes:
+        cells: those in which a distance differs, one row each: ``defense``, ``norm``, ``attack``, ``samples`` compared,
+            ``median_before``, ``median_after``, ``accuracy_before``, ``accuracy_after`` (at the first run's threshold),
+            ``nearer`` and ``farther``, the samples whose adversarial is nearer or farther now, ``p`` of the two-sided
+            sign test that these are equally likely and ``adjusted`` for the number of cells compared (Holm).
+        compared: cells with samples in both runs.
+        missing: one line for each cell that only one run has, or of which no sample is known in both.
+    """
+
+    cells: pd.DataFrame
+    compared: int
+    missing: list[str]
+
+    @property
+    def significant(self) -> bool:
+        """True if a cell moved by more than chance (adjusted p < `reports.tables.ALPHA`)."""
+        return bool((self.cells["adjusted"] < ALPHA).any())
+
+
+def compare(before: Run, after: Run) -> Comparison:
+    """Compares every cell, and the minimum over the attacks of each defense and norm, on the images of both runs.
+
+    Raises:
+        UserError: when the runs are of different datasets or have no image in common.
+    """
+    if before.dataset != after.dataset:
+        raise UserError(f"the runs are of different datasets: {before.dataset} and {after.dataset}")
+    if not set(before.records["sample_hash"]) & set(after.records["sample_hash"]):
+        raise UserError("the runs have no image in common")
+    first, second = _distances(before), _distances(after)
+    rows, missing = [], []
+    for place in [*first, *(place for place in second if place not in first)]:
+        defense, norm, attack = place
+        title = f"{defense} · {attack or all_attacks(norm)} · {norm}"
+        if place not in first or place not in second:
+            missing.append(f"{title}: only in the {'second' if place in second else 'first'} run")
+            continue
+        pairs = pd.concat([first[place], second[place]], axis=1, join="inner", keys=["before", "after"]).dropna()
+        if pairs.empty:
+            missing.append(f"{title}: no image with a known distance in both")
+            continue
+        rows.append({"defense": defense, "norm": norm, "attack": attack, **_moved(pairs, before.threshold(norm))})
+    frame = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["adjusted"])
+    if rows:
+        frame["adjusted"] = holm(frame["p"])
+        frame = frame[frame["nearer"] + frame["farther"] > 0].reset_index(drop=True)
+    return Comparison(frame, len(rows), missing)
+
+
+def _distances(run: Run) -> dict[tuple[str, Norm, str], pd.Series]:
+    """Distances by sample hash of each defense, norm and attack (with its epsilon), and of all attacks together."""
+    found: dict[tuple[str, Norm, str], pd.Series] = {}
+    for norm in run.norms:
+        smallest = smallest_adversarials(run.records, norm).set_index("sample_hash")
+        for row in run.attack_rows(norm):
+            for defense, cell in row.cells.items():
+                records = run.cell_records(cell)
+                if records is not None:
+                    found[defense, norm, row.label] = records.set_index("sample_hash")[norm.lower()]
+        for name in run.defenses:
+            own = smallest.loc[smallest["defense"] == name, "distance"]
+            if len(own):
+                found[name, norm, TOGETHER] = own
+    return found
+
+
+def _moved(pairs: pd.DataFrame, threshold: float) -> dict[str, float]:
+    first, second = pairs["before"].to_numpy(), pairs["after"].to_numpy()
+    moved = ~np.isclose(first, second, rtol=SAME, atol=0)
+    nearer, farther = int(np.sum(moved & (second < first))), int(np.sum(moved & (second > first)))
+    return {
+        "samples": len(pairs),
+        "median_before": median_distance(first),
+        "median_after": median_distance(second),
+        "accuracy_before": accuracy_at(first, threshold),
+        "accuracy_after": accuracy_at(second, threshold),
+        "nearer": nearer,
+        "farther": farther,
+        "p": binomtest(nearer, nearer + farther).pvalue if nearer + farther else 1.0,
+    }

@@ -1,0 +1,131 @@
+"""Runs made of runs: some of the attacks and norms of one, or several put together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.errors import UserError, unknown
+from reports.runs import Run
+
+Place = tuple[str, str, str, float | None]
+
+
+def selected(run: Run, norms: Sequence[str] | None = None, attacks: Sequence[str] | None = None) -> Run:
+    """The run as if it had only these norms, and only these attacks (by name or with variant).
+
+    Raises:
+        UserError: for a norm or an attack that it does not have.
+    """
+    manifest = dict(run.manifest)
+    labels = [attack["name"] for attack in manifest["attacks"]]
+    for norm in norms or ():
+        if norm not in run.norms:
+            raise unknown("norm", norm, run.norms, "--norm")
+    for name in attacks or ():
+        if not any(_is(label, name) for label in labels):
+            raise unknown("attack", name, labels, "--attacks")
+    kept = [label for label in labels if attacks is None or any(_is(label, name) for name in attacks)]
+    allowed = run.norms if norms is None else list(norms)
+    manifest["thresholds"] = {norm: run.threshold(norm) for norm in run.norms if norm in allowed}
+    manifest["attacks"] = [attack for attack in manifest["attacks"] if attack["name"] in kept]
+    for key in ("cells", "not_applicable"):
+        manifest[key] = [e for e in manifest[key] if e["attack"] in kept and e["norm"] in allowed]
+    manifest["studies"] = [s for s in manifest.get("studies", []) if s["norm"] is None or s["norm"] in allowed]
+    if attacks is not None:
+        manifest["chosen"] = kept
+    return replace(
+        run,
+        manifest=manifest,
+        records=_of(run.records, manifest["cells"]),
+        studies={kind: _of(records, manifest["studies"]) for kind, records in run.studies.items()},
+    )
+
+
+def combined(runs: Sequence[Run]) -> Run:
+    """Runs on the same images as one: the defenses and attacks of all.
+
+    Raises:
+        UserError: when they are of different data sets, images or thresholds, or measured the same differently.
+    """
+    first, *others = runs
+    for other in others:
+        _check_equal(first, other)
+    manifests = [run.manifest for run in runs]
+    cells = _once((cell["id"], cell) for manifest in manifests for cell in manifest["cells"])
+    places: dict[Place, str] = {}
+    for cell in cells:
+        place = (cell["defense"], cell["attack"], cell["norm"], cell["epsilon"])
+        if places.setdefault(place, cell["id"]) != cell["id"]:
+            raise UserError(f"the runs have {cell['defense']} · {cell['attack']} · {cell['norm']} in two ways")
+    measured = {place[:3] for place in places}
+    missing = [(m["defense"], m["attack"], m["norm"], m) for manifest in manifests for m in manifest["not_applicable"]]
+    studies = _once((study["id"], study) for manifest in manifests for study in manifest.get("studies", []))
+    owners = {work["id"]: run for run in reversed(runs) for work in _works(run)}
+    manifest = {
+        **first.manifest,
+        "matrix": " + ".join(dict.fromkeys(str(manifest["matrix"]) for manifest in manifests)),
+        "thresholds": {norm: value for m in reversed(manifests) for norm, value in m["thresholds"].items()},
+        "defenses": _once((d["name"], d) for manifest in manifests for d in manifest["defenses"]),
+        "attacks": _once((a["name"], a) for manifest in manifests for a in manifest["attacks"]),
+        "cells": cells,
+        "studies": studies,
+        "not_applicable": _once(((*place, ""), m) for *place, m in missing if tuple(place) not in measured),
+    }
+    kinds = dict.fromkeys(kind for run in runs for kind in run.studies)
+    return Run(
+        records=_distinct([run.records for run in runs]),
+        manifest=manifest,
+        clean=first.clean,
+        adversarials=lambda cell: owners[cell].adversarials(cell),
+        studies={kind: _distinct([run.study_records(kind) for run in runs]) for kind in kinds},
+        study_images=lambda study: owners[study].study_images(study),
+    )
+
+
+def _is(label: str, name: str) -> bool:
+    return name in (label, label.partition(":")[0])
+
+
+def _of(records: pd.DataFrame, works: Collection[Mapping[str, Any]]) -> pd.DataFrame:
+    """The records of some cells or studies."""
+    return records[records["cell"].isin([work["id"] for work in works])] if len(records) else records
+
+
+def _check_equal(first: Run, other: Run) -> None:
+    if first.dataset != other.dataset:
+        raise UserError(f"the runs are of different datasets: {first.dataset} and {other.dataset}")
+    if first.samples != other.samples or not np.array_equal(first.clean, other.clean):
+        raise UserError(f"the runs are on different images ({len(first.samples)} and {len(other.samples)} samples)")
+    for norm in set(first.manifest["thresholds"]) & set(other.manifest["thresholds"]):
+        if first.threshold(norm) != other.threshold(norm):
+            raise UserError(
+                f"the runs have different thresholds in {norm}: {first.threshold(norm):g} and {other.threshold(norm):g}"
+            )
+
+
+def _works(run: Run) -> list[Mapping[str, Any]]:
+    return [*run.manifest["cells"], *run.manifest.get("studies", [])]
+
+
+def _once(pairs: Any) -> list[Any]:
+    """The first value of each key, in order."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        found.setdefault(key, value)
+    return list(found.values())
+
+
+def _distinct(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of records together; a cell that several have counts once."""
+    seen: set[str] = set()
+    own = []
+    for frame in frames:
+        if len(frame):
+            own.append(frame[~frame["cell"].isin(seen)])
+            seen |= set(frame["cell"])
+    return pd.concat(own, ignore_index=True) if own else frames[0]
