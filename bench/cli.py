@@ -210,6 +210,31 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(name="import-adversarials")
+def import_adversarials(
+    file: Annotated[Path, typer.Argument(help="An npz file: adversarials (N, C, H, W) in [0, 1], and samples (N,).")],
+    defense: Annotated[str, typer.Option(help="The defense that they are meant for.")],
+    dataset: Annotated[str, typer.Option(help="The dataset whose test images they are made from.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<dataset>).")] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Judge adversarials from outside and enter them into a run's ledger; the report is written anew."""
+    from bench.importing import import_adversarials as enter
+    from bench.running import choose_device
+    from reports import write_report
+
+    folder = out or Path("runs") / dataset
+    results = enter(
+        file, folder, defense, dataset, data_dir=data_dir, device=choose_device(device), plugins=plugin or []
+    )
+    for norm, result in results.items():
+        counts = result.records["status"].value_counts()
+        typer.echo(f"{norm}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    typer.echo(f"Report: {write_report(folder, folder / 'report')}")
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="defenses, attacks, datasets or matrices.")],

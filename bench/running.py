@@ -12,7 +12,8 @@ import torch
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
-from bench.ledger import ledger_dir, verify_cell, write_clean, write_manifest
+from bench.importing import imported_entries
+from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, write_manifest
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
@@ -175,7 +176,8 @@ def cost(cell: Work, loaded: LoadedDefense) -> float:
 
 
 def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, Any]:
-    """What a run is, for `bench.ledger.write_manifest`; also writes the clean images it names."""
+    """What a run is, for `bench.ledger.write_manifest`, with what was imported into it; also writes the clean images it
+    names."""
     matrix, dataset = planned.matrix, planned.dataset
     images = dataset.test.images[: matrix.samples].numpy()
     labels = dataset.test.labels[: matrix.samples].numpy()
@@ -185,6 +187,11 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
+    imported_attacks: list[Any] = []
+    imported_cells: list[Any] = []
+    if (ledger_dir(run) / "manifest.json").exists():
+        old = load_manifest(run)
+        imported_attacks, imported_cells = imported_entries(old, planned.defenses, dataset, matrix.samples)
     return {
         "matrix": matrix.name,
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
@@ -212,7 +219,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "citation": card.citation,
             }
             for label, card in cards.items()
-        ],
+        ]
+        + imported_attacks,
         "cells": [
             {
                 "id": cell.id,
@@ -225,7 +233,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "budget": cell.budget,
             }
             for cell in planned.cells
-        ],
+        ]
+        + imported_cells,
         "studies": [
             {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
             for study in planned.studies

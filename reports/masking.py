@@ -68,7 +68,7 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     if all(records is not None for row, records in cells if row.access == "gradient"):
         with_gradients = [records for row, records in ran if row.access == "gradient"]
         if with_gradients:
-            without = [records for row, records in ran if row.access != "gradient"]
+            without = [records for row, records in ran if row.access not in ("gradient", "imported")]
             found += [beaten(with_gradients, without, norm, run.threshold(norm)), unbroken(with_gradients)]
         else:
             found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense)))

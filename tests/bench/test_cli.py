@@ -276,7 +276,10 @@ def test_ci_runs_the_readmes_test_command():
     assert commands[1] in CI.read_text()
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "compare", "list", "train", "check", "new"])
+COMMANDS = ["run", "plan", "status", "report", "compare", "import-adversarials", "list", "train", "check", "new"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     assert command in assay("--help").stdout
     result = assay(command, "--help")

@@ -1,0 +1,118 @@
+"""Candidates from outside are judged like an attack's, and stay in the ledger."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import bench
+from bench.cli import app
+from bench.errors import UserError
+from bench.importing import read_candidates
+from bench.ledger import load_adversarials, load_manifest
+
+PLUGIN = Path(__file__).with_name("plugins.py")
+MATRIX = """
+dataset = "digits"
+samples = 6
+defenses = ["class_means"]
+attacks = [{ name = "gaussian_noise", parameters = { repetitions = 1, rungs = 3 } }]
+thresholds = { L2 = 1.0, L0 = 6 }
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A run, the digits, and for each of its images the nearest training image of another class, as an adversarial."""
+    (tmp_path / "small.toml").write_text(MATRIX)
+    bench.run(tmp_path / "small.toml", plugins=[PLUGIN], out=tmp_path / "run", device="cpu")
+    digits = bench.load_dataset("digits")
+    x, y = digits.test.images[:6], digits.test.labels[:6]
+    means = bench.load_defense("class_means", "digits", plugins=[PLUGIN], device="cpu")
+    correct = means.logits(digits.train.images).argmax(1) == digits.train.labels
+    images, labels = digits.train.images[correct], digits.train.labels[correct]
+    distances = (x.flatten(1)[:, None] - images.flatten(1)).norm(dim=2)
+    nearest = distances.masked_fill(y[:, None] == labels, np.inf).argmin(1)
+    return tmp_path, images[nearest].numpy(), distances.gather(1, nearest[:, None])[:, 0].numpy()
+
+
+def enter(folder, *arguments):
+    out = ["--out", str(folder / "run"), "--plugin", str(PLUGIN), "--device", "cpu"]
+    options = ["--defense", "class_means", "--dataset", "digits", *out]
+    return CliRunner().invoke(app, ["import-adversarials", str(folder / "mine.npz"), *options, *arguments])
+
+
+def imported(folder, norm):
+    records = bench.load_ledger(folder / "run")
+    return records[(records["attack"] == "imported:mine") & (records["norm"] == norm)].set_index("sample")
+
+
+def test_what_holds_enters_the_ledger_and_what_does_not_says_why(made):
+    folder, adversarials, distances = made
+    adversarials[1] = 2.0
+    adversarials[2] = bench.load_dataset("digits").test.images[2]
+    np.savez(folder / "mine.npz", adversarials=adversarials[:5])
+    result = enter(folder)
+    assert result.exit_code == 0, result.output
+    records = imported(folder, "L2")
+    assert records["status"].tolist() == ["found", "violation", "not_found", "found", "found", "not_found"]
+    assert records.loc[1, "reason"] == "out_of_range"
+    assert np.isinf(records.loc[[2, 5], "l2"]).all()
+    np.testing.assert_allclose(records.loc[[0, 3, 4], "l2"], distances[[0, 3, 4]], rtol=1e-5)
+    assert len(imported(folder, "L0")) == 6
+    kept = load_adversarials(folder / "run", records["cell"].iloc[0])
+    np.testing.assert_array_equal(kept[0], adversarials[0])
+    assert "imported:mine" in (folder / "run" / "report" / "summary_L2.csv").read_text()
+
+
+def test_they_stay_when_the_run_goes_on_and_go_when_the_defense_has_changed(made):
+    folder, adversarials, _ = made
+    np.savez(folder / "mine.npz", adversarials=adversarials[[3, 0]], samples=np.array([3, 0]))
+    assert enter(folder).exit_code == 0
+    assert imported(folder, "L2")["status"].eq("found").tolist() == [True, False, False, True, False, False]
+    again = bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", norms=["L2"])
+    assert "imported:mine" in set(again["attack"])
+    fewer = bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", samples=5)
+    assert "imported:mine" not in set(fewer["attack"])
+
+
+def test_a_file_of_the_same_name_takes_the_place_of_the_one_before(made):
+    folder, adversarials, _ = made
+    for part in (adversarials[:1], adversarials[:2]):
+        np.savez(folder / "mine.npz", adversarials=part)
+        assert enter(folder).exit_code == 0
+    assert imported(folder, "L2")["broken"].sum() == 2
+    cells = [cell for cell in load_manifest(folder / "run")["cells"] if cell["attack"] == "imported:mine"]
+    assert [cell["norm"] for cell in cells] == ["L2", "L0"]
+
+
+IMAGE = np.zeros((2, 1, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "has no array 'adversarials', but none at all"),
+        ({"images": IMAGE}, "has no array 'adversarials', but images"),
+        ({"adversarials": np.zeros((2, 3, 8, 8), np.float32)}, r"digits needs floats \(N, 1, 8, 8\)"),
+        ({"adversarials": IMAGE.astype(np.uint8)}, "adversarials are uint8"),
+        ({"adversarials": IMAGE, "samples": np.array([1])}, "one integer for each adversarial"),
+        ({"adversarials": IMAGE, "samples": np.array([0.5, 1])}, "one integer for each adversarial"),
+        ({"adversarials": IMAGE, "samples": np.array([3, 3])}, "samples holds an index twice"),
+        ({"adversarials": IMAGE, "samples": np.array([0, 10**6])}, "samples go from 0 to 1000000; the test set has"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_the_users_mistake(tmp_path, arrays, message):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(UserError, match=message):
+        read_candidates(tmp_path / "mine.npz", bench.load_dataset("digits"), 6)
+
+
+def test_a_file_that_is_none_is_the_users_mistake(tmp_path):
+    digits = bench.load_dataset("digits")
+    with pytest.raises(UserError, match="no such file"):
+        read_candidates(tmp_path / "mine.npz", digits, 6)
+    (tmp_path / "mine.npz").write_text("nonsense")
+    with pytest.raises(UserError, match="not an npz file of plain arrays"):
+        read_candidates(tmp_path / "mine.npz", digits, 6)
