@@ -1,26 +1,48 @@
-"""Figures for print: accuracy-distortion curves. The same run gives the same bytes."""
+"""Figures for print: curves, distributions, tests and costs. The same run gives the same bytes.
+
+`plots` lists all that a run has; each is a function from a run (and a norm) to a matplotlib figure.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import ArrayLike
 
 from bench.norms import Norm
-from reports.runs import Run
-from reports.statistics import accuracy_distortion_curve, smallest_adversarials
-from reports.tables import NORM_LABELS
+from reports.runs import AttackRow, Run
+from reports.statistics import (
+    accuracy_at,
+    accuracy_distortion_curve,
+    accuracy_interval,
+    median_distance,
+    smallest_adversarials,
+    wilson_interval,
+)
+from reports.tables import NORM_LABELS, mcnemar_table, passes_and_seconds
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers."""
 LINE_STYLES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 UNITS: dict[Norm, str] = {"L0": "pixels", "L2": "intensity", "Linf": "intensity"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SMALLEST_P = 1e-4
+"""Where the heat map's colours end."""
+SWEEP_LENGTH = 3
+"""Values of a parameter that make a sweep."""
+RASTERIZED = 2000
+"""Points of a strip from which on vector files hold a picture of them."""
+Sweep = list[tuple[float, AttackRow]]
+_THRESHOLD_LINE: dict[str, Any] = {"color": "#555555", "linewidth": 0.8, "linestyle": (0, (2, 2))}
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -32,8 +54,71 @@ _STYLE: dict[Any, Any] = {
 _UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a report.
+
+    Attributes:
+        name: stem of its files.
+        caption: what it shows, in a sentence or two.
+        alternative: what a reader who cannot see it is told.
+        figure: itself.
+    """
+
+    name: str
+    caption: str
+    alternative: str
+    figure: Figure
+
+
+def plots(run: Run, norm: Norm) -> list[Plot]:
+    """The figures of a norm besides its curves: those that the run has something for."""
+    label = NORM_LABELS[norm]
+    found = [
+        Plot(
+            f"distances_{norm}",
+            f"{label} distance of each image's smallest adversarial; the bar is the median. Images that no attack "
+            "broke are counted at the right end.",
+            "Strips of distances for each defense; the tables give their medians.",
+            distance_figure(run, norm),
+        )
+    ]
+    if len(run.defenses) > 1:
+        found.append(
+            Plot(
+                f"significance_{norm}",
+                f"McNemar's exact test between defenses at ε = {run.threshold(norm):g}, adjusted by Holm's method: the "
+                "darker, the surer it is that their accuracies differ.",
+                "A matrix of p-values; the table of McNemar p-values gives them as numbers.",
+                significance_figure(run, norm),
+            )
+        )
+    if any(row.epsilon is None and row.cells for row in run.attack_rows(norm)):
+        found.append(
+            Plot(
+                f"cost_{norm}",
+                f"What each minimal attack spends per image, and the median {label} distance that it finds. The line "
+                "joins those that no cheaper attack beats.",
+                "Passes against median distance for each attack and defense; the table of strength and cost has both.",
+                cost_figure(run, norm),
+            )
+        )
+    for parameter, sweep in sweeps(run, norm):
+        base = sweep[0][1].attack.partition(":")[0]
+        found.append(
+            Plot(
+                f"sweep_{norm}_{base}_{parameter}",
+                f"Accuracy under {base} as its {parameter} grow, with Wilson's 95 % intervals.",
+                f"Accuracy of each defense for {len(sweep)} values of {parameter}; the summary has the numbers.",
+                sweep_figure(run, norm, parameter, sweep),
+            )
+        )
+    return found
+
+
 def curve_figure(run: Run, norm: Norm) -> Figure:
-    """Accuracy against epsilon under the per-sample minimum over attacks (Schott et al. 2019, Figure 2).
+    """Accuracy against epsilon under the per-sample minimum over attacks, with the band of Wilson's 95 % intervals at
+    each epsilon (Schott et al. 2019, Figure 2).
 
     A defense of which an image's distance is unknown (failed attacks) has no curve; the legend says so.
     """
@@ -44,19 +129,20 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
         figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(run.defenses)), layout="constrained")
         axes = figure.add_subplot()
         for i, defense in enumerate(run.defenses):
-            style: dict[str, Any] = {
-                "color": COLORS[i % len(COLORS)],
-                "linestyle": LINE_STYLES[i % len(LINE_STYLES)],
-                "linewidth": 1.6,
-            }
+            style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "linewidth": 1.6}
             if defense in known:
                 epsilons, accuracies = accuracy_distortion_curve(known[defense])
-                end = max(right, epsilons[-1])
-                axes.step([*epsilons, end], [*accuracies, accuracies[-1]], where="post", label=defense, **style)
+                epsilons, accuracies = (
+                    np.append(epsilons, max(right, epsilons[-1])),
+                    np.append(accuracies, accuracies[-1]),
+                )
+                axes.step(epsilons, accuracies, where="post", label=defense, **style)
+                low, high = wilson_interval(accuracies, len(known[defense]))
+                axes.fill_between(epsilons, low, high, step="post", alpha=0.12, linewidth=0, **_color(i))
             else:
                 reason = "unknown" if defense in by_defense else "no results"
                 axes.plot([], [], label=f"{defense} ({reason})", **style)
-        axes.axvline(run.threshold(norm), color="#555555", linewidth=0.8, linestyle=(0, (2, 2)))
+        axes.axvline(run.threshold(norm), **_THRESHOLD_LINE)
         axes.annotate(
             f"ε = {run.threshold(norm):g}",
             (run.threshold(norm), 1.0),
@@ -69,9 +155,136 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
         axes.set(
             xlim=(0, right),
             ylim=(0, 1.0),
-            xlabel=f"{NORM_LABELS[norm]} distance ε ({UNITS[norm]})",
+            xlabel=_distance_label(norm),
             ylabel="accuracy",
         )
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(color="#dddddd", linewidth=0.6)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def distance_figure(run: Run, norm: Norm) -> Figure:
+    """Every image's distance under the per-sample minimum over attacks, a strip per defense (after Schott et al. 2019,
+    Figure 8)."""
+    smallest = smallest_adversarials(run.records, norm)
+    by_defense = {name: own["distance"].to_numpy(float) for name, own in smallest.groupby("defense")}
+    right = 1.15 * _right_end(list(by_defense.values()), run.threshold(norm))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 1.0 + 0.42 * len(run.defenses)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, defense in enumerate(run.defenses):
+            values = by_defense.get(defense, np.empty(0))
+            seen = values[values <= right]
+            # Evenly spread within the strip, in an order that has nothing to do with the distance.
+            offset = (np.arange(len(seen)) * 0.618034 % 1 - 0.5) * 0.5
+            axes.scatter(seen, i + offset, s=8, alpha=0.6, linewidths=0, rasterized=len(seen) > RASTERIZED, **_color(i))
+            median = median_distance(values)
+            if median <= right:
+                axes.plot([median, median], [i - 0.36, i + 0.36], color="#000000", linewidth=1.6)
+            beyond, unknown = int(np.sum(values > right)), int(np.isnan(values).sum())
+            texts = [f"{beyond} beyond" if beyond else "", f"{unknown} unknown" if unknown or not len(values) else ""]
+            axes.annotate(
+                "\n".join(filter(None, texts)),
+                (1.0, i),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axes.axvline(run.threshold(norm), **_THRESHOLD_LINE)
+        axes.set(xlim=(0, right), ylim=(len(run.defenses) - 0.5, -0.5), xlabel=_distance_label(norm))
+        axes.set_yticks(range(len(run.defenses)), run.defenses)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    return figure
+
+
+def significance_figure(run: Run, norm: Norm) -> Figure:
+    """Holm-adjusted p-values of McNemar's test between all pairs of defenses, as a heat map."""
+    frame = mcnemar_table(run, norm).frame
+    values = np.array([[cell.values[1] if cell.values else np.nan for cell in row] for row in frame.to_numpy()])
+    with mpl.rc_context(_STYLE):
+        side = 1.6 + 0.5 * len(run.defenses)
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.add_subplot()
+        shown = axes.imshow(
+            -np.log10(np.maximum(values, SMALLEST_P)), cmap="cividis_r", vmin=0, vmax=-np.log10(SMALLEST_P)
+        )
+        for (row, column), p in np.ndenumerate(values):
+            if not np.isnan(p):
+                color = "#ffffff" if p < 1e-2 else "#000000"
+                axes.text(column, row, f"{p:.2g}", ha="center", va="center", fontsize=7, color=color)
+        axes.set_xticks(range(len(frame.columns)), list(frame.columns), rotation=45, ha="right")
+        axes.set_yticks(range(len(frame)), list(frame.index))
+        bar = figure.colorbar(shown, ax=axes, shrink=0.8)
+        bar.set_ticks([0, 1, 2, 3, 4], labels=["1", "0.1", "0.01", "0.001", "≤ 0.0001"])
+        bar.set_label("adjusted p")
+    return figure
+
+
+def cost_figure(run: Run, norm: Norm) -> Figure:
+    """Mean passes against the median distance of each minimal attack, for each defense; those that no cheaper one beats
+    are joined."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.6 + 0.1 * len(run.defenses)), layout="constrained")
+        axes = figure.add_subplot()
+        costs = [np.array(sorted(_costs(run, norm, defense))).reshape(-1, 2) for defense in run.defenses]
+        for i, (defense, points) in enumerate(zip(run.defenses, costs, strict=True)):
+            style = {**_color(i), "marker": MARKERS[i % len(MARKERS)]}
+            axes.scatter(points[:, 0], points[:, 1], s=22, alpha=0.85, label=defense, **style)
+            if len(points):
+                best = points[:, 1] <= np.minimum.accumulate(points[:, 1])
+                axes.plot(points[best, 0], points[best, 1], linewidth=0.9, **_color(i))
+        axes.axhline(run.threshold(norm), **_THRESHOLD_LINE)
+        if any(map(len, costs)):
+            axes.set_xscale("log")
+        axes.set(xlabel="forward plus backward passes per image", ylabel=f"median {_distance_label(norm)}")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
+    """The sweeps of a norm: the name of a parameter, and the bounded attacks of one kind that differ in it alone, with
+    its values, which ascend."""
+    parameters = {attack["name"]: attack["parameters"] for attack in run.manifest["attacks"]}
+    found: dict[tuple[str, str, str], Sweep] = {}
+    rows = [row for row in run.attack_rows(norm) if row.epsilon is not None]
+    for row in rows:
+        own = parameters[row.attack]
+        for name, value in own.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                rest = json.dumps({**own, name: None}, sort_keys=True)
+                found.setdefault((row.attack.partition(":")[0], name, rest), []).append((float(value), row))
+    longest: dict[tuple[str, str], Sweep] = {}
+    for (base, name, _), sweep in found.items():
+        values = {value for value, _ in sweep}
+        if len(values) >= max(SWEEP_LENGTH, len(longest.get((base, name), [])) + 1):
+            longest[base, name] = sorted(sweep, key=lambda step: step[0])
+    return [(name, sweep) for (_, name), sweep in longest.items()]
+
+
+def sweep_figure(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Figure:
+    """Accuracy of each defense against the parameter of an attack."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.0, 3.0 + 0.1 * len(run.defenses)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, defense in enumerate(run.defenses):
+            steps = []
+            for value, row in sweep:
+                records = run.cell_records(row.cells[defense]) if defense in row.cells else None
+                if records is not None and row.epsilon is not None:
+                    distances = records[norm.lower()]
+                    steps.append(
+                        (value, accuracy_at(distances, row.epsilon), *accuracy_interval(distances, row.epsilon))
+                    )
+            values, accuracies, low, high = np.array(steps).reshape(-1, 4).T
+            style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "marker": MARKERS[i % len(MARKERS)]}
+            errors = np.clip([accuracies - low, high - accuracies], 0, None)
+            axes.errorbar(values, accuracies, yerr=errors, capsize=2, markersize=4, label=defense, **style)
+        axes.set(xlabel=parameter, ylabel="accuracy", ylim=(0, 1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.grid(color="#dddddd", linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -94,7 +307,26 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _right_end(distances: list[pd.Series], threshold: float) -> float:
+def _color(position: int) -> dict[str, Any]:
+    return {"color": COLORS[position % len(COLORS)]}
+
+
+def _distance_label(norm: Norm) -> str:
+    return f"{NORM_LABELS[norm]} distance ε ({UNITS[norm]})"
+
+
+def _costs(run: Run, norm: Norm, defense: str) -> Iterator[tuple[float, float]]:
+    """Mean passes and finite median distance of each minimal attack on a defense."""
+    for row in run.attack_rows(norm):
+        records = run.cell_records(row.cells[defense]) if defense in row.cells and row.epsilon is None else None
+        if records is not None:
+            passes, _ = passes_and_seconds(records)
+            median = median_distance(records[norm.lower()])
+            if np.isfinite(median) and passes > 0:
+                yield passes, median
+
+
+def _right_end(distances: Sequence[ArrayLike], threshold: float) -> float:
     """Where the axis ends: almost all finite distances and the threshold are in sight."""
-    finite = np.concatenate([np.zeros(1), *(values[np.isfinite(values)] for values in distances)])
+    finite = np.concatenate([np.zeros(1), *(np.asarray(d, float)[np.isfinite(d)] for d in distances)])
     return max(1.5 * threshold, float(np.quantile(finite, 0.95)))

@@ -11,7 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from bench.norms import Norm
-from reports.figures import to_svg
+from reports.figures import Plot, to_svg
 from reports.gallery import Gallery
 from reports.problems import problems
 from reports.render import print_table
@@ -36,6 +36,7 @@ class Section:
         ranking: the minimal attacks, strongest first, where there are some.
         bracket: lower bounds beside the smallest adversarials, where there are lower bounds.
         curves: accuracy-distortion curves.
+        plots: other figures.
         gallery: the smallest adversarials.
     """
 
@@ -48,6 +49,7 @@ class Section:
     ranking: Table | None
     bracket: Table | None
     curves: Figure
+    plots: list[Plot]
     gallery: Gallery
 
     @property
@@ -60,11 +62,6 @@ class Section:
         """All tables of the section."""
         tables = (self.summary, self.published, self.mcnemar, self.baseline, self.bracket, self.strength, self.ranking)
         return [table for table in tables if table is not None]
-
-    @property
-    def curves_uri(self) -> str:
-        """The curves as a ``data:`` URI."""
-        return "data:image/svg+xml;base64," + base64.b64encode(to_svg(self.curves)).decode("ascii")
 
 
 def page(
@@ -83,7 +80,7 @@ def page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals["print_table"] = print_table
+    environment.globals.update(print_table=print_table, svg_uri=svg_uri)
     return environment.get_template("index.html.j2").render(
         run=run,
         sections=sections,
@@ -94,6 +91,11 @@ def page(
         thresholds=", ".join(f"{NORM_LABELS[norm]} {run.threshold(norm):g}" for norm in run.norms),
         provenance=_provenance(run.manifest),
     )
+
+
+def svg_uri(figure: Figure) -> str:
+    """A figure as a ``data:`` URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure)).decode("ascii")
 
 
 def _provenance(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.errors import unknown
 from bench.norms import Norm
-from reports.figures import curve_figure, write_figure
+from reports.figures import curve_figure, plots, write_figure
 from reports.gallery import distal_gallery, gallery
 from reports.page import Section, page
 from reports.published import REFERENCE, published_numbers
@@ -77,6 +77,8 @@ def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMAT
     if "figures" in formats:
         for section in sections:
             write_figure(section.curves, out_dir / "figures" / f"curves_{section.norm}")
+            for plot in section.plots:
+                write_figure(plot.figure, out_dir / "figures" / plot.name)
     if "html" not in formats:
         return out_dir
     index = out_dir / "index.html"
@@ -105,5 +107,6 @@ def _section(run: Run, norm: Norm, baseline: str | None) -> Section:
         ranking=ranking_table(run, norm),
         bracket=bracket_table(run, norm),
         curves=curve_figure(run, norm),
+        plots=plots(run, norm),
         gallery=gallery(run, norm),
     )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom, binomtest, chi2, mannwhitneyu, quantile_test
+from scipy.stats import binom, chi2, mannwhitneyu, quantile_test
+from scipy.stats import norm as norm_distribution
 
 from bench.norms import Norm, within
 
@@ -61,9 +62,16 @@ def accuracy_interval(distances: ArrayLike, epsilon: float, confidence: float = 
     values = np.asarray(distances, dtype=np.float64)
     if values.size == 0 or np.isnan(values).any():
         return np.nan, np.nan
-    survivors = int(np.sum(~within(values, epsilon)))
-    interval = binomtest(survivors, values.size).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = wilson_interval(np.mean(~within(values, epsilon)), values.size, confidence)
+    return float(low), float(high)
+
+
+def wilson_interval(shares: ArrayLike, samples: int, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
+    """Wilson's confidence interval (Wilson 1927) of shares of ``samples`` samples: lower ends and upper ends."""
+    p, z2 = np.asarray(shares, dtype=np.float64), float(norm_distribution.ppf(0.5 + confidence / 2)) ** 2
+    center = (p + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = np.sqrt(z2 * (p * (1 - p) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
+    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
 
 
 def curve_area(distances: ArrayLike, end: float) -> float:

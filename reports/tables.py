@@ -302,7 +302,7 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
             optimality = local_optimality(distances, best[defense].reindex(distances.index))
             shown.append(Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,)))
             local.append(optimality)
-            costs.append(_passes_and_seconds(records))
+            costs.append(passes_and_seconds(records))
         known = [value for value in local if not np.isnan(value)]
         gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
         mean = Cell((float(np.mean(known)),), notes=gap) if known else Cell(text="unknown")
@@ -474,11 +474,11 @@ def _with_intervals_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Nor
     distances = records[norm.lower()]
     of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(distances)
     of_accuracy = accuracy_interval(distances, epsilon)
-    costs = _passes_and_seconds(records)
+    costs = passes_and_seconds(records)
     return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs))
 
 
-def _passes_and_seconds(records: pd.DataFrame) -> tuple[float, float]:
+def passes_and_seconds(records: pd.DataFrame) -> tuple[float, float]:
     """Mean passes and seconds of the images that were attacked; NaN where none was."""
     attacked = records[~records["status"].isin(["clean_error", "failed"])]
     return float((attacked["forwards"] + attacked["backwards"]).mean()), float(attacked["seconds"].mean())

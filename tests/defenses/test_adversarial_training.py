@@ -9,6 +9,7 @@ from bench.checkpoints import clean_accuracy
 from bench.datasets import Dataset
 from bench.threat import distance
 from defenses.adversarial_training import SETTINGS, adv_l2, adv_linf, perturb
+from defenses.eabs.cnn import EncoderCNN
 
 CPU = torch.device("cpu")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
@@ -29,10 +30,11 @@ def test_one_logit_per_class_and_each_row_on_its_own(dataset):
     torch.testing.assert_close(torch.cat([net.logits(x[:2]), net.logits(x[2:])]), net.logits(x), atol=1e-5, rtol=1e-5)
 
 
-def test_the_mnist_net_is_madrys():
-    shapes = [tuple(parameter.shape) for parameter in adv_l2(MNIST).parameters() if parameter.dim() > 1]
+def test_the_nets_are_madrys_and_for_l2_that_of_the_e_abs_paper():
+    shapes = [tuple(parameter.shape) for parameter in adv_linf(MNIST).parameters() if parameter.dim() > 1]
     assert shapes == [(32, 1, 5, 5), (64, 32, 5, 5), (1024, 3136), (10, 1024)]
-    assert SETTINGS["mnist"].epsilon == {"Linf": 0.3, "L2": 1.5}
+    assert isinstance(adv_l2(MNIST).net, EncoderCNN)
+    assert [SETTINGS["mnist", norm].epsilon for norm in ("Linf", "L2")] == [0.3, 1.5]
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", 0.1), ("L2", 0.5), ("Linf", 0.0)])

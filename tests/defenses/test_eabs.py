@@ -14,7 +14,7 @@ from bench.randomness import Streams
 from bench.registry import Registry
 from bench.training import Trainer
 from defenses.abs.descent import divergence, prior_draws
-from defenses.eabs import SEARCH, Trained
+from defenses.eabs import SEARCH, Trained, networks
 from defenses.eabs.inference import prior_distributions
 from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
 from defenses.eabs.settings import SETTINGS
@@ -202,6 +202,30 @@ def test_the_loss_of_e_abs_is_algorithm_1():
         d = torch.sigmoid(parts.discriminators[0](z[i : i + 1]))[0]
         expected += c[y[i]] - BETA * d.log() - GAMMA * ((-c[y[i]]).exp() / (-c).exp().sum()).log()
     torch.testing.assert_close(loss, expected / 4)
+
+
+def test_a_few_rivals_stand_for_all_other_classes(monkeypatch):
+    """Of three classes one rival is drawn: its exponential counts twice, and each is drawn half of the time."""
+    monkeypatch.setattr(networks, "RIVALS", 1)
+    parts, y = parts_of(adversarial=False, discriminative=True), torch.tensor([0, 2])
+    drawn, share = parts._with_rivals(torch.zeros(4000, dtype=torch.int64))
+    assert drawn[:, 0].all()
+    assert (drawn.sum(1) == 2).all()
+    assert drawn[:, 1].float().mean() == pytest.approx(share, abs=0.03)
+    x = torch.rand(2, 1, 8, 8)
+    torch.manual_seed(1)
+    loss = parts.loss(x, y)
+    torch.manual_seed(1)
+    torch.randn_like(x)
+    mean, log_variance = parts.encoders[0](x)
+    z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+    drawn, _ = parts._with_rivals(y)
+    expected = (BETA * 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)).sum()
+    for i in range(2):
+        c = torch.stack([(x[i] - decoder(z[i : i + 1])[0]).square().sum() for decoder in parts.decoders])
+        (rival,) = [k for k in range(3) if drawn[i, k] and k != y[i]]
+        expected += c[y[i]] + GAMMA * ((-c[y[i]]).exp() + 2 * (-c[rival]).exp()).log() + GAMMA * c[y[i]]
+    torch.testing.assert_close(loss, expected / 2)
 
 
 def test_the_discriminator_tells_encoded_latents_from_the_prior():

@@ -2,9 +2,21 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_runs import every_defense, every_status
+from synthetic_runs import INF, RunMaker, every_defense, every_status
 
-from reports.figures import COLORS, LINE_STYLES, curve_figure, write_figure
+from reports.figures import (
+    COLORS,
+    LINE_STYLES,
+    cost_figure,
+    curve_figure,
+    distance_figure,
+    plots,
+    significance_figure,
+    sweep_figure,
+    sweeps,
+    write_figure,
+)
+from reports.statistics import accuracy_interval
 
 
 def curves(figure):
@@ -53,3 +65,71 @@ def test_files_are_equal_byte_for_byte(tmp_path):
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     ElementTree.parse(tmp_path / "first" / "curves.svg")
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_band_is_wilsons_interval_at_each_epsilon():
+    figure = curve_figure(every_status(), "L2")
+    band = figure.axes[0].collections[0].get_paths()[0].vertices
+    low, high = accuracy_interval([0.0] + [INF] * 4, 0.5)
+    at_the_start = band[band[:, 0] == 0, 1]
+    assert {round(value, 6) for value in at_the_start} >= {round(low, 6), round(high, 6)}
+
+
+def test_every_image_stands_at_its_distance_or_is_counted():
+    maker = RunMaker(["cnn", "abs"], 10)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [0.0, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0] + [INF] * 3)
+    figure = distance_figure(maker.make(), "L2")
+    points = figure.axes[0].collections[0].get_offsets()
+    assert sorted(points[:, 0]) == [0.0, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0]
+    assert np.abs(points[:, 1]).max() < 0.5
+    assert texts(figure) == ["3 beyond", "0 unknown"]
+    assert list(figure.axes[0].lines[0].get_xdata()) == [1.5, 1.5]
+
+
+def test_the_heat_map_says_each_pairs_adjusted_p():
+    figure = significance_figure(every_status(), "L0")
+    assert len(texts(figure)) == 3
+    assert all(0 <= float(text) <= 1 for text in texts(figure))
+
+
+def test_costs_join_the_attacks_that_no_cheaper_one_beats():
+    maker = RunMaker(["cnn"], 2)
+    for name, passes, distance in (("cheap", 10, 2.0), ("waste", 100, 3.0), ("dear", 1000, 1.0)):
+        maker.attack(name, ["L2"])
+        maker.cell("cnn", name, "L2", [distance] * 2, forwards=float(passes), backwards=0.0)
+    axes = cost_figure(maker.make(), "L2").axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[10, 2], [100, 3], [1000, 1]]
+    assert axes.lines[0].get_xdata().tolist() == [10, 1000]
+
+
+def swept(values):
+    maker = RunMaker(["cnn"], 4)
+    for steps in values:
+        maker.attack(f"pgd:steps_{steps}", ["L2"], kind="bounded", steps=steps, restarts=1)
+        maker.cell("cnn", f"pgd:steps_{steps}", "L2", [1.0] * (steps // 10) + [INF] * (4 - steps // 10))
+    maker.attack("pgd:other", ["L2"], kind="bounded", steps=7, restarts=3)
+    maker.cell("cnn", "pgd:other", "L2", [INF] * 4)
+    return maker.make()
+
+
+def test_attacks_that_differ_in_one_parameter_are_a_sweep():
+    run = swept([30, 10, 20])
+    ((name, sweep),) = sweeps(run, "L2")
+    assert name == "steps"
+    assert [value for value, _ in sweep] == [10, 20, 30]
+    line = sweep_figure(run, "L2", name, sweep).axes[0].lines[0]
+    assert line.get_ydata().tolist() == [0.75, 0.5, 0.25]
+    assert sweeps(swept([10, 20]), "L2") == []
+    assert "sweep_L2_pgd_steps" in [plot.name for plot in plots(run, "L2")]
+
+
+def test_every_plot_says_what_it_shows():
+    for norm in ("L2", "Linf", "L0"):
+        shown = plots(every_status(), norm)
+        assert len({plot.name for plot in shown}) == len(shown) == 3
+        assert all(plot.caption and plot.alternative for plot in shown)
