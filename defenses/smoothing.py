@@ -27,9 +27,11 @@ from bench.randomness import RowStreams, Streams
 from bench.threat import project
 from defenses.cnn import NOISE
 
-RADII = {"digits": 0.1, "mnist": 0.3, "fashion_mnist": 0.1}
-"""Radius of variational smoothing's Linf ball: the one that the dataset's defenses are attacked in (section 4.3)."""
-COLOUR_RADIUS = 8 / 255
+RADII = {"digits": 0.1 / 4, "mnist": 0.3 / 4, "fashion_mnist": 0.1 / 4}
+"""Radius of variational smoothing's Linf ball: a quarter of the one that the dataset's defenses are attacked in.
+Section 4.3 takes the attack's ball, which for nets trained with noise is a quarter of the usual one (2/255); in the
+whole ball each class is found near many images of MNIST, and accuracy falls from 99.1 % to 84.6 %."""
+COLOUR_RADIUS = 2 / 255
 CERTIFYING_DRAWS = 1000
 MISTAKE = 0.001
 """Probability that a certified radius is too large: Cohen et al.'s alpha, who take 100,000 draws."""
@@ -198,6 +200,7 @@ def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothi
         citation="Ju 2021, Generative models as a robust alternative for image classification, chapter 4",
         randomized=True,
         surrogate_gradient=True,
+        version=2,
         batch_size=base.batch_size,
         wraps=base.name,
     )

@@ -115,7 +115,7 @@ def test_a_defenses_parameters_make_it_a_defense_of_its_own():
     registry = Registry(variants=matrix.variants)
     dataset = load_dataset("digits")
     plain, wide = (make_defense(label, dataset, registry) for label in matrix.labels)
-    assert (plain.defense.radius, plain.defense.steps) == (0.1, 1)
+    assert (plain.defense.radius, plain.defense.steps) == (0.025, 1)
     assert (wide.defense.radius, wide.defense.steps) == (0.2, 3)
     assert wide.card.parameters == {**plain.card.parameters, "radius": 0.2, "steps": 3}
     assert wide.code != plain.code
