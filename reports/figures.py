@@ -51,7 +51,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "assay",
     "svg.fonttype": "path",
 }
-_UNDATED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 @dataclass(frozen=True)
@@ -292,18 +291,18 @@ def sweep_figure(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Figure:
 
 
 def write_figure(figure: Figure, stem: Path) -> None:
-    """Writes a figure as ``stem`` with ``.svg``, ``.pdf`` and ``.png`` behind it, without a date in any."""
+    """Writes a figure as ``stem`` with ``.pdf`` and ``.png`` behind it, without a date in either."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
-        for file_format, metadata in _UNDATED.items():
-            figure.savefig(stem.with_suffix(f".{file_format}"), dpi=200, metadata=metadata)
+        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+        figure.savefig(stem.with_suffix(".png"), dpi=200)
 
 
 def to_svg(figure: Figure) -> bytes:
-    """A figure as the SVG file that `write_figure` writes."""
+    """A figure as an SVG file, without a date."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", metadata=_UNDATED["svg"])
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 

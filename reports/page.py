@@ -38,6 +38,7 @@ class Section:
         curves: accuracy-distortion curves.
         plots: other figures.
         gallery: the smallest adversarials.
+        quantiles: adversarials from the nearest to the farthest.
     """
 
     norm: Norm
@@ -51,6 +52,7 @@ class Section:
     curves: Figure
     plots: list[Plot]
     gallery: Gallery
+    quantiles: Gallery
 
     @property
     def label(self) -> str:

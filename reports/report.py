@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.errors import unknown
 from bench.norms import Norm
 from reports.figures import curve_figure, plots, write_figure
-from reports.gallery import distal_gallery, gallery
+from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery
 from reports.page import Section, page
 from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
@@ -66,6 +66,7 @@ def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMAT
     out_dir.mkdir(parents=True, exist_ok=True)
     sections = [_section(run, norm, baseline) for norm in run.norms]
     distals, detected = distal_table(run), detection_table(run)
+    pictures = distal_gallery(run)
     found = [detected] if detected else []
     appendix = [*found, masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
     tables = [table for section in sections for table in section.tables] + ([distals] if distals else []) + appendix
@@ -79,10 +80,13 @@ def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMAT
             write_figure(section.curves, out_dir / "figures" / f"curves_{section.norm}")
             for plot in section.plots:
                 write_figure(plot.figure, out_dir / "figures" / plot.name)
+        galleries = [shown for section in sections for shown in (section.gallery, section.quantiles)]
+        for shown in [*galleries, *([pictures] if pictures else [])]:
+            if shown.rows and shown.defenses:
+                write_figure(gallery_figure(shown), out_dir / "figures" / shown.name)
     if "html" not in formats:
         return out_dir
     index = out_dir / "index.html"
-    pictures = distal_gallery(run)
     distal = (distals, pictures) if distals and pictures else None
     index.write_text(page(run, sections, appendix, distal, formats), encoding="utf-8")
     return index
@@ -109,4 +113,5 @@ def _section(run: Run, norm: Norm, baseline: str | None) -> Section:
         curves=curve_figure(run, norm),
         plots=plots(run, norm),
         gallery=gallery(run, norm),
+        quantiles=quantile_gallery(run, norm),
     )

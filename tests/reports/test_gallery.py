@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker
 
-from reports.gallery import gallery, png_uri
+from reports.gallery import gallery, gallery_figure, png_uri, quantile_gallery
 
 
 def pixels(uri):
@@ -66,3 +66,24 @@ def test_images_keep_their_resolution(channels):
     shown = pixels(png_uri(image))
     assert shown.shape[:2] == (5, 7)
     np.testing.assert_allclose(shown[..., :3], np.broadcast_to(image, (3, 5, 7)).transpose(1, 2, 0), atol=0.6 / 255)
+
+
+def test_quantiles_go_from_each_defenses_nearest_to_its_farthest():
+    maker = RunMaker(["cnn", "abs"], 7)
+    maker.attack("a", ["L2"])
+    maker.cell("cnn", "a", "L2", [0, 5.0, 1.0, 3.0, 2.0, 4.0, INF])
+    maker.cell("abs", "a", "L2", [INF] * 7)
+    shown = quantile_gallery(maker.make(), "L2")
+    assert [pictures[0].lines[1] for _, pictures in shown.rows] == ["L2 1", "L2 2", "L2 3", "L2 4", "L2 5"]
+    assert [heading.lines[0] for heading, _ in shown.rows] == ["nearest", "25%", "median", "75%", "farthest"]
+    assert {pictures[1].lines for _, pictures in shown.rows} == {("no results",)}
+
+
+def test_a_gallery_for_print_has_a_picture_for_each_place(run):
+    (axes,) = gallery_figure(gallery(run, "L2")).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:3] == ["clean", "cnn", "abs"]
+    assert "seen as 2\nL2 1.23" in texts
+    found = {tuple(image.get_extent()): image.get_array() for image in axes.images}
+    np.testing.assert_array_equal(found[1, 1.9, 2.2, 1.3][..., 0], np.full((2, 2), 255))
+    assert len(found) == 6 + 4  # the clean images, and cnn's adversarials but for one unbroken and one unknown
