@@ -143,7 +143,7 @@ def defense(
             batch_size=batch_size,
             version=version,
             wraps=wraps,
-            parameters=_keyword_defaults(f"defense {name!r}", function),
+            parameters=_keyword_defaults(f"defense {name!r}", function, given=("dataset", "base")),
         )
         return _attach(card)(function)
 
@@ -208,9 +208,10 @@ def _attack_parameters(name: str, function: Callable[..., Any]) -> dict[str, Any
     return _keyword_defaults(f"attack {name!r}", function)
 
 
-def _keyword_defaults(what: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults of keyword-only parameters."""
-    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+def _keyword_defaults(what: str, function: Callable[..., Any], given: Sequence[str] = ()) -> dict[str, Any]:
+    """Names and defaults of keyword-only parameters, but for those that are given by name."""
+    parameters = inspect.signature(function).parameters.values()
+    keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given]
     for parameter in keywords:
         if parameter.default is parameter.empty:
             raise UserError(f"{what}: parameter {parameter.name!r} needs a default")

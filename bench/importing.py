@@ -31,7 +31,7 @@ class Candidates:
     """What a file holds.
 
     Attributes:
-        label: what the ledger calls the attack: ``imported:`` and the file's name.
+        label: what the ledger calls the attack: ``imported:``, the file's name and the beginning of its digest.
         images: by the sample's index in the test set, (C, H, W) float32.
         digest: of the file's content.
     """
@@ -49,12 +49,14 @@ def read_candidates(path: Path, dataset: Dataset, samples: int) -> Candidates:
         UserError: when the file is missing, no such file, or its arrays do not fit the dataset.
     """
     try:
+        with zipfile.ZipFile(path):  # np.load takes other files too
+            pass
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError):
-        raise UserError(f"{path}: not an npz file of plain arrays") from None
+    except Exception as error:  # whatever is wrong with the file, zip, zlib and NumPy have errors of their own for it
+        raise UserError(f"{path}: not an npz file of plain arrays ({type(error).__name__}: {error})") from None
     if "adversarials" not in arrays:
         raise UserError(f"{path}: has no array 'adversarials', but {', '.join(arrays) or 'none at all'}")
     images = arrays["adversarials"]
@@ -74,7 +76,7 @@ def read_candidates(path: Path, dataset: Dataset, samples: int) -> Candidates:
     known = {i: torch.from_numpy(x.astype(np.float32)) for i, x in zip(indices.tolist(), images, strict=True)}
     stem = re.sub(r"[^a-z0-9_]+", "_", path.stem.lower())
     digest = hashlib.sha256(images.tobytes() + indices.tobytes()).hexdigest()[:16]
-    return Candidates(f"imported:{stem}", {i: x for i, x in known.items() if i < samples}, digest)
+    return Candidates(f"imported:{stem}_{digest[:6]}", {i: x for i, x in known.items() if i < samples}, digest)
 
 
 def import_adversarials(
@@ -99,10 +101,11 @@ def import_adversarials(
     names = [entry["name"] for entry in manifest["defenses"]]
     if defense not in names:
         raise unknown("defense", defense, names, f"run {run}")
+    variants = {entry["name"]: (entry["plugin"], entry["set"]) for entry in manifest["defenses"] if entry.get("plugin")}
     data = load_dataset(dataset, data_dir)
     samples = len(manifest["samples"])
     candidates = read_candidates(path, data, samples)
-    loaded = load_trained(defense, data, Registry(plugins), manifest["seed"], device)
+    loaded = load_trained(defense, data, Registry(plugins, variants), manifest["seed"], device)
     origin = provenance(str(device), manifest["seed"])
     results, cells = {}, []
     for norm in manifest["thresholds"]:
@@ -111,18 +114,36 @@ def import_adversarials(
         facts = {**origin, "parameters": cell.parameters, "file": path.name, "state": cell.state}
         write_cell(ledger_dir(run) / cell.file, results[norm].records, results[norm].adversarials, facts)
         cells.append(cell)
-    write_manifest(run, _with(manifest, candidates, cells))
+    write_manifest(run, _with(manifest, cells))
     return results
 
 
-def imported_entries(
-    manifest: Mapping[str, Any], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
-) -> tuple[list[Any], list[Any]]:
-    """The imported attacks and cells of a run's manifest that still hold: on the same images, defenses and weights."""
+def still_valid(
+    entries: Sequence[Mapping[str, Any]], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
+) -> list[Any]:
+    """The imported cells of a manifest that are about the same images, defenses and weights as a run is now."""
     current = {name: _state(loaded, data, samples) for name, loaded in defenses.items()}
-    cells = [cell for cell in manifest["cells"] if cell.get("imported", {}) == current.get(cell["defense"])]
-    labels = {cell["attack"] for cell in cells}
-    return [attack for attack in manifest["attacks"] if attack["name"] in labels], cells
+    return [entry for entry in entries if entry["imported"] == current.get(entry["defense"])]
+
+
+def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What a manifest says of the attacks of imported cells."""
+    norms: dict[str, list[str]] = {}
+    for cell in cells:
+        of_label = norms.setdefault(cell["attack"], [])
+        of_label += [cell["norm"]] if cell["norm"] not in of_label else []
+    return [
+        {
+            "name": label,
+            "norms": of_label,
+            "kind": "minimal",
+            "access": "imported",
+            "parameters": {},
+            "budget": 1,
+            "citation": "",
+        }
+        for label, of_label in norms.items()
+    ]
 
 
 def _state(loaded: LoadedDefense, data: Dataset, samples: int) -> dict[str, str]:
@@ -167,17 +188,8 @@ def _judged(
     return result
 
 
-def _with(manifest: dict[str, Any], candidates: Candidates, cells: list[Cell]) -> dict[str, Any]:
-    """The manifest with imported cells; those of the same file's name and defense before give way."""
-    attack = {
-        "name": candidates.label,
-        "norms": list(manifest["thresholds"]),
-        "kind": "minimal",
-        "access": "imported",
-        "parameters": {},
-        "budget": 1,
-        "citation": "",
-    }
+def _with(manifest: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
+    """The manifest with imported cells, which it also lists apart: those that a run has no use for now stay there."""
     entries = [
         {
             "id": cell.id,
@@ -192,7 +204,13 @@ def _with(manifest: dict[str, Any], candidates: Candidates, cells: list[Cell]) -
         }
         for cell in cells
     ]
-    places = {(entry["attack"], entry["defense"]) for entry in entries}
-    kept = [cell for cell in manifest["cells"] if (cell["attack"], cell["defense"]) not in places]
-    others = [known for known in manifest["attacks"] if known["name"] != candidates.label]
-    return {**manifest, "attacks": [*others, attack], "cells": [*kept, *entries]}
+    new = [entry for entry in entries if entry["id"] not in {cell["id"] for cell in manifest["cells"]}]
+    known = [entry for entry in manifest.get("imported", []) if entry["id"] not in {cell.id for cell in cells}]
+    labels = {attack["name"] for attack in manifest["attacks"]}
+    attacks = [attack for attack in attack_entries(new) if attack["name"] not in labels]
+    return {
+        **manifest,
+        "attacks": [*manifest["attacks"], *attacks],
+        "cells": [*manifest["cells"], *new],
+        "imported": [*known, *entries],
+    }

@@ -174,7 +174,7 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
     Raises:
         UserError: for a setting that names no key.
     """
-    data = {**data, **{group: [dict(_entry(entry)) for entry in data.get(group, [])] for group in PLUGINS}}
+    data = _with_entries(data)
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
@@ -184,9 +184,9 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
         except tomllib.TOMLDecodeError:
             value = text
         head, _, tail = key.partition(".")
-        entries = {group: [entry for entry in data[group] if _label(entry) == head] for group in PLUGINS}
+        entries = {group: [entry for entry in _entries(data, group) if _label(entry) == head] for group in PLUGINS}
         if not tail and head in Matrix.model_fields:
-            data[head] = value
+            data = _with_entries({**data, head: value})
         elif head == "thresholds":
             data["thresholds"] = {**data.get("thresholds", {}), tail: value}
         elif tail == "budget" and entries["attacks"]:
@@ -196,7 +196,7 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
             for entry in (*entries["defenses"], *entries["attacks"]):
                 entry["parameters"] = {**entry.get("parameters", {}), tail: value}
         else:
-            labels = [_label(entry) for group in PLUGINS for entry in data[group]]
+            labels = [_label(entry) for group in PLUGINS for entry in _entries(data, group)]
             raise unknown("key", key, [*Matrix.model_fields, *(f"{label}.PARAMETER" for label in labels)], "--set")
     return data
 
@@ -219,15 +219,15 @@ def build_matrix(
     Raises:
         UserError: with one line that names the file, the key, the value and what is allowed.
     """
-    data = dict(data)
+    data = _with_entries(data)
     if samples is not None:
         data["samples"] = samples
     if seed is not None:
         data["seed"] = seed
     if defenses is not None:
-        data["defenses"] = _selected(data.get("defenses", []), defenses)
+        data["defenses"] = _selected(_entries(data, "defenses"), defenses)
     if attacks is not None:
-        data["attacks"] = _selected(data.get("attacks", []), attacks)
+        data["attacks"] = _selected(_entries(data, "attacks"), attacks)
     if norms is not None:
         for norm in norms:
             if norm not in NORMS:
@@ -244,17 +244,29 @@ def build_matrix(
 
 
 def _entry(entry: Any) -> Any:
-    return {"name": entry} if isinstance(entry, str) else entry
+    return {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else entry
+
+
+def _with_entries(data: dict[str, Any]) -> dict[str, Any]:
+    """A matrix whose plugins are entries where they are lists; what is not is left for the validation to refuse."""
+    plugins = {group: data[group] for group in PLUGINS if isinstance(data.get(group), list)}
+    return {**data, **{group: [_entry(entry) for entry in entries] for group, entries in plugins.items()}}
+
+
+def _entries(data: dict[str, Any], group: Group) -> list[dict[str, Any]]:
+    """The entries of a group, by reference, without those that are none."""
+    entries = data.get(group)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _label(entry: dict[str, Any]) -> str:
     return ":".join(filter(None, (str(entry.get("name", "")), str(entry.get("variant", "")))))
 
 
-def _selected(entries: Sequence[str | dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
+def _selected(entries: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
     chosen = []
     for name in wanted:
-        matching = [entry for entry in map(_entry, entries) if name in (entry.get("name"), _label(entry))]
+        matching = [entry for entry in entries if name in (entry.get("name"), _label(entry))]
         chosen += matching or [{"name": name}]
     return chosen
 
@@ -275,7 +287,7 @@ def _first_problem(error: ValidationError) -> str:
 def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
     for defense in matrix.defenses:
         _check_parameters(where, defense, registry.get("defenses", defense.name).defense_card.parameters)
-        if defense.variant and defense.label in registry.names("defenses"):
+        if defense.variant and _is_defense(defense.label, registry):
             raise UserError(f"{where}: {defense.label!r} is another defense's name; choose another variant")
     for entry in matrix.attacks:
         card = registry.get("attacks", entry.name).attack_card
@@ -290,6 +302,14 @@ def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
         if card.access == "transfer":
             _check_substitute(where, matrix.substitute, registry)
+
+
+def _is_defense(name: str, registry: Registry) -> bool:
+    try:
+        registry.get("defenses", name)
+    except UserError:
+        return False
+    return True
 
 
 def _check_parameters(where: str, entry: _Entry, defaults: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
-from bench.importing import imported_entries
+from bench.importing import attack_entries, still_valid
 from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, write_manifest
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
@@ -187,11 +187,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
-    imported_attacks: list[Any] = []
-    imported_cells: list[Any] = []
-    if (ledger_dir(run) / "manifest.json").exists():
-        old = load_manifest(run)
-        imported_attacks, imported_cells = imported_entries(old, planned.defenses, dataset, matrix.samples)
+    known = load_manifest(run).get("imported", []) if (ledger_dir(run) / "manifest.json").exists() else []
+    imported = still_valid(known, planned.defenses, dataset, matrix.samples)
     return {
         "matrix": matrix.name,
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
@@ -205,6 +202,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "citation": loaded.card.citation,
                 "randomized": loaded.card.randomized,
                 "parameters": loaded.card.parameters,
+                "plugin": matrix.variants.get(name, ("", {}))[0],
+                "set": matrix.variants.get(name, ("", {}))[1],
             }
             for name, loaded in planned.defenses.items()
         ],
@@ -220,7 +219,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             }
             for label, card in cards.items()
         ]
-        + imported_attacks,
+        + attack_entries(imported),
         "cells": [
             {
                 "id": cell.id,
@@ -234,11 +233,12 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             }
             for cell in planned.cells
         ]
-        + imported_cells,
+        + imported,
         "studies": [
             {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
             for study in planned.studies
         ],
+        "imported": known,
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
     }

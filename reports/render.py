@@ -229,14 +229,16 @@ def _print_quantity(values: tuple[float, ...], place: int, quantity: Quantity) -
 
 
 def _print_number(value: float, quantity: Quantity) -> str:
+    sign, size = "−" if value < 0 else "", abs(value)
     if np.isinf(value):
-        return "∞"
+        return f"{sign}∞"
     if quantity.percent:
-        return f"{100 * value:.{quantity.decimals}f}%"
-    smallest = 10.0**-quantity.decimals
-    if quantity.decimals and 0 < value < smallest:
-        return f"<{smallest:g}"
-    return f"{value:.{quantity.decimals}f}"
+        text = f"{100 * size:.{quantity.decimals}f}%"
+    elif quantity.decimals and 0 < size < 10.0**-quantity.decimals:
+        text = f"<{10.0**-quantity.decimals:g}"
+    else:
+        text = f"{size:.{quantity.decimals}f}"
+    return text if float(text.strip("<%")) == 0 else sign + text
 
 
 def _full(values: tuple[float, ...], position: int) -> str:

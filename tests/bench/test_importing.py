@@ -45,7 +45,8 @@ def enter(folder, *arguments):
 
 def imported(folder, norm):
     records = bench.load_ledger(folder / "run")
-    return records[(records["attack"] == "imported:mine") & (records["norm"] == norm)].set_index("sample")
+    mine = records["attack"].str.startswith("imported:mine_")
+    return records[mine & (records["norm"] == norm)].set_index("sample")
 
 
 def test_what_holds_enters_the_ledger_and_what_does_not_says_why(made):
@@ -72,19 +73,33 @@ def test_they_stay_when_the_run_goes_on_and_go_when_the_defense_has_changed(made
     assert enter(folder).exit_code == 0
     assert imported(folder, "L2")["status"].eq("found").tolist() == [True, False, False, True, False, False]
     again = bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", norms=["L2"])
-    assert "imported:mine" in set(again["attack"])
+    assert again["attack"].str.startswith("imported:mine_").any()
     fewer = bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", samples=5)
-    assert "imported:mine" not in set(fewer["attack"])
+    assert not fewer["attack"].str.startswith("imported:mine_").any()
+    all_again = bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu")
+    assert all_again["attack"].str.startswith("imported:mine_").sum() == 12
 
 
-def test_a_file_of_the_same_name_takes_the_place_of_the_one_before(made):
+def test_another_file_is_another_attack_and_the_same_counts_once(made):
     folder, adversarials, _ = made
-    for part in (adversarials[:1], adversarials[:2]):
+    for part in (adversarials[:1], adversarials[:2], adversarials[:2]):
         np.savez(folder / "mine.npz", adversarials=part)
         assert enter(folder).exit_code == 0
-    assert imported(folder, "L2")["broken"].sum() == 2
-    cells = [cell for cell in load_manifest(folder / "run")["cells"] if cell["attack"] == "imported:mine"]
-    assert [cell["norm"] for cell in cells] == ["L2", "L0"]
+    assert imported(folder, "L2")["broken"].sum() == 3
+    cells = [cell for cell in load_manifest(folder / "run")["cells"] if "imported" in cell]
+    assert [cell["norm"] for cell in cells] == ["L2", "L0"] * 2
+
+
+def test_they_are_judged_with_the_runs_parameters(made):
+    """Smoothing so loud that no class is left; the default would hold most images."""
+    folder, adversarials, _ = made
+    smoothed = '{ name = "randomized_smoothing:class_means", variant = "loud", parameters = { sigma = 5.0 } }'
+    (folder / "small.toml").write_text(MATRIX.replace('"class_means"', smoothed))
+    bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", norms=["L2"])
+    np.savez(folder / "mine.npz", adversarials=adversarials)
+    result = enter(folder, "--defense", "randomized_smoothing:class_means:loud")
+    assert result.exit_code == 0, result.output
+    assert imported(folder, "L2")["status"].eq("clean_error").sum() >= 3
 
 
 IMAGE = np.zeros((2, 1, 8, 8), np.float32)
@@ -113,6 +128,9 @@ def test_a_file_that_is_none_is_the_users_mistake(tmp_path):
     digits = bench.load_dataset("digits")
     with pytest.raises(UserError, match="no such file"):
         read_candidates(tmp_path / "mine.npz", digits, 6)
+    np.save(tmp_path / "mine.npy", IMAGE)
+    (tmp_path / "empty.npz").touch()
     (tmp_path / "mine.npz").write_text("nonsense")
-    with pytest.raises(UserError, match="not an npz file of plain arrays"):
-        read_candidates(tmp_path / "mine.npz", digits, 6)
+    for name in ("mine.npy", "empty.npz", "mine.npz", "."):
+        with pytest.raises(UserError, match="not an npz file of plain arrays"):
+            read_candidates(tmp_path / name, digits, 6)

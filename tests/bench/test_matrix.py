@@ -137,6 +137,8 @@ def test_a_defense_is_chosen_by_its_label_and_set_on_the_command_line():
         ({**SMOOTHED, "parameters": {"steps": "x"}}, "variational_smoothing:cnn.steps is 'x'; it must be of type int"),
         ({**SMOOTHED, "varient": "x"}, "defenses.1: unknown key 'varient'; did you mean 'variant'"),
         ({"name": "abs", "variant": "schott2019"}, "'abs:schott2019' is another defense's name"),
+        ({**SMOOTHED, "variant": "ju2020"}, "'variational_smoothing:cnn:ju2020' is another defense's name"),
+        (5, "defenses.1: Input should be a valid dictionary"),
         ("cnn", "defense 'cnn' stands twice; give one a variant"),
     ],
 )
@@ -151,3 +153,12 @@ def test_what_a_defense_cannot_do_is_said_when_it_is_built(parameters):
     (key,) = parameters
     with pytest.raises(UserError, match=f"'variational_smoothing:cnn:wide' .built-in. cannot be built: .*{key} is"):
         make_defense(matrix.labels[0], load_dataset("digits"), Registry(variants=matrix.variants))
+
+
+def test_settings_and_choices_bear_matrices_that_are_wrong():
+    assert build(["defenses=['binary_cnn']", "samples=3"]).labels == ["binary_cnn"]
+    for changes in ({"defenses": 5}, {"defenses": "cnn"}, {"attacks": ["pgd", 5]}):
+        for settings in ([], ["samples=3"]):
+            with pytest.raises(UserError, match="Input should be"):
+                build(settings, changes.items())
+    assert build(changes={"defenses": 5}.items(), defenses=["cnn"]).labels == ["cnn"]
