@@ -35,7 +35,8 @@ SCHEMA = schema(
 )
 """``status`` is ``clean_error``, ``attacked`` or ``failed``. Suspicions are the detector's log-odds, above 0 refused,
 of the clean image and of what the attack made of it that knows no detector; ``fooled`` says that this one is
-misclassified, ``evaded`` that some image in the ball is misclassified and accepted."""
+misclassified, ``evaded`` that some image in the ball is misclassified and accepted. Where no training image has an
+adversarial there is no detector: nothing is refused, and suspicions are NaN."""
 
 
 def norms_of(defense: Defense) -> Sequence[Norm]:
@@ -61,7 +62,8 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
         right = predictions(defense, x) == y
         attacked = pgd(defense, x, y, norm, epsilon, start=x, steps=STEPS)
         wrong, suspicion = judged(defense, detector, x, attacked, y, norm, epsilon)
-        evaded = (~right & (detector.suspicion(x) <= 0)) | (wrong & (suspicion <= 0))
+        clean_suspicion = _suspicion(detector, x)
+        evaded = (~right & _accepted(clean_suspicion)) | (wrong & _accepted(suspicion))
         ids = torch.arange(len(x), device=device)
         uniform = Streams(study.seed, indices, "detection start", device).uniform(ids, x.shape[1:])
         random = project(x + epsilon * (2 * uniform - 1), x, norm, epsilon)
@@ -79,14 +81,14 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
                     detector=detector,
                 )
                 wrong_now, suspicion_now = judged(defense, detector, x[rows], found, y[rows], norm, epsilon)
-                evaded[rows] = wrong_now & (suspicion_now <= 0)
+                evaded[rows] = wrong_now & _accepted(suspicion_now)
         frames.append(
             records(
                 study,
                 indices,
                 status=["attacked" if fine else "clean_error" for fine in right.tolist()],
                 epsilon=epsilon,
-                clean_suspicion=detector.suspicion(x).double().cpu().numpy(),
+                clean_suspicion=clean_suspicion.double().cpu().numpy(),
                 adversarial_suspicion=suspicion.double().cpu().numpy(),
                 fooled=wrong.tolist(),
                 evaded=evaded.tolist(),
@@ -98,24 +100,41 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
 
 
 def judged(
-    defense: Defense, detector: Detector, x: Tensor, candidates: Tensor, y: Tensor, norm: Norm, epsilon: float
+    defense: Defense, detector: Detector | None, x: Tensor, candidates: Tensor, y: Tensor, norm: Norm, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Whether candidates (N, C, H, W) lie in the ball around ``x`` and are misclassified (N,), and the detector's
-    suspicion of them (N,)."""
+    suspicion of them (N,), NaN without a detector."""
     allowed = ThreatModel(norm, epsilon).allows(distance(candidates, x, norm))
-    return allowed & (predictions(defense, candidates) != y), detector.suspicion(candidates)
+    return allowed & (predictions(defense, candidates) != y), _suspicion(detector, candidates)
+
+
+def _suspicion(detector: Detector | None, x: Tensor) -> Tensor:
+    if detector is None:
+        return torch.full((len(x),), torch.nan, device=x.device)
+    suspicion = detector.suspicion(x)
+    if not bool(suspicion.isfinite().all()):
+        raise ValueError("a detection score is not finite")
+    return suspicion
+
+
+def _accepted(suspicion: Tensor) -> Tensor:
+    """Without a detector nothing is refused."""
+    return ~(suspicion > 0)
 
 
 def _fitted(
     study: Study, defense: Defense, dataset: Dataset, device: torch.device, norm: Norm, epsilon: float
-) -> Detector:
-    """The detector, from the first training images and those of their adversarials that fool the defense."""
+) -> Detector | None:
+    """The detector, from those of the first training images that are classified correctly and their adversarials; None
+    where none has one."""
     assert isinstance(defense, HasDetectionScore)
     clean, adversarial = [], []
     images, labels = dataset.train.images[:TRAINING_IMAGES], dataset.train.labels[:TRAINING_IMAGES]
     for x, y in zip(torch.split(images, study.batch_size), torch.split(labels, study.batch_size), strict=True):
         x, y = x.to(device), y.to(device)
         attacked = pgd(defense, x, y, norm, epsilon, start=x, steps=STEPS)
-        clean.append(defense.detection_score(x))
-        adversarial.append(defense.detection_score(attacked[predictions(defense, attacked) != y]))
-    return fit_detector(defense, torch.cat(clean), torch.cat(adversarial))
+        right = predictions(defense, x) == y
+        clean.append(defense.detection_score(x[right]))
+        adversarial.append(defense.detection_score(attacked[right & (predictions(defense, attacked) != y)]))
+    scores = torch.cat(adversarial)
+    return fit_detector(defense, torch.cat(clean), scores) if len(scores) else None

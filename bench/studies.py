@@ -1,8 +1,9 @@
 """Studies: what a run finds out about a defense besides attacks on it, in cells and files of their own.
 
-A study's kind is a module here with ``norms_of(defense)``, the norms it applies to (nothing where it does not),
-``AT_THRESHOLD``, whether it is made at the matrix's threshold in that norm, ``SCHEMA``, its columns in the ledger, and
-``measure(study, defense, dataset, device, on_samples)``, what it found.
+A study's kind is a module here (`Kind`): ``VERSION``; ``AT_THRESHOLD``, whether it is made at the matrix's threshold in
+its norm; ``SCHEMA``, its columns in the ledger; ``norms_of(defense)``, the norms it applies to (nothing where it does
+not); ``samples_of(dataset, samples)``, how many records it has; and ``measure(study, defense, dataset, device,
+on_samples)``, what it found.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from reports.tables import ALPHA, all_attacks
 
 TOGETHER = ""
 """In place of an attack: the per-sample minimum over all attacks."""
+COLUMNS = ("before", "after")
 SAME = 1e-4
 """Distances that differ by less than this share are the same: a thread or a version less rounds differently."""
 
@@ -61,7 +62,11 @@ def compare(before: Run, after: Run) -> Comparison:
         if place not in first or place not in second:
             missing.append(f"{title}: only in the {'second' if place in second else 'first'} run")
             continue
-        pairs = pd.concat([first[place], second[place]], axis=1, join="inner", keys=["before", "after"]).dropna()
+        both = pd.concat([first[place], second[place]], axis=1, join="inner", keys=COLUMNS)
+        pairs = both.dropna()
+        lost, gained = (int((both[one].isna() & both[other].notna()).sum()) for one, other in (COLUMNS, COLUMNS[::-1]))
+        if lost or gained:
+            missing.append(f"{title}: {gained} images known in the first run only, {lost} in the second only")
         if pairs.empty:
             missing.append(f"{title}: no image with a known distance in both")
             continue
@@ -77,12 +82,12 @@ def _distances(run: Run) -> dict[tuple[str, Norm, str], pd.Series]:
     """Distances by sample hash of each defense, norm and attack (with its epsilon), and of all attacks together."""
     found: dict[tuple[str, Norm, str], pd.Series] = {}
     for norm in run.norms:
-        smallest = smallest_adversarials(run.records, norm).set_index("sample_hash")
+        smallest = smallest_adversarials(run.records, norm).set_index(["sample", "sample_hash"])
         for row in run.attack_rows(norm):
             for defense, cell in row.cells.items():
                 records = run.cell_records(cell)
                 if records is not None:
-                    found[defense, norm, row.label] = records.set_index("sample_hash")[norm.lower()]
+                    found[defense, norm, row.label] = records.set_index(["sample", "sample_hash"])[norm.lower()]
         for name in run.defenses:
             own = smallest.loc[smallest["defense"] == name, "distance"]
             if len(own):

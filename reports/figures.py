@@ -28,7 +28,7 @@ from reports.statistics import (
     smallest_adversarials,
     wilson_interval,
 )
-from reports.tables import NORM_LABELS, mcnemar_table, passes_and_seconds
+from reports.tables import NORM_LABELS, mcnemar_table, minimised, passes_and_seconds
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers."""
@@ -76,8 +76,8 @@ def plots(run: Run, norm: Norm) -> list[Plot]:
     found = [
         Plot(
             f"distances_{norm}",
-            f"{label} distance of each image's smallest adversarial; the bar is the median. Images that no attack "
-            "broke are counted at the right end.",
+            f"{label} distance of each image's smallest adversarial; the bar is the median. Images beyond the right "
+            "end, or that no attack broke, are counted there.",
             "Strips of distances for each defense; the tables give their medians.",
             distance_figure(run, norm),
         )
@@ -179,7 +179,7 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
             offset = (np.arange(len(seen)) * 0.618034 % 1 - 0.5) * 0.5
             axes.scatter(seen, i + offset, s=8, alpha=0.6, linewidths=0, rasterized=len(seen) > RASTERIZED, **_color(i))
             median = median_distance(values)
-            if median <= right:
+            if median <= right and minimised(run, norm, defense):
                 axes.plot([median, median], [i - 0.36, i + 0.36], color="#000000", linewidth=1.6)
             beyond, unknown = int(np.sum(values > right)), int(np.isnan(values).sum())
             texts = [f"{beyond} beyond" if beyond else "", f"{unknown} unknown" if unknown or not len(values) else ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,13 +66,18 @@ def combined(runs: Sequence[Run]) -> Run:
     measured = {place[:3] for place in places}
     missing = [(m["defense"], m["attack"], m["norm"], m) for manifest in manifests for m in manifest["not_applicable"]]
     studies = _once((study["id"], study) for manifest in manifests for study in manifest.get("studies", []))
+    twice = Counter((study["defense"], study["kind"], study["norm"]) for study in studies)
+    for (defense, kind, norm), count in twice.items():
+        if count > 1:
+            raise UserError(f"the runs have {' · '.join(filter(None, (defense, kind, norm)))} in two ways")
     owners = {work["id"]: run for run in reversed(runs) for work in _works(run)}
+    attacks = _once((attack["name"], attack) for manifest in manifests for attack in manifest["attacks"])
     manifest = {
         **first.manifest,
         "matrix": " + ".join(dict.fromkeys(str(manifest["matrix"]) for manifest in manifests)),
         "thresholds": {norm: value for m in reversed(manifests) for norm, value in m["thresholds"].items()},
         "defenses": _once((d["name"], d) for manifest in manifests for d in manifest["defenses"]),
-        "attacks": _once((a["name"], a) for manifest in manifests for a in manifest["attacks"]),
+        "attacks": [_with_all_norms(attack, manifests) for attack in attacks],
         "cells": cells,
         "studies": studies,
         "not_applicable": _once(((*place, ""), m) for *place, m in missing if tuple(place) not in measured),
@@ -101,11 +107,23 @@ def _check_equal(first: Run, other: Run) -> None:
         raise UserError(f"the runs are of different datasets: {first.dataset} and {other.dataset}")
     if first.samples != other.samples or not np.array_equal(first.clean, other.clean):
         raise UserError(f"the runs are on different images ({len(first.samples)} and {len(other.samples)} samples)")
+    if first.manifest.get("seed") != other.manifest.get("seed"):
+        raise UserError(f"the runs have different seeds: {first.manifest.get('seed')} and {other.manifest.get('seed')}")
+    known = {defense["name"]: defense for defense in first.manifest["defenses"]}
+    for defense in other.manifest["defenses"]:
+        if known.get(defense["name"], defense) != defense:
+            raise UserError(f"the runs have defense {defense['name']!r} with different parameters or weights")
     for norm in set(first.manifest["thresholds"]) & set(other.manifest["thresholds"]):
         if first.threshold(norm) != other.threshold(norm):
             raise UserError(
                 f"the runs have different thresholds in {norm}: {first.threshold(norm):g} and {other.threshold(norm):g}"
             )
+
+
+def _with_all_norms(attack: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An attack with the norms of all the runs that have it."""
+    norms = [norm for m in manifests for own in m["attacks"] if own["name"] == attack["name"] for norm in own["norms"]]
+    return {**attack, "norms": list(dict.fromkeys(norms))}
 
 
 def _works(run: Run) -> list[Mapping[str, Any]]:

@@ -171,21 +171,21 @@ def detection(records: pd.DataFrame) -> dict[str, float]:
         share that is right under PGD (``undefended``), or right or refused under PGD (``defended``) and under PGD that
         evades the detector too (``evading``).
     """
-    right, fooled = records["status"] == "attacked", records["fooled"].astype(bool)
-    clean = records.loc[right, "clean_suspicion"].to_numpy(float)
-    adversarial = records.loc[right & fooled, "adversarial_suspicion"].to_numpy(float)
-    accepted = records["adversarial_suspicion"] <= 0
-    both = len(clean) > 0 and len(adversarial) > 0
+    right, fooled = records["status"] != "clean_error", records["fooled"].astype(bool)
+    clean = records.loc[right, "clean_suspicion"].dropna().to_numpy(float)
+    adversarial = records.loc[right & fooled, "adversarial_suspicion"].dropna().to_numpy(float)
     false_alarms = float(np.mean(clean > 0)) if len(clean) else np.nan
     detected = float(np.mean(adversarial > 0)) if len(adversarial) else np.nan
     pairs = len(clean) * len(adversarial)
+    # Without a detector, suspicions are NaN and nothing is refused.
+    passed = fooled & ~(records["adversarial_suspicion"] > 0) | ~right & ~(records["clean_suspicion"] > 0)
     return {
         "accuracy": (detected + 1 - false_alarms) / 2,
-        "auc": float(mannwhitneyu(adversarial, clean).statistic) / pairs if both else np.nan,
+        "auc": float(mannwhitneyu(adversarial, clean).statistic) / pairs if pairs else np.nan,
         "detected": detected,
         "false_alarms": false_alarms,
-        "undefended": float(1 - fooled.mean()),
-        "defended": float(1 - (fooled & accepted).mean()),
+        "undefended": float(1 - (fooled | ~right).mean()),
+        "defended": float(1 - passed.mean()),
         "evading": float(1 - records["evaded"].astype(bool).mean()),
     }
 

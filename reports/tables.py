@@ -186,9 +186,10 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
         if len(known)
         else ""
     )
+    tested = int(np.sum(~np.isnan(adjusted)))
     caption = (
         f"p-values of McNemar's exact test (two-sided) that two defenses survive all {NORM_LABELS[norm]} attacks "
-        f"within ε = {run.threshold(norm):g} equally often, raw / adjusted for the {len(pairs)} pairs by Holm's "
+        f"within ε = {run.threshold(norm):g} equally often, raw / adjusted for {tested} pairs by Holm's "
         f"method, on {measured_on(run)}. {all_equal}Bold: adjusted p < {ALPHA:g}."
     )
     return Table(
@@ -215,7 +216,8 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
             rows[other] = [test]
             continue
         pair = distances[[other, baseline]].dropna()
-        median = median_difference(pair[other], pair[baseline])
+        both = minimised(run, norm, other) and minimised(run, norm, baseline)
+        median = median_difference(pair[other], pair[baseline]) if both else (np.nan, np.nan, np.nan)
         accuracies = [accuracy_at(pair[name], run.threshold(norm)) for name in (other, baseline)]
         values = (*median, accuracies[0] - accuracies[1], test.values[0], float(p))
         rows[other] = [replace(test, values=values, significant=bool(p < ALPHA))]
@@ -225,7 +227,7 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
         caption=(
             f"Median {NORM_LABELS[norm]} distance minus that of {baseline}, with its 95 % paired bootstrap interval / "
             f"accuracy at ε = {run.threshold(norm):g} minus that of {baseline} / p-value of McNemar's exact test that "
-            f"the accuracies are equal, raw / adjusted for {len(others)} defenses by Holm's method, under all attacks, "
+            f"the accuracies are equal, raw / adjusted for their number by Holm's method, under all attacks, "
             f"on {measured_on(run)}. Where both medians are infinite, their difference is unknown. Bold: adjusted "
             f"p < {ALPHA:g}."
         ),
@@ -307,7 +309,7 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
         gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
         mean = Cell((float(np.mean(known)),), notes=gap) if known else Cell(text="unknown")
         passes, seconds = np.nanmean(costs, axis=0) if costs and not np.isnan(costs).all() else (np.nan, np.nan)
-        cost = [Cell(text="—") if np.isnan(passes) else Cell(text=f"{passes:.0f}"), Cell(text=f"{seconds:.3g}")]
+        cost = [Cell(text="—" if np.isnan(value) else f"{value:.4g}") for value in (passes, seconds)]
         rows[row.label] = [mean, *shown, *cost]
     if not rows:
         return None
@@ -455,11 +457,15 @@ def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, dist
     unknown = int(distances.isna().sum())
     if unknown:
         return Cell(text=f"unknown ({unknown}/{len(distances)})", notes=notes)
-    # adversarials of bounded attacks lie near their epsilon: alone, they say nothing about the smallest ones
-    minimal = any(row.epsilon is None and defense in row.cells for row in attacks)
-    median = median_distance(distances) if minimal else np.nan
+    median = median_distance(distances) if minimised(run, norm, defense) else np.nan
     doubts = _signs(defense_doubts(run, norm, defense))
     return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes, doubts=doubts)
+
+
+def minimised(run: Run, norm: Norm, defense: str) -> bool:
+    """True if a minimal attack ran on the defense: adversarials of bounded ones lie near their epsilon and alone say
+    nothing about the smallest."""
+    return any(row.epsilon is None and defense in row.cells for row in run.attack_rows(norm))
 
 
 def _signs(doubts: list[Doubt]) -> tuple[str, ...]:

@@ -132,3 +132,19 @@ def test_it_applies_to_deterministic_defenses_with_a_score_and_gradients():
     assert norms_of(made(Corner(), access="score")) == ()
     assert norms_of(made(Corner(), randomized=True)) == ()
     assert norms_of(made(ClassMeans(load_dataset("digits")))) == ()
+
+
+def test_a_defense_that_nothing_fools_has_no_detector_and_no_failed_study():
+    records = studied(epsilon=1e-6)
+    assert records["clean_suspicion"].isna().all()
+    errors = records["status"] == "clean_error"
+    assert records.loc[errors, "evaded"].all()
+
+
+def test_a_score_that_is_not_finite_fails_the_study():
+    class Broken(Means):
+        def detection_score(self, x):
+            return super().detection_score(x) * torch.nan
+
+    with pytest.raises(ValueError, match="not finite"):
+        studied(model=Broken(load_dataset("digits")))

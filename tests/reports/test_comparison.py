@@ -48,6 +48,7 @@ def test_a_small_move_is_shown_and_not_significant():
 def test_only_images_known_in_both_are_compared():
     found = compare(made(pgd=[1.0, NAN, 1.0] + [INF] * 7), made(samples=4, pgd=[2.0, 2.0, NAN, INF]))
     assert moved(found)["pgd"]["samples"] == 2
+    assert "cnn · pgd · L2: 1 images known in the first run only, 1 in the second only" in found.missing
 
 
 def test_what_only_one_run_has_is_named():
