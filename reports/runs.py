@@ -84,13 +84,17 @@ class Run:
 
     def cell_records(self, cell: str) -> pd.DataFrame | None:
         """The records of one cell, or None where it has not run."""
-        rows = self._rows_of_cell.get(cell)
-        return None if rows is None else self.records.iloc[rows]
+        return self._cells.get(cell)
 
     @cached_property
-    def _rows_of_cell(self) -> dict[str, NDArray[np.intp]]:
-        indices = self.records.groupby("cell", sort=False).indices
-        return {str(cell): np.asarray(rows, dtype=np.intp) for cell, rows in indices.items()}
+    def _cells(self) -> dict[str, pd.DataFrame]:
+        """The records of each cell: without a copy where they stand together, as in a ledger."""
+        found = {}
+        for cell, rows in self.records.groupby("cell", sort=False).indices.items():
+            first, last = int(rows[0]), int(rows[-1])
+            together = last - first + 1 == len(rows)
+            found[str(cell)] = self.records.iloc[first : last + 1] if together else self.records.iloc[rows]
+        return found
 
 
 @dataclass(frozen=True)
