@@ -307,25 +307,26 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
             costs.append(passes_and_seconds(records))
         known = [value for value in local if not np.isnan(value)]
         gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
-        mean = Cell((float(np.mean(known)),), notes=gap) if known else Cell(text="unknown")
-        passes, seconds = np.nanmean(costs, axis=0) if costs and not np.isnan(costs).all() else (np.nan, np.nan)
-        cost = [Cell(text="—" if np.isnan(value) else f"{value:.4g}") for value in (passes, seconds)]
-        rows[row.label] = [mean, *shown, *cost]
+        mean = Cell(text="unknown")
+        if known:
+            passes, seconds = (float(np.nanmean(values)) for values in zip(*costs, strict=True))
+            mean = Cell((float(np.mean(known)), passes, seconds), notes=gap)
+        rows[row.label] = [mean, *shown]
     if not rows:
         return None
     order = sorted(rows, key=lambda label: -(rows[label][0].values or (-1.0,))[0])
-    columns = ["all defenses", *run.defenses, "passes", "seconds"]
+    columns = ["all defenses", *run.defenses]
     return Table(
         name=f"ranking_{norm}",
         title=f"{NORM_LABELS[norm]}: ranking of the attacks",
         caption=(
             f"Optimality of each {NORM_LABELS[norm]} attack (Cina et al. 2024): 1 where its adversarials are the "
             "nearest known ones, 0 where it breaks nothing within the largest distance that these need; the mean over "
-            f"the defenses it ran on, then each; mean passes and seconds per attacked image. On {measured_on(run)}. "
-            "Known are the adversarials of this run's attacks: with few attacks, all look good."
+            f"the defenses it ran on / mean passes / mean seconds per attacked image, then each. On {measured_on(run)}."
+            " Known are the adversarials of this run's attacks: with few attacks, all look good."
         ),
         frame=laid_out("attack", columns, {label: rows[label] for label in order}),
-        quantities=(Quantity("optimality", 2),),
+        quantities=(Quantity("optimality", 2), Quantity("passes"), Quantity("seconds", 2)),
     )
 
 
