@@ -275,13 +275,27 @@ def _latex_cell(cell: PrintedCell, prose: bool) -> str:
         return rf"\raggedright {escape_latex(cell.text)}"
     marks = rf"\textsuperscript{{{escape_latex(','.join(cell.marks))}}}" if cell.marks else ""
     published = [f"({cell.published})"] if cell.published else []
-    text = _stack([*_wrapped(cell.text), *published])
+    text = _stack([*(_wrapped(cell.text) if cell.words else _in_lines(cell.text)), *published])
     return (rf"\textbf{{{text}}}" if cell.significant else text) + marks
 
 
 def _stack(lines: list[str], alignment: str = "c") -> str:
-    stack = r"\\".join(escape_latex(line).replace(" / ", r"\,/\,") for line in lines)
+    # An opening bracket behind a line's end would be taken for the length of a space there.
+    stack = r"\\".join(re.sub(r"^(?=[\[*])", "{}", escape_latex(line)).replace(" / ", r"\,/\,") for line in lines)
     return stack if len(lines) == 1 else rf"\begin{{tabular}}[t]{{@{{}}{alignment}@{{}}}}{stack}\end{{tabular}}"
+
+
+def _in_lines(text: str, width: int = 14) -> list[str]:
+    """Numbers in lines of at most ``width`` characters where they can be parted: at a slash, which the break stands
+    for; text without any as by `_wrapped`."""
+    numbers = text.split(" / ")
+    if len(numbers) == 1 and "[" not in text:
+        return _wrapped(text, width)
+    lines = [numbers[0]]
+    for number in numbers[1:]:
+        joined = f"{lines[-1]} / {number}"
+        lines[-1:] = [joined] if len(joined) <= width else [lines[-1], number]
+    return lines
 
 
 def _wrapped(text: str, width: int = 14) -> list[str]:

@@ -102,6 +102,14 @@ def test_an_interval_stands_in_brackets_behind_its_number():
     assert "median,cnn median low,cnn median high," in header
 
 
+def test_no_line_of_a_latex_cell_begins_with_a_bracket():
+    """Behind a line's end it would be the length of a space; pdfTeX does not come back from that."""
+    quantities = (Quantity("median", 1, interval=True), Quantity("passes"))
+    latex = to_latex(one_cell(Cell((1.0, 0.5, INF, 1234.0)), quantities=quantities))
+    assert r"1.0 [0.5, $\infty$]\\1234" in latex
+    assert r"\\{}[a b]" in to_latex(one_cell(Cell(text="fourteen words [a b]")))
+
+
 def test_what_is_significant_is_bold_in_print():
     table = one_cell(Cell((0.001, 0.5), significant=True))
     assert "**<0.01 / 50%**" in to_markdown(table).replace("\\", "")
