@@ -10,9 +10,10 @@ from scipy.stats import binomtest
 
 from bench.errors import UserError
 from bench.norms import Norm
+from reports.pairwise import ALPHA
 from reports.runs import Run
 from reports.statistics import accuracy_at, holm, median_distance, smallest_adversarials
-from reports.tables import ALPHA, all_attacks
+from reports.tables import all_attacks
 
 TOGETHER = ""
 """In place of an attack: the per-sample minimum over all attacks."""
@@ -40,7 +41,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """True if a cell moved by more than chance (adjusted p < `reports.tables.ALPHA`)."""
+        """True if a cell moved by more than chance (adjusted p < `reports.pairwise.ALPHA`)."""
         return bool((self.cells["adjusted"] < ALPHA).any())
 
 

@@ -19,6 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from bench.norms import Norm
+from reports.pairwise import mcnemar_table
 from reports.runs import AttackRow, Run
 from reports.statistics import (
     accuracy_at,
@@ -28,7 +29,7 @@ from reports.statistics import (
     smallest_adversarials,
     wilson_interval,
 )
-from reports.tables import NORM_LABELS, mcnemar_table, minimised, passes_and_seconds
+from reports.tables import NORM_LABELS, minimised, passes_and_seconds
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers."""

@@ -10,6 +10,7 @@ from bench.norms import Norm
 from reports.figures import curve_figure, plots, write_figure
 from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery
 from reports.page import Section, page
+from reports.pairwise import baseline_table, mcnemar_table
 from reports.published import REFERENCE, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
@@ -17,11 +18,9 @@ from reports.statistics import brackets
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     attacks_table,
-    baseline_table,
     cost_table,
     defenses_table,
     masking_table,
-    mcnemar_table,
     ranking_table,
     strength_table,
     summary_table,

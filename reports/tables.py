@@ -13,25 +13,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.norms import Norm, within
+from bench.norms import Norm
 from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
 from reports.runs import AttackRow, Run
 from reports.statistics import (
     accuracy_at,
     accuracy_interval,
     clean_accuracy,
-    cochran_q,
-    holm,
     local_optimality,
-    mcnemar,
-    median_difference,
     median_distance,
     median_interval,
     smallest_adversarials,
 )
 
-ALPHA = 0.01
-"""Level of tests, the papers' own."""
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
@@ -136,7 +130,7 @@ def summary_table(run: Run, norm: Norm) -> Table:
         frame=laid_out("attack", run.defenses, rows),
         quantities=(
             Quantity("median", DECIMALS[norm]),
-            _accuracy(run),
+            accuracy_quantity(run),
         ),
         rules=(1, len(rows) - 1),
     )
@@ -159,85 +153,6 @@ def with_published(table: Table, numbers: Mapping[tuple[str, str], tuple[float, 
         name=table.name.replace("summary", "published"),
         caption=f"{table.caption} In parentheses: {source}.",
         frame=laid_out(str(table.frame.index.name), columns, rows),
-    )
-
-
-def mcnemar_table(run: Run, norm: Norm) -> Table:
-    """p-values of McNemar's exact test for each pair of defenses, under the per-sample minimum over attacks.
-
-    Compared is survival at the threshold, on the samples whose distance is known for both defenses.
-    """
-    smallest = smallest_adversarials(run.records, norm)
-    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
-    doubts = {defense: _signs(defense_doubts(run, norm, defense)) for defense in run.defenses}
-    pairs = [(first, second) for row, first in enumerate(run.defenses) for second in run.defenses[:row]]
-    cells = [_mcnemar_cell(run, norm, distances[first], distances[second], doubts) for first, second in pairs]
-    adjusted = holm([cell.values[0] if cell.values else np.nan for cell in cells])
-    shown = {
-        pair: replace(cell, values=(*cell.values, p), significant=bool(p < ALPHA)) if cell.values else cell
-        for pair, cell, p in zip(pairs, cells, adjusted, strict=True)
-    }
-    columns = run.defenses[:-1]
-    rows = {first: [shown.get((first, second), Cell()) for second in columns] for first in run.defenses[1:]}
-    known = distances.dropna()
-    q, p = cochran_q(~within(known, run.threshold(norm))) if len(known) else (np.nan, np.nan)
-    all_equal = (
-        f"Cochran's Q that all {len(run.defenses)} do: {q:.3g}, p = {p:.2g}, on the {len(known)} known for all. "
-        if len(known)
-        else ""
-    )
-    tested = int(np.sum(~np.isnan(adjusted)))
-    caption = (
-        f"p-values of McNemar's exact test (two-sided) that two defenses survive all {NORM_LABELS[norm]} attacks "
-        f"within ε = {run.threshold(norm):g} equally often, raw / adjusted for {tested} pairs by Holm's "
-        f"method, on {measured_on(run)}. {all_equal}Bold: adjusted p < {ALPHA:g}."
-    )
-    return Table(
-        name=f"mcnemar_{norm}",
-        title=f"{NORM_LABELS[norm]}: McNemar p-values",
-        caption=caption,
-        frame=laid_out("defense", columns, rows),
-        quantities=(Quantity("p", 3), Quantity("adjusted p", 3)),
-    )
-
-
-def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
-    """Every other defense beside one: the difference of the medians with its paired bootstrap interval, the difference
-    of the accuracies, and McNemar's test that these are equal, under the per-sample minimum over attacks."""
-    smallest = smallest_adversarials(run.records, norm)
-    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
-    others = [defense for defense in run.defenses if defense != baseline]
-    doubts = {defense: _signs(defense_doubts(run, norm, defense)) for defense in run.defenses}
-    tests = [_mcnemar_cell(run, norm, distances[other], distances[baseline], doubts) for other in others]
-    adjusted = holm([cell.values[0] if cell.values else np.nan for cell in tests])
-    rows: dict[str, list[Cell]] = {}
-    for other, test, p in zip(others, tests, adjusted, strict=True):
-        if not test.values:
-            rows[other] = [test]
-            continue
-        pair = distances[[other, baseline]].dropna()
-        both = minimised(run, norm, other) and minimised(run, norm, baseline)
-        median = median_difference(pair[other], pair[baseline]) if both else (np.nan, np.nan, np.nan)
-        accuracies = [accuracy_at(pair[name], run.threshold(norm)) for name in (other, baseline)]
-        values = (*median, accuracies[0] - accuracies[1], test.values[0], float(p))
-        rows[other] = [replace(test, values=values, significant=bool(p < ALPHA))]
-    return Table(
-        name=f"baseline_{norm}",
-        title=f"{NORM_LABELS[norm]}: beside {baseline}",
-        caption=(
-            f"Median {NORM_LABELS[norm]} distance minus that of {baseline}, with its 95 % paired bootstrap interval / "
-            f"accuracy at ε = {run.threshold(norm):g} minus that of {baseline} / p-value of McNemar's exact test that "
-            f"the accuracies are equal, raw / adjusted for their number by Holm's method, under all attacks, "
-            f"on {measured_on(run)}. Where both medians are infinite, their difference is unknown. Bold: adjusted "
-            f"p < {ALPHA:g}."
-        ),
-        frame=laid_out("defense", [f"minus {baseline}"], rows),
-        quantities=(
-            Quantity("median", DECIMALS[norm], interval=True),
-            _accuracy(run),
-            Quantity("p", 3),
-            Quantity("adjusted p", 3),
-        ),
     )
 
 
@@ -276,7 +191,7 @@ def strength_table(run: Run, norm: Norm) -> Table:
         frame=laid_out("attack", run.defenses, rows),
         quantities=(
             Quantity("median", DECIMALS[norm], interval=True),
-            replace(_accuracy(run), interval=True),
+            replace(accuracy_quantity(run), interval=True),
             Quantity("passes"),
             Quantity("seconds", 2),
         ),
@@ -423,7 +338,8 @@ def masking_table(run: Run) -> Table:
     )
 
 
-def _accuracy(run: Run) -> Quantity:
+def accuracy_quantity(run: Run) -> Quantity:
+    """An accuracy, in as many digits as the samples allow."""
     return Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True)
 
 
@@ -443,7 +359,7 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     if invalid:
         return Cell(text=invalid, notes=_details(records, norm))
     distances = records[norm.lower()]
-    doubts = _signs(cell_doubts(run, row, defense))
+    doubts = signs_of(cell_doubts(run, row, defense))
     if row.epsilon is not None:
         return Cell((np.nan, accuracy_at(distances, row.epsilon)), doubts=doubts)
     return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))), doubts=doubts)
@@ -459,7 +375,7 @@ def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, dist
     if unknown:
         return Cell(text=f"unknown ({unknown}/{len(distances)})", notes=notes)
     median = median_distance(distances) if minimised(run, norm, defense) else np.nan
-    doubts = _signs(defense_doubts(run, norm, defense))
+    doubts = signs_of(defense_doubts(run, norm, defense))
     return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes, doubts=doubts)
 
 
@@ -469,7 +385,8 @@ def minimised(run: Run, norm: Norm, defense: str) -> bool:
     return any(row.epsilon is None and defense in row.cells for row in run.attack_rows(norm))
 
 
-def _signs(doubts: list[Doubt]) -> tuple[str, ...]:
+def signs_of(doubts: list[Doubt]) -> tuple[str, ...]:
+    """What was seen, for footnotes."""
     return tuple(doubt.sign for doubt in doubts)
 
 
@@ -500,22 +417,6 @@ def gaps_of(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> lis
             problem = "not run yet" if records is None else _invalid(records, norm)
             gaps += [f"{row.label} {problem}"] if problem else []
     return gaps
-
-
-def _mcnemar_cell(
-    run: Run, norm: Norm, first: pd.Series, second: pd.Series, doubts: Mapping[str, tuple[str, ...]]
-) -> Cell:
-    valid = first.notna() & second.notna()
-    if not valid.any():
-        return Cell(text="—", notes=("no image with a known distance for both",))
-    epsilon = run.threshold(norm)
-    samples = len(run.samples)
-    notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
-    attacks = run.attack_rows(norm)
-    names = (str(first.name), str(second.name))
-    notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, attacks, name)]
-    p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
-    return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))
 
 
 def _cost_cell(run: Run, row: AttackRow, defense: str) -> Cell:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import INF, NAN, every_defense, every_status, studied
 
+from reports.pairwise import mcnemar_table
 from reports.published import REFERENCE, published_numbers
 from reports.render import escape_latex, print_numbers, print_published, print_table, to_csv, to_latex, to_markdown
 from reports.study_tables import bracket_table, detection_table, distal_table
@@ -25,7 +26,6 @@ from reports.tables import (
     cost_table,
     defenses_table,
     masking_table,
-    mcnemar_table,
     ranking_table,
     strength_table,
     summary_table,

@@ -5,9 +5,10 @@ import pytest
 from synthetic_runs import INF, RunMaker, every_status, studied
 
 from bench.errors import UserError
+from reports.pairwise import baseline_table
 from reports.report import FORMATS, write_run_report
 from reports.selection import combined, selected
-from reports.tables import baseline_table, summary_table
+from reports.tables import summary_table
 
 
 def made(defense, attack, distances, images=None, **options):
