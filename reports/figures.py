@@ -249,14 +249,14 @@ def cost_figure(run: Run, norm: Norm) -> Figure:
 def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
     """The sweeps of a norm: the name of a parameter, and the bounded attacks of one kind that differ in it alone, with
     its values, which ascend."""
-    parameters = {attack["name"]: attack["parameters"] for attack in run.manifest["attacks"]}
+    attacks = {attack["name"]: attack for attack in run.manifest["attacks"]}
     found: dict[tuple[str, str, str], Sweep] = {}
     rows = [row for row in run.attack_rows(norm) if row.epsilon is not None]
     for row in rows:
-        own = parameters[row.attack]
+        own = attacks[row.attack]["parameters"]
         for name, value in own.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rest = json.dumps({**own, name: None}, sort_keys=True)
+                rest = json.dumps([{**own, name: None}, attacks[row.attack]["budget"]], sort_keys=True)
                 found.setdefault((row.attack.partition(":")[0], name, rest), []).append((float(value), row))
     longest: dict[tuple[str, str], Sweep] = {}
     for (base, name, _), sweep in found.items():
