@@ -6,6 +6,7 @@ more linear layer, and the target of a reconstruction is the augmented image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +21,9 @@ BETA = 1.0
 """Weight of the discriminator's term, or of the divergence (section 3.2)."""
 GAMMA = 10.0
 """Weight of the discriminative loss (section 3.2)."""
+RIVALS = 2
+"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss: decoding is nearly
+all of what training costs."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Autoencoders(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,).
+        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,), with a
+        few classes in place of all that are not the image's.
 
         With one encoder for each class it is the sum over classes c of eq. 3, for images (N, K, C, H, W) of class c
         at [:, c].
@@ -158,9 +163,24 @@ class Autoencoders(nn.Module):
                 losses.append(cost(x[:, c], decoder(z)) + penalty)
             return torch.stack(losses).sum(0).mean()
         z, penalty = self._encoded(0, x)
-        costs = torch.stack([cost(x, decoder(z)) for decoder in self.decoders], 1)
+        drawn, share = self._with_rivals(y)
+        costs = torch.full(drawn.shape, torch.inf, device=x.device)
+        for c, decoder in enumerate(self.decoders):
+            rows = drawn[:, c].nonzero()[:, 0]
+            costs = costs.index_put((rows, torch.full_like(rows, c)), cost(x[rows], decoder(z[rows])))
         own = costs.gather(1, y[:, None])[:, 0]
-        return (own + penalty + GAMMA * F.cross_entropy(-costs, y, reduction="none")).mean()
+        # The rivals' exponentials, divided by their share, sum up to those of all other classes on average.
+        logits = (-costs - math.log(share)).scatter(1, y[:, None], -own[:, None])
+        return (own + penalty + GAMMA * F.cross_entropy(logits, y, reduction="none")).mean()
+
+    def _with_rivals(self, y: Tensor) -> tuple[Tensor, float]:
+        """True (N, K) at the classes ``y`` (N,) and at `RIVALS` others, drawn at random; and their share of the
+        others."""
+        classes = len(self.decoders)
+        rivals = min(RIVALS, classes - 1)
+        order = torch.rand(len(y), classes, device=y.device).scatter(1, y[:, None], 2.0)
+        drawn = torch.zeros_like(order, dtype=torch.bool).scatter(1, order.topk(1 + rivals).indices, True)
+        return drawn, rivals / (classes - 1)
 
     def discriminator_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The discriminators' loss for the same images: they tell draws from the prior and encoded images apart. That

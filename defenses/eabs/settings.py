@@ -20,7 +20,7 @@ class Setting:
 
     Attributes:
         architecture: layer sizes.
-        epochs: of training with a shared encoder, where all decoders see all images.
+        epochs: of training with a shared encoder, in passes over all images.
         epochs_apart: of training each class by itself, in passes over the largest class.
         batch_size: of training; a quarter of it for each class by itself.
         learning_rate: Adam's in training.
@@ -55,7 +55,7 @@ SETTINGS: dict[int, Setting] = {
             decoder=((32, 4, 1, 0), (32, 5, 2, 0), (16, 5, 2, 0), (8, 4, 1, 0), (1, 1, 1, 0)),
             discriminator=(256, 128),
         ),
-        epochs=8,
+        epochs=40,
         epochs_apart=30,
     ),
     8: Setting(
@@ -65,7 +65,7 @@ SETTINGS: dict[int, Setting] = {
             decoder=((16, 2, 1, 0), (16, 4, 2, 1), (8, 4, 2, 1), (1, 1, 1, 0)),
             discriminator=(64, 32),
         ),
-        epochs=30,
+        epochs=60,
         epochs_apart=60,
         batch_size=64,
     ),
