@@ -93,19 +93,22 @@ def import_adversarials(
     results by norm. A sample without a candidate counts as not found.
 
     Raises:
-        UserError: when there is no such run, it does not have the dataset or the defense, or the file does not fit.
+        UserError: when there is no such run, it does not have the dataset or the defense or was made with other
+            weights, or the file does not fit.
     """
     manifest = load_manifest(run)
     if manifest["dataset"]["name"] != dataset:
         raise UserError(f"--dataset {dataset}: run {run} is on {manifest['dataset']['name']}")
-    names = [entry["name"] for entry in manifest["defenses"]]
-    if defense not in names:
-        raise unknown("defense", defense, names, f"run {run}")
-    variants = {entry["name"]: (entry["plugin"], entry["set"]) for entry in manifest["defenses"] if entry.get("plugin")}
+    entries = {entry["name"]: entry for entry in manifest["defenses"]}
+    if defense not in entries:
+        raise unknown("defense", defense, entries, f"run {run}")
+    variants = {name: (entry["plugin"], entry["set"]) for name, entry in entries.items() if entry.get("plugin")}
     data = load_dataset(dataset, data_dir)
     samples = len(manifest["samples"])
     candidates = read_candidates(path, data, samples)
     loaded = load_trained(defense, data, Registry(plugins, variants), manifest["seed"], device)
+    if entries[defense].get("weights") != loaded.fingerprint:
+        raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
     origin = provenance(str(device), manifest["seed"])
     results, cells = {}, []
     for norm in manifest["thresholds"]:

@@ -1,5 +1,6 @@
 """Candidates from outside are judged like an attack's, and stay in the ledger."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,18 @@ def test_they_are_judged_with_the_runs_parameters(made):
     result = enter(folder, "--defense", "randomized_smoothing:class_means:loud")
     assert result.exit_code == 0, result.output
     assert imported(folder, "L2")["status"].eq("clean_error").sum() >= 3
+
+
+def test_a_run_made_with_other_weights_is_not_mixed_with_these(made):
+    folder, adversarials, _ = made
+    np.savez(folder / "mine.npz", adversarials=adversarials)
+    path = folder / "run" / "ledger" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["defenses"][0]["weights"] = "others"
+    path.write_text(json.dumps(manifest))
+    result = enter(folder)
+    assert result.exit_code != 0
+    assert "made with other weights of class_means" in str(result.exception)
 
 
 IMAGE = np.zeros((2, 1, 8, 8), np.float32)
