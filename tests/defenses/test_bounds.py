@@ -209,7 +209,7 @@ def test_the_released_models_mean_bounds_are_those_of_the_notes(data_dir):
 
 
 def test_a_study_holds_one_record_per_sample(digits):
-    study = Study("lower_bound", "digits", "nearest_neighbour", "L2", 0, 10, 4, None, {})
+    study = Study("lower_bound", "digits", "nearest_neighbour", "L2", None, 0, 10, 4, None, {})
     defense = load_trained("nearest_neighbour", digits, Registry(), 0, CPU).defense
     seen = []
     frame = measure(study, defense, digits, CPU, seen.append).records

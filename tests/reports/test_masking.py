@@ -15,7 +15,8 @@ from reports.masking import (
     VANISHED,
     evidence,
 )
-from reports.tables import masking_table, mcnemar_table, summary_table
+from reports.pairwise import mcnemar_table
+from reports.tables import masking_table, summary_table
 
 FOUND = [1.0] * 10
 ATTACKS = {"pgd": "gradient", "boundary": "decision", "pgd_ball": "gradient", "square_ball": "score"}

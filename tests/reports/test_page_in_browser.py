@@ -69,7 +69,7 @@ def test_wide_tables_scroll_within_their_container_and_by_keyboard(page):
 
 def test_curves_and_galleries_are_drawn(page):
     assert len(page.find_elements(By.CSS_SELECTOR, "img.curves")) == 3
-    assert len(page.find_elements(By.CSS_SELECTOR, "table.gallery")) == 3
+    assert len(page.find_elements(By.CSS_SELECTOR, "table.gallery")) == 6
     drawn = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
     assert page.execute_script(drawn)
 
