@@ -47,6 +47,8 @@ class DefenseCard:
         batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
         version: raised whenever a change can alter results.
         wraps: name of the defense it is built around, or None.
+        family: what it is a member of, in ablation studies; empty for none.
+        parts: of the family's, those that it has.
         parameters: names and defaults of what a matrix may set.
     """
 
@@ -60,6 +62,8 @@ class DefenseCard:
     batch_size: int = 64
     version: int = 1
     wraps: str | None = None
+    family: str = ""
+    parts: tuple[str, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,6 +126,8 @@ def defense(
     batch_size: int = 64,
     version: int = 1,
     wraps: str | None = None,
+    family: str = "",
+    parts: Sequence[str] = (),
 ) -> Callable[[Function], Function]:
     """Declares a factory as a defense; the arguments are `DefenseCard`'s.
 
@@ -143,6 +149,8 @@ def defense(
             batch_size=batch_size,
             version=version,
             wraps=wraps,
+            family=family,
+            parts=tuple(parts),
             parameters=_keyword_defaults(f"defense {name!r}", function, given=("dataset", "base")),
         )
         return _attach(card)(function)

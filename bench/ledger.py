@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,16 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     Raises:
         UserError: when the file is corrupt or of another schema version.
     """
+    table, provenance = _read(path)
+    return table.to_pandas(), provenance
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """`read_cell`, not yet a frame."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
+            table = file.read(use_threads=False)
             provenance = json.loads((file.schema_arrow.metadata or {})[b"assay"])
-            frame = table.to_pandas()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"result {path}: corrupt ({detail}); delete it to run its cell again") from None
@@ -133,7 +138,24 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
             f"result {path}: schema version {provenance.get('schema')}, this assay reads {SCHEMA_VERSION}; "
             "delete it to run its cell again"
         )
-    return frame, provenance
+    return table.replace_schema_metadata(), provenance
+
+
+def _read_all(files: Iterable[Path]) -> pd.DataFrame:
+    """The records of those files that are there, one after the other; empty, without columns, if there are none.
+
+    They may be millions: a column at a time is copied, and its copies are dropped.
+    """
+    tables = [_read(file)[0] for file in files if file.exists()]
+    if not tables:
+        return pd.DataFrame()
+    table, columns = pa.concat_tables(tables), {}
+    del tables
+    for name in table.column_names:
+        columns[name] = table[name].combine_chunks().to_pandas()
+        table = table.drop_columns(name)
+        pa.default_memory_pool().release_unused()
+    return pd.DataFrame(columns, copy=False)
 
 
 def verify_cell(path: Path, cell_id: str) -> bool:
@@ -192,11 +214,8 @@ def load_ledger(run: Path | str) -> pd.DataFrame:
     Raises:
         UserError: when there is no ledger or a result is corrupt.
     """
-    files = [ledger_dir(run) / cell["file"] for cell in load_manifest(run)["cells"]]
-    frames = [read_cell(file)[0] for file in files if file.exists()]
-    if not frames:
-        return pd.DataFrame(_SCHEMA.empty_table().to_pandas())
-    return pd.concat(frames, ignore_index=True)
+    records = _read_all(ledger_dir(run) / cell["file"] for cell in load_manifest(run)["cells"])
+    return records if len(records.columns) else pd.DataFrame(_SCHEMA.empty_table().to_pandas())
 
 
 def load_studies(run: Path | str, kind: str) -> pd.DataFrame:
@@ -206,18 +225,16 @@ def load_studies(run: Path | str, kind: str) -> pd.DataFrame:
         UserError: when there is no ledger or a result is corrupt.
     """
     studies = [study for study in load_manifest(run).get("studies", []) if study["kind"] == kind]
-    files = [ledger_dir(run) / study["file"] for study in studies]
-    frames = [read_cell(file)[0] for file in files if file.exists()]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return _read_all(ledger_dir(run) / study["file"] for study in studies)
 
 
-def load_study_images(run: Path | str, study_id: str) -> NDArray[np.float32]:
-    """The images (M, C, H, W) of a study, in the order of its records.
+def load_study_images(run: Path | str, study_id: str, manifest: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+    """The images (M, C, H, W) of a study, in the order of its records; the run's manifest may be given.
 
     Raises:
         UserError: when the run has no such study, or its files are missing or corrupt.
     """
-    return _images_of(run, "studies", study_id, "study")
+    return _images_of(run, manifest, "studies", study_id, "study")
 
 
 def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
@@ -235,17 +252,20 @@ def load_clean(run: Path | str) -> NDArray[np.float32]:
     return _read_images(ledger_dir(run) / load_manifest(run)["images"])["images"]
 
 
-def load_adversarials(run: Path | str, cell_id: str) -> NDArray[np.float32]:
-    """A cell's adversarial images (S, C, H, W), float32 in [0, 1]; zeros for samples that are not broken.
+def load_adversarials(run: Path | str, cell_id: str, manifest: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+    """A cell's adversarial images (S, C, H, W), float32 in [0, 1]; zeros for samples that are not broken. The run's
+    manifest may be given.
 
     Raises:
         UserError: when the run has no such cell, or its files are missing or corrupt.
     """
-    return _images_of(run, "cells", cell_id, "adversarial")
+    return _images_of(run, manifest, "cells", cell_id, "adversarial")
 
 
-def _images_of(run: Path | str, what: str, wanted: str, array: str) -> NDArray[np.float32]:
-    for entry in load_manifest(run).get(what, []):
+def _images_of(
+    run: Path | str, manifest: Mapping[str, Any] | None, what: str, wanted: str, array: str
+) -> NDArray[np.float32]:
+    for entry in (manifest or load_manifest(run)).get(what, []):
         if entry["id"] == wanted:
             path = ledger_dir(run) / entry["file"]
             return _read_images(path.with_suffix(".npz"), read_cell(path)[1]["images_sha256"])[array]

@@ -91,7 +91,7 @@ class Matrix(_Strict):
     chunk: int | None = Field(None, ge=1)
     cell_timeout: float | None = Field(None, gt=0)
     substitute: str = "cnn"
-    studies: tuple[Literal["lower_bound", "distal", "detection"], ...] = ("lower_bound",)
+    studies: tuple[Literal["lower_bound", "distal", "detection", "reconstruction"], ...] = ("lower_bound",)
 
     @property
     def labels(self) -> list[str]:

@@ -68,6 +68,14 @@ class HasReconstruction(Protocol):
         """The reconstruction (N, C, H, W) of each row of ``x`` under the class in ``y`` (N,)."""
 
 
+@runtime_checkable
+class HasDecodedImage(Protocol):
+    """A defense with an autoencoder that knows no classes."""
+
+    def decoded(self, x: Tensor) -> Tensor:
+        """The reconstruction (N, C, H, W) of each row of ``x``."""
+
+
 @dataclass(frozen=True)
 class LowerBound:
     """Distances within which images have no adversarial, as far as their defense knows.

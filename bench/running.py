@@ -202,6 +202,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "citation": loaded.card.citation,
                 "randomized": loaded.card.randomized,
                 "parameters": loaded.card.parameters,
+                "family": loaded.card.family,
+                "parts": list(loaded.card.parts),
                 "weights": loaded.fingerprint,
                 "plugin": matrix.variants.get(name, ("", {}))[0],
                 "set": matrix.variants.get(name, ("", {}))[1],

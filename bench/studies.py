@@ -31,7 +31,12 @@ from bench.matrix import Matrix
 from bench.norms import Norm
 from bench.protocols import Defense
 
-KINDS = {"lower_bound": "bench.bounds", "distal": "bench.distal_study", "detection": "bench.detection_study"}
+KINDS = {
+    "lower_bound": "bench.bounds",
+    "distal": "bench.distal_study",
+    "detection": "bench.detection_study",
+    "reconstruction": "bench.reconstruction_study",
+}
 """The modules of all kinds."""
 PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""

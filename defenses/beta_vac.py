@@ -142,11 +142,15 @@ class BetaVariationalClassifier(nn.Module):
         output: Tensor = self.classifier(mean)
         return output
 
-    def detection_score(self, x: Tensor) -> Tensor:
-        """The mean over pixels of (x - D(z))^2 at the mean z of q(z|x), (N,), of images (N, C, H, W)."""
+    def decoded(self, x: Tensor) -> Tensor:
+        """D(z) (N, C, H, W) at the mean z of q(z|x), of images (N, C, H, W)."""
         mean, _ = self.encoder(x)
-        score: Tensor = (x - self.decoder(mean)).square().flatten(1).mean(1)
-        return score
+        image: Tensor = self.decoder(mean)
+        return image
+
+    def detection_score(self, x: Tensor) -> Tensor:
+        """The mean over pixels of (x - `decoded`)^2, (N,), of images (N, C, H, W)."""
+        return (x - self.decoded(x)).square().flatten(1).mean(1)
 
     def loss(self, x: Tensor, y: Tensor, done: float) -> Tensor:
         """Minus equation 5, its sign corrected, when the share ``done`` of training is over: the mean over rows of

@@ -7,6 +7,7 @@ encoder trained with a discriminative loss (D) and variational inference (V).
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import cast
 
@@ -37,8 +38,10 @@ from defenses.eabs.networks import BETA, Autoencoders, Decoder
 from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
 
 BATCH_SIZE = 50
+A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
 VERSION = 2
 """Of the cards of all that is trained with the discriminative loss; raising it trains them anew."""
+member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
 SEARCH = Search(starts=8000, iterations=20, learning_rate=0.05, variance=0.5)
 """Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
 makes the likelihood's variance 1/2."""
@@ -170,49 +173,49 @@ class Trained(ExtendedABS):
         )
 
 
-@defense("eabs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, version=VERSION)
+@member("eabs", randomized=True, version=VERSION, parts=(A, D, V))
 def eabs(dataset: Dataset) -> Trained:
     """E-ABS: adversarial autoencoder, discriminative loss and variational inference."""
     return Trained(dataset, adversarial=True, discriminative=True, variational=True)
 
 
-@defense("abs:ju2020", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+@member("abs:ju2020")
 def plain(dataset: Dataset) -> Trained:
     """ABS with the networks of E-ABS."""
     return Trained(dataset, adversarial=False, discriminative=False)
 
 
-@defense("a_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE)
+@member("a_abs", parts=(A,))
 def adversarial(dataset: Dataset) -> Trained:
     """ABS with adversarial autoencoders."""
     return Trained(dataset, adversarial=True, discriminative=False)
 
 
-@defense("d_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, version=VERSION)
+@member("d_abs", version=VERSION, parts=(D,))
 def discriminative(dataset: Dataset) -> Trained:
     """ABS with a shared encoder and a discriminative loss."""
     return Trained(dataset, adversarial=False, discriminative=True)
 
 
-@defense("ad_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, wraps="eabs")
+@member("ad_abs", wraps="eabs", parts=(A, D))
 def exact(dataset: Dataset, base: Defense) -> ExtendedABS:
     """E-ABS with inference at a point."""
     return _reused(dataset, base, variational=False)
 
 
-@defense("v_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="abs:ju2020")
+@member("v_abs", randomized=True, wraps="abs:ju2020", parts=(V,))
 def variational(dataset: Dataset, base: Defense) -> ExtendedABS:
     """ABS with variational inference."""
     return _reused(dataset, base, variational=True)
 
 
-@defense("av_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="a_abs")
+@member("av_abs", randomized=True, wraps="a_abs", parts=(A, V))
 def adversarial_variational(dataset: Dataset, base: Defense) -> ExtendedABS:
     """ABS with adversarial autoencoders and variational inference."""
     return _reused(dataset, base, variational=True)
 
 
-@defense("dv_abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, randomized=True, wraps="d_abs")
+@member("dv_abs", randomized=True, wraps="d_abs", parts=(D, V))
 def discriminative_variational(dataset: Dataset, base: Defense) -> ExtendedABS:
     """ABS with a shared encoder, a discriminative loss and variational inference."""
     return _reused(dataset, base, variational=True)
