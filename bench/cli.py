@@ -160,20 +160,25 @@ def report(
     norms: Annotated[str | None, typer.Option("--norm", help="Only these of L0,L2,Linf.")] = None,
     attacks: Annotated[str | None, typer.Option(help="Only these attacks, by name or with variant.")] = None,
     baseline: Annotated[str | None, typer.Option(help="A defense that the others are laid beside.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(help="Papers whose numbers stand beside the run's, separated by commas, or none."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of one report on all the runs (default: one in each run's folder).")
     ] = None,
 ) -> None:
     """Write the report of each run, or of all together, from the ledgers alone."""
-    from reports import FORMATS, combined, load_run, selected, write_run_report
+    from reports import FORMATS, PAPERS, combined, load_run, selected, write_run_report
 
+    papers = [] if published == "none" else _split(published) or tuple(PAPERS)
     loaded = [load_run(folder) for folder in runs]
     targets = [folder / "report" for folder in runs]
     if out is not None:
         loaded, targets = [combined(loaded)], [out]
     for found, target in zip(loaded, targets, strict=True):
         chosen = selected(found, _split(norms), _split(attacks))
-        written = write_run_report(chosen, target, formats=_split(formats) or FORMATS, baseline=baseline)
+        written = write_run_report(chosen, target, formats=_split(formats) or FORMATS, baseline=baseline, papers=papers)
         typer.echo(f"Report: {written}")
 
 

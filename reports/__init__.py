@@ -3,12 +3,14 @@
 from reports.comparison import compare
 from reports.masking import evidence
 from reports.problems import refuted_certificates
+from reports.published import PAPERS
 from reports.report import FORMATS, write_report, write_run_report
 from reports.runs import load_run
 from reports.selection import combined, selected
 
 __all__ = [
     "FORMATS",
+    "PAPERS",
     "combined",
     "compare",
     "evidence",

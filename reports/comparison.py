@@ -10,10 +10,9 @@ from scipy.stats import binomtest
 
 from bench.errors import UserError
 from bench.norms import Norm
-from reports.pairwise import ALPHA
 from reports.runs import Run
-from reports.statistics import accuracy_at, holm, median_distance, smallest_adversarials
-from reports.tables import all_attacks
+from reports.statistics import accuracy_at, holm, median_distance
+from reports.tables import ALPHA, all_attacks
 
 TOGETHER = ""
 """In place of an attack: the per-sample minimum over all attacks."""
@@ -83,7 +82,7 @@ def _distances(run: Run) -> dict[tuple[str, Norm, str], pd.Series]:
     """Distances by sample hash of each defense, norm and attack (with its epsilon), and of all attacks together."""
     found: dict[tuple[str, Norm, str], pd.Series] = {}
     for norm in run.norms:
-        smallest = smallest_adversarials(run.records, norm).set_index(["sample", "sample_hash"])
+        smallest = run.smallest(norm).set_index(["sample", "sample_hash"])
         for row in run.attack_rows(norm):
             for defense, cell in row.cells.items():
                 records = run.cell_records(cell)

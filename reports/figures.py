@@ -26,7 +26,6 @@ from reports.statistics import (
     accuracy_distortion_curve,
     accuracy_interval,
     median_distance,
-    smallest_adversarials,
     wilson_interval,
 )
 from reports.tables import NORM_LABELS, minimised, passes_and_seconds
@@ -122,7 +121,7 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
 
     A defense of which an image's distance is unknown (failed attacks) has no curve; the legend says so.
     """
-    by_defense = dict(list(smallest_adversarials(run.records, norm).groupby("defense")["distance"]))
+    by_defense = dict(list(run.smallest(norm).groupby("defense")["distance"]))
     known = {name: values for name, values in by_defense.items() if values.notna().all()}
     right = _right_end(list(known.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
@@ -167,7 +166,7 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
 def distance_figure(run: Run, norm: Norm) -> Figure:
     """Every image's distance under the per-sample minimum over attacks, a strip per defense (after Schott et al. 2019,
     Figure 8)."""
-    smallest = smallest_adversarials(run.records, norm)
+    smallest = run.smallest(norm)
     by_defense = {name: own["distance"].to_numpy(float) for name, own in smallest.groupby("defense")}
     right = 1.15 * _right_end(list(by_defense.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
@@ -295,6 +294,7 @@ def write_figure(figure: Figure, stem: Path) -> None:
     """Writes a figure as ``stem`` with ``.pdf`` and ``.png`` behind it, without a date in either."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
+        _lay_out(figure)
         figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
         figure.savefig(stem.with_suffix(".png"), dpi=200)
 
@@ -303,8 +303,16 @@ def to_svg(figure: Figure) -> bytes:
     """A figure as an SVG file, without a date."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
+        _lay_out(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Finds the places of all parts once; otherwise each file of a figure would find them again."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def _color(position: int) -> dict[str, Any]:

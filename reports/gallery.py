@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib as mpl
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from bench.norms import Norm
 from reports.runs import Run
-from reports.statistics import smallest_adversarials
 from reports.tables import NORM_LABELS
 
 SHOWN = 6
@@ -31,22 +30,22 @@ Record = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery.
+    """Images of a gallery that stand side by side.
 
     Attributes:
-        image: (C, H, W) float32 in [0, 1], with one or three channels, or None where there is none to show.
-        alternative: what it shows, in words.
-        lines: what stands under it.
+        images: (C, H, W) float32 in [0, 1], with one or three channels; none where there is nothing to show.
+        alternative: what they show, in words.
+        lines: what stands under them.
     """
 
-    image: Image | None
+    images: tuple[Image, ...]
     alternative: str
     lines: tuple[str, ...]
 
     @property
-    def source(self) -> str:
-        """A ``data:`` URI with the image as PNG, one pixel per pixel; empty without one."""
-        return "" if self.image is None else png_uri(self.image)
+    def sources(self) -> list[str]:
+        """For each image a ``data:`` URI with a PNG, one pixel per pixel."""
+        return [png_uri(image) for image in self.images]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def gallery(run: Run, norm: Norm) -> Gallery:
 
     The choice depends on no result.
     """
-    smallest = smallest_adversarials(run.records, norm)
+    smallest = run.smallest(norm)
     first = smallest.drop_duplicates("sample").set_index("sample")["label"].reindex(run.samples).dropna()
     chosen = first.drop_duplicates().head(SHOWN).astype(int)
     shown = smallest[smallest["sample"].isin(chosen.index)].to_dict("records")
@@ -79,32 +78,35 @@ def gallery(run: Run, norm: Norm) -> Gallery:
     images = _adversarial_images(run, [record for record in shown if record["broken"]])
     rows = []
     for sample, label in zip(chosen.index, chosen, strict=True):
-        clean = Picture(run.clean[run.samples.index(sample)], f"image {sample}, label {label}", (f"label {label}",))
+        clean = run.clean[run.samples.index(sample)]
+        heading = Picture((clean,), f"image {sample}, label {label}", (f"label {label}",))
         pictures = [
             _picture(found.get((sample, defense)), images, norm, f"image {sample}, {defense}")
             for defense in run.defenses
         ]
-        rows.append((clean, pictures))
+        rows.append((heading, [_with_difference(picture, clean) for picture in pictures]))
     return Gallery(f"smallest_{norm}", "clean", run.defenses, rows)
 
 
 def quantile_gallery(run: Run, norm: Norm) -> Gallery:
     """For each defense the smallest adversarials of the images at some quantiles of its finite distances, clean errors
     left out (Schott et al. 2019, Figures 5 to 7)."""
-    smallest = smallest_adversarials(run.records, norm)
+    smallest = run.smallest(norm)
     attacked = smallest[np.isfinite(smallest["distance"]) & (smallest["distance"] > 0)]
-    ordered = {str(name): own.sort_values("distance").to_dict("records") for name, own in attacked.groupby("defense")}
-    chosen = {name: [own[round(q * (len(own) - 1))] for q in QUANTILES] for name, own in ordered.items()}
+    chosen = {}
+    for name, own in attacked.groupby("defense"):
+        places = [round(q * (len(own) - 1)) for q in QUANTILES]
+        chosen[str(name)] = own.iloc[np.argsort(own["distance"].to_numpy(), kind="stable")[places]].to_dict("records")
     images = _adversarial_images(run, [record for records in chosen.values() for record in records])
     rows = []
     for i, q in enumerate(QUANTILES):
         title = {0.0: "nearest", 0.5: "median", 1.0: "farthest"}.get(q, f"{q:.0%}")
         found = [chosen[defense][i] if defense in chosen else None for defense in run.defenses]
         pictures = [
-            _picture(record, images, norm, f"{title}, {defense}" + (f", image {record['sample']}" if record else ""))
+            _quantile_picture(run, record, images, norm, f"{title}, {defense}")
             for record, defense in zip(found, run.defenses, strict=True)
         ]
-        rows.append((Picture(None, title, (title,)), pictures))
+        rows.append((Picture((), title, (title,)), pictures))
     return Gallery(f"quantiles_{norm}", "distance", run.defenses, rows)
 
 
@@ -124,32 +126,68 @@ def distal_gallery(run: Run) -> Gallery | None:
             record = first[(first["defense"] == defense) & (first["target"] == target)].iloc[0]
             lines = (f"{record['confidence']:.0%} sure", f"{record['steps']:g} steps")
             alternative = f"noise that {defense} takes for {target}: {', '.join(lines)}"
-            pictures.append(Picture(images[record["cell"]][record["sample"]], alternative, lines))
-        rows.append((Picture(None, f"class {target}", (f"class {target}",)), pictures))
+            pictures.append(Picture((images[record["cell"]][record["sample"]],), alternative, lines))
+        rows.append((Picture((), f"class {target}", (f"class {target}",)), pictures))
     return Gallery("distal", "class", defenses, rows)
+
+
+def reconstruction_gallery(run: Run, norm: Norm) -> Gallery | None:
+    """Images, their adversarials in growing balls, and what each defense reconstructs from them (Maggipinto, Terzi &
+    Susto 2020, Figure 5); None where that was not studied."""
+    studied = run.study_records("reconstruction")
+    own = studied[(studied["norm"] == norm) & (studied["status"] != "failed")] if len(studied) else studied
+    if own.empty:
+        return None
+    defenses = [defense for defense in run.defenses if (own["defense"] == defense).any()]
+    found = {(record["defense"], record["image"], record["epsilon"]): record for record in own.to_dict("records")}
+    images = {study: run.study_images(study) for study in own["cell"].unique()}
+    rows = []
+    for image, label, epsilon in (
+        own[["image", "label", "epsilon"]].drop_duplicates().sort_values(["image", "epsilon"]).to_numpy()
+    ):
+        title = f"label {label:.0f}, ε = {epsilon:g}"
+        pictures = []
+        for defense in defenses:
+            record = found[defense, image, epsilon]
+            first = 2 * int(record["sample"])
+            lines = (f"seen as {record['prediction']:.0f}", f"error {record['error']:.2g}")
+            alternative = f"image {image:.0f} at ε = {epsilon:g}, {defense}: {lines[0]}, and its reconstruction"
+            pictures.append(Picture(tuple(images[record["cell"]][first : first + 2]), alternative, lines))
+        rows.append((Picture((), title, (title,)), pictures))
+    return Gallery(f"reconstructions_{norm}", "image", defenses, rows)
 
 
 def gallery_figure(gallery: Gallery) -> Figure:
     """A gallery for print."""
-    pictured = any(heading.image is not None for heading, _ in gallery.rows)
-    columns = [*([gallery.heading] if pictured else []), *gallery.defenses]
+    pictured = any(heading.images for heading, _ in gallery.rows)
+    wide = max([1, *(len(picture.images) for _, pictures in gallery.rows for picture in pictures)])
+    columns = [*([(gallery.heading, 1)] if pictured else []), *((name, wide) for name in gallery.defenses)]
+    lefts = np.cumsum([0, *(width + 0.1 for _, width in columns)])
     with mpl.rc_context({"font.size": 7, "pdf.fonttype": 42}):
-        figure = Figure(figsize=(0.4 + 1.0 * len(columns), 0.3 + 1.3 * len(gallery.rows)))
+        figure = Figure(figsize=(0.4 + 0.9 * lefts[-1], 0.3 + 1.3 * len(gallery.rows)))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.axis("off")
-        for column, name in enumerate(columns):
-            axes.text(column + 0.45, -0.08, name.replace(":", ":\n"), ha="center", va="bottom")
+        for left, (name, width) in zip(lefts, columns, strict=False):
+            axes.text(left + width / 2, -0.08, name.replace(":", ":\n"), ha="center", va="bottom")
         for row, (heading, pictures) in enumerate(gallery.rows):
-            top = 1.3 * row
+            top = 1.45 * row
             if not pictured:
-                axes.text(-0.08, top + 0.45, heading.lines[0], ha="right", va="center", rotation=90)
-            for column, picture in enumerate([*([heading] if pictured else []), *pictures]):
-                if picture.image is not None:
-                    place = (column, column + 0.9, top + 0.9, top)
-                    axes.imshow(_pixels(picture.image), interpolation="nearest", extent=place)
-                axes.text(column + 0.45, top + 0.94, "\n".join(picture.lines), ha="center", va="top")
-        axes.set(xlim=(-0.3, len(columns)), ylim=(1.3 * len(gallery.rows), -0.3))
+                axes.text(-0.08, top + 0.5, heading.lines[0], ha="right", va="center", rotation=90)
+            shown = [*([heading] if pictured else []), *pictures]
+            for left, (_, width), picture in zip(lefts, columns, shown, strict=False):
+                for i, image in enumerate(picture.images):
+                    place = (left + i, left + i + 0.97, top + 1, top)
+                    axes.imshow(_pixels(image), interpolation="nearest", extent=place)
+                axes.text(left + width / 2, top + 1.04, "\n".join(picture.lines), ha="center", va="top")
+        axes.set(xlim=(-0.3, lefts[-1]), ylim=(1.45 * len(gallery.rows), -0.3))
     return figure
+
+
+def difference(clean: Image, adversarial: Image) -> Image:
+    """What was added to an image, on grey: its largest change is black or white."""
+    change = adversarial - clean
+    largest = float(np.abs(change).max())
+    return np.asarray(0.5 + change / (2 * largest or 1), dtype=np.float32)
 
 
 def png_uri(image: Image) -> str:
@@ -176,15 +214,32 @@ def _adversarial_images(run: Run, found: list[Record]) -> dict[tuple[str, int], 
 
 def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: Norm, name: str) -> Picture:
     if record is None:
-        return Picture(None, f"{name}: no results", ("no results",))
+        return Picture((), f"{name}: no results", ("no results",))
     if np.isnan(record["distance"]):
-        return Picture(None, f"{name}: unknown, attacks failed", ("unknown:", "attacks failed"))
+        return Picture((), f"{name}: unknown, attacks failed", ("unknown:", "attacks failed"))
     if np.isinf(record["distance"]):
-        return Picture(None, f"{name}: no adversarial found", ("none found",))
+        return Picture((), f"{name}: no adversarial found", ("none found",))
     image = images[record["cell"], record["sample"]]
     predicted = f"seen as {record['adversarial_prediction']}"
     if record["status"] == "clean_error":
-        return Picture(image, f"{name}: misclassified as it is, {predicted}", (predicted, "clean error"))
+        return Picture((image,), f"{name}: misclassified as it is, {predicted}", (predicted, "clean error"))
     distance = f"{NORM_LABELS[norm]} {record['distance']:{'.0f' if norm == 'L0' else '.3g'}}"
     alternative = f"{name}: {predicted} at distance {distance}, by {record['attack']}"
-    return Picture(image, alternative, (predicted, distance))
+    return Picture((image,), alternative, (predicted, distance))
+
+
+def _quantile_picture(
+    run: Run, record: Record | None, images: dict[tuple[str, int], Image], norm: Norm, name: str
+) -> Picture:
+    """A clean image, its adversarial and their difference."""
+    if record is None:
+        return _picture(None, images, norm, name)
+    clean = run.clean[run.samples.index(record["sample"])]
+    picture = _with_difference(_picture(record, images, norm, f"{name}, image {record['sample']}"), clean)
+    return replace(picture, images=(clean, *picture.images))
+
+
+def _with_difference(picture: Picture, clean: Image) -> Picture:
+    """An adversarial's picture, with what was added to the clean image beside it; a clean error's as it is."""
+    changed = [image for image in picture.images if not np.array_equal(image, clean)]
+    return replace(picture, images=(*picture.images, *(difference(clean, image) for image in changed)))

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from bench.norms import Norm, within
-from reports.runs import AttackRow, Run
+from reports.runs import AttackRow, Run, once_per_run
 
 NO_GRADIENTS = "no attack with the defense's gradients"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
@@ -35,6 +36,10 @@ MARGIN = 0.01
 """Distances that differ by less than this share are equally close."""
 ALPHA = 0.05
 """Level of the one-sided sign test that attacks without gradients come closer."""
+_COLUMNS = [
+    *("sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
+    *("found_after", "useless_gradients", "forwards", "backwards", "remarks"),
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Doubt:
     detail: str
 
 
+@once_per_run
 def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     """What makes one attack's number for a defense doubtful."""
     records = _attacked(run, row, defense)
@@ -57,6 +63,7 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     return [doubt for doubt in found if doubt is not None]
 
 
+@once_per_run
 def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     """What makes a defense's number under all attacks of a norm doubtful."""
     cells = [(row, _attacked(run, row, defense)) for row in run.attack_rows(norm) if defense in row.cells]
@@ -86,8 +93,9 @@ def evidence(run: Run) -> Iterator[tuple[str, Norm, str | None, Doubt]]:
 
 def useless_gradients(records: pd.DataFrame) -> Doubt | None:
     """More than `USELESS_SHARE` of the derivatives were all zero or not finite."""
-    asked = records.loc[records["useless_gradients"].notna() & (records["backwards"] > 0)]
-    useless, total = (asked["useless_gradients"] * asked["backwards"]).sum(), asked["backwards"].sum()
+    shares, backwards = records["useless_gradients"].to_numpy(float), records["backwards"].to_numpy(float)
+    asked = ~np.isnan(shares) & (backwards > 0)
+    useless, total = (shares * backwards)[asked].sum(), backwards[asked].sum()
     return (
         Doubt(USELESS_GRADIENTS, f"{useless / total:.0%} of the derivatives")
         if useless > USELESS_SHARE * total
@@ -97,6 +105,8 @@ def useless_gradients(records: pd.DataFrame) -> Doubt | None:
 
 def vanished(records: pd.DataFrame) -> Doubt | None:
     """More than `IMAGES_SHARE` of the images have an adversarial among the queries and none that holds."""
+    if not (records["claimed"].to_numpy() & ~records["broken"].to_numpy()).any():
+        return None
     images = records.groupby("sample")[["claimed", "broken"]].any()
     return _too_many(VANISHED, images["claimed"] & ~images["broken"])
 
@@ -166,7 +176,10 @@ def _why_none(run: Run, norm: Norm, defense: str) -> str:
 def _attacked(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | None:
     """The records of the images that were attacked with a valid result; None where the cell is not there."""
     records = run.cell_records(row.cells[defense]) if defense in row.cells else None
-    return None if records is None else records[~records["status"].isin(["clean_error", "failed", "violation"])]
+    if records is None:
+        return None
+    valid = ~records["status"].isin(["clean_error", "failed", "violation"]).to_numpy()
+    return pd.DataFrame({column: records[column].array[valid] for column in _COLUMNS})
 
 
 def _closest(cells: list[pd.DataFrame], norm: Norm) -> pd.Series:

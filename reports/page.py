@@ -28,8 +28,9 @@ class Section:
 
     Attributes:
         norm: the norm.
+        leaderboard: what the reader can compute with (`reports.leaderboard`); empty for none.
         summary: median distances and accuracies.
-        published: the same with published numbers beside them, where there are some; the page shows it instead.
+        published: parts of it with published numbers beside them, one for each paper that has some.
         strength: the summary with intervals and costs.
         mcnemar: the pairwise tests, where there are two defenses.
         baseline: every other defense beside one, where one was named.
@@ -39,11 +40,13 @@ class Section:
         plots: other figures.
         gallery: the smallest adversarials.
         quantiles: adversarials from the nearest to the farthest.
+        reconstructions: of images and adversarials, where they were studied.
     """
 
     norm: Norm
+    leaderboard: dict[str, Any]
     summary: Table
-    published: Table | None
+    published: list[Table]
     strength: Table
     mcnemar: Table | None
     baseline: Table | None
@@ -53,6 +56,7 @@ class Section:
     plots: list[Plot]
     gallery: Gallery
     quantiles: Gallery
+    reconstructions: Gallery | None
 
     @property
     def label(self) -> str:
@@ -60,10 +64,15 @@ class Section:
         return NORM_LABELS[self.norm]
 
     @property
+    def galleries(self) -> list[Gallery]:
+        """All galleries of the section."""
+        return [self.gallery, self.quantiles, *([self.reconstructions] if self.reconstructions else [])]
+
+    @property
     def tables(self) -> list[Table]:
         """All tables of the section."""
-        tables = (self.summary, self.published, self.mcnemar, self.baseline, self.bracket, self.strength, self.ranking)
-        return [table for table in tables if table is not None]
+        others = (self.mcnemar, self.baseline, self.bracket, self.strength, self.ranking)
+        return [self.summary, *self.published, *(table for table in others if table is not None)]
 
 
 def page(

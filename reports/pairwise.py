@@ -10,9 +10,10 @@ import pandas as pd
 
 from bench.norms import Norm, within
 from reports.masking import defense_doubts
-from reports.runs import Run
-from reports.statistics import accuracy_at, cochran_q, holm, mcnemar, median_difference, smallest_adversarials
+from reports.runs import Run, once_per_run
+from reports.statistics import accuracy_at, cochran_q, holm, mcnemar, median_difference
 from reports.tables import (
+    ALPHA,
     DECIMALS,
     NORM_LABELS,
     Cell,
@@ -26,16 +27,14 @@ from reports.tables import (
     signs_of,
 )
 
-ALPHA = 0.01
-"""Level of tests, the papers' own."""
 
-
+@once_per_run
 def mcnemar_table(run: Run, norm: Norm) -> Table:
     """p-values of McNemar's exact test for each pair of defenses, under the per-sample minimum over attacks.
 
     Compared is survival at the threshold, on the samples whose distance is known for both defenses.
     """
-    smallest = smallest_adversarials(run.records, norm)
+    smallest = run.smallest(norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
     doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in run.defenses}
     pairs = [(first, second) for row, first in enumerate(run.defenses) for second in run.defenses[:row]]
@@ -72,7 +71,7 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
 def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
     """Every other defense beside one: the difference of the medians with its paired bootstrap interval, the difference
     of the accuracies, and McNemar's test that these are equal, under the per-sample minimum over attacks."""
-    smallest = smallest_adversarials(run.records, norm)
+    smallest = run.smallest(norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
     others = [defense for defense in run.defenses if defense != baseline]
     doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in run.defenses}
@@ -118,8 +117,7 @@ def _mcnemar_cell(
     epsilon = run.threshold(norm)
     samples = len(run.samples)
     notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
-    attacks = run.attack_rows(norm)
     names = (str(first.name), str(second.name))
-    notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, attacks, name)]
+    notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, name)]
     p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
     return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))

@@ -14,9 +14,8 @@ def problems(run: Run) -> list[str]:
     of_cells = [
         f"{defense}, {NORM_LABELS[norm]}: {gap}"
         for norm in run.norms
-        for attacks in [run.attack_rows(norm)]
         for defense in run.defenses
-        for gap in gaps_of(run, norm, attacks, defense)
+        for gap in gaps_of(run, norm, defense)
     ]
     return [*of_cells, *_study_problems(run)]
 

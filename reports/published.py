@@ -1,11 +1,14 @@
 """Published numbers that a run's numbers can be laid beside.
 
-``published/*.csv`` are tables of papers as printed, in long form; they name defenses, norms and attacks as Assay does,
-but for what `_published_defense` and `_published` say. An attack's variant (what follows its colon) is a setting.
+``published/*.csv`` are tables of papers as printed, in long form, one file per paper. They name datasets, norms,
+defenses and attacks as Assay does, but for what `PAPERS` and `_table` say; where a table has several settings of a
+defense, its first counts. An attack's variant (what follows its colon) is a setting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -14,52 +17,109 @@ import pandas as pd
 
 from bench.norms import Norm
 from reports.runs import Run
+from reports.study_tables import DETECTION, detection_row
 from reports.tables import CLEAN, all_attacks
 
-SOURCE = "schott2019"
-REFERENCE = "Schott et al. (ICLR 2019), Table 1"
+Numbers = dict[tuple[str, str], tuple[float, ...]]
+"""Published numbers by row and column label of a table."""
 
 
-def published_numbers(run: Run, norm: Norm) -> dict[tuple[str, str], tuple[float, float]]:
-    """Median distance and accuracy, by row label and defense of `reports.tables.summary_table`; NaN for the one that
-    is not printed, or printed for another epsilon than the run's threshold.
+@dataclass(frozen=True)
+class Paper:
+    """A source of published numbers.
 
-    Empty if nothing was published for the run's dataset, defenses and attacks in this norm.
+    Attributes:
+        reference: how it is called in captions.
+        defenses: its name of a defense by ours, where the two differ; ours without a name of its own has the same.
+        others: names of ours that are something else than what the paper calls so.
     """
-    own = _published()
-    own = own[(own["dataset"] == run.dataset) & own["norm"].isin(["", norm.lower()])]
-    at_threshold = own["epsilon"].isna() | np.isclose(own["epsilon"], run.threshold(norm), rtol=1e-6)
-    values = own[at_threshold].set_index(["defense", "attack", "metric"])["value"].to_dict()
+
+    reference: str
+    defenses: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+
+PAPERS: dict[str, Paper] = {
+    "schott2019": Paper(
+        "Schott, Rauber, Bethge & Brendel (ICLR 2019), Tables 1 and 2",
+        {"adv_linf": "madry", "abs:schott2019": "abs", "binary_abs:schott2019": "binary_abs"},
+        others=("abs:ju2020", "cnn:ju2020"),
+    ),
+    "ju2020": Paper(
+        "Ju & Wagner (AISec 2020), Tables 1 to 5",
+        {"cnn:ju2020": "cnn", "abs:ju2020": "abs"},
+        others=("cnn", "abs"),
+    ),
+    "ju2021": Paper(
+        "Ju (PhD thesis, 2021), Tables 2.6 and 4.3",
+        {
+            "robustbench:cifar10/Linf/Wong2020Fast": "wong2020",
+            "variational_smoothing:robustbench:cifar10/Linf/Wong2020Fast": "variational_wong2020",
+        },
+    ),
+    "maggipinto2020": Paper("Maggipinto, Terzi & Susto (2020), Tables 1 to 4, with their strongest l1 penalty"),
+}
+"""By the name of its file."""
+_DATASETS = {"cifar_two_class": "cifar2"}
+_ATTACKS = {"noise": "gaussian_noise"}
+
+
+def published_numbers(run: Run, norm: Norm, paper: str) -> Numbers:
+    """Median distance and accuracy in a paper, by row label and defense of `reports.tables.summary_table`; NaN for the
+    one that is not printed, or printed for another epsilon than the run's threshold.
+
+    Empty if the paper has nothing for the run's dataset, defenses and attacks in this norm.
+    """
+    values = _values(run, norm, paper)
     rows = {CLEAN: ("", "clean_accuracy"), all_attacks(norm): (f"all_{norm.lower()}", "accuracy_at_epsilon")}
     rows |= {row.label: (row.attack.partition(":")[0], "accuracy_at_epsilon") for row in run.attack_rows(norm)}
     bounded = {row.label for row in run.attack_rows(norm) if row.epsilon is not None}
-    numbers = {}
+    numbers: Numbers = {}
     for label, (attack, metric) in rows.items():
         for defense in run.defenses:
-            place = (_published_defense(defense), attack)
+            place = (_name(defense, paper), attack)
             median = np.nan if label in bounded else values.get((*place, "median_distance"), np.nan)
             accuracy = values.get((*place, metric), np.nan)
             if not np.isnan([median, accuracy]).all():
                 numbers[label, defense] = (median, accuracy)
-    return numbers
+    return numbers if any(label != CLEAN for label, _ in numbers) else {}
 
 
-def _published_defense(name: str) -> str:
-    """The paper's name of a defense: its own nets carry no variant or the paper's, other variants are other nets."""
-    base, _, variant = name.partition(":")
-    if variant not in ("", SOURCE):
-        return name
-    return "madry" if base == "adv_linf" else base
+def published_detection(run: Run, paper: str) -> Numbers:
+    """The accuracy of each defense's detector in a paper, by row and column label of
+    `reports.study_tables.detection_table`."""
+    return {
+        (detection_row(run, defense, norm), DETECTION["accuracy"]): (value,)
+        for norm in run.norms
+        for (name, _, metric), value in _values(run, norm, paper).items()
+        for defense in run.defenses
+        if metric == "detection_accuracy" and name == _name(defense, paper)
+    }
+
+
+def _name(defense: str, paper: str) -> str:
+    known = PAPERS[paper]
+    return "" if defense in known.others else known.defenses.get(defense, defense)
+
+
+def _values(run: Run, norm: Norm, paper: str) -> dict[tuple[str, str, str], float]:
+    """A paper's values for the run's dataset and threshold in a norm, by its defense, attack and metric."""
+    own = _table(paper)
+    own = own[(own["dataset"] == run.dataset) & own["norm"].isin(["", norm.lower()])]
+    at_threshold = own["epsilon"].isna() | np.isclose(own["epsilon"], run.threshold(norm), rtol=1e-6)
+    own = own[at_threshold | (own["metric"] == "clean_accuracy")].drop_duplicates(["defense", "attack", "metric"])
+    places = own[["defense", "attack", "metric"]].itertuples(index=False, name=None)
+    return dict(zip(places, own["value"], strict=True))
 
 
 @cache
-def _published() -> pd.DataFrame:
-    file = resources.files("reports") / "published" / f"{SOURCE}_table1.csv"
-    with file.open() as lines:
+def _table(paper: str) -> pd.DataFrame:
+    with (resources.files("reports") / "published" / f"{paper}.csv").open(encoding="utf-8") as lines:
         table = pd.read_csv(lines, keep_default_na=False, dtype={"defense": str, "norm": str, "attack": str})
     ten_times = table["setting"] == "repetitions=10"  # printed as "Pointwise Attack 10x", an attack of its own here
     return table.assign(
-        attack=table["attack"] + np.where(ten_times, "_10x", ""),
+        dataset=table["dataset"].replace(_DATASETS),
+        attack=table["attack"].replace(_ATTACKS) + np.where(ten_times, "_10x", ""),
         epsilon=pd.to_numeric(table["epsilon"]),
         value=pd.to_numeric(table["value"]),
     )

@@ -152,7 +152,10 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A ``table`` float for a document with ``\usepackage{booktabs}``; label ``tab:`` and the table's name."""
+    r"""A ``table`` float for a document with ``\usepackage{booktabs,siunitx}``; label ``tab:`` and the table's name.
+
+    Numbers are siunitx's ``\num``, so that ``\sisetup`` says how all of them look.
+    """
     shown = print_table(table)
     columns = "".join(_latex_column(name, table) for name in shown.header[1:])
     lines = [
@@ -163,6 +166,7 @@ def to_latex(table: Table) -> str:
         rf"\label{{tab:{table.name}}}",
         r"\scriptsize",
         r"\setlength{\tabcolsep}{3pt}",
+        r"\sisetup{text-series-to-math=true,reset-text-series=false}",  # bold numbers stay bold
         rf"\makebox[\linewidth][c]{{\begin{{tabular}}{{@{{}}l{columns}@{{}}}}",  # a wide one juts out on both sides
         r"\toprule",
         _latex_row([_stack(_wrapped(name, 10)) for name in shown.header]),
@@ -173,7 +177,10 @@ def to_latex(table: Table) -> str:
             lines.append(r"\midrule")
         elif r"\begin" in lines[-1]:
             lines.append(r"\addlinespace[2pt]")
-        texts = [_latex_cell(cell, name in table.prose) for cell, name in zip(cells, shown.header[1:], strict=True)]
+        texts = [
+            rf"\raggedright {escape_latex(cell.text)}" if name in table.prose else _latex_cell(cell, table.quantities)
+            for cell, name in zip(cells, shown.header[1:], strict=True)
+        ]
         lines.append(_latex_row([_stack(_wrapped(label, 17), "l"), *texts]))
     lines += [r"\bottomrule", r"\end{tabular}}"]
     if shown.notes:
@@ -270,18 +277,31 @@ def _latex_row(texts: list[str]) -> str:
     return " & ".join(texts) + r" \tabularnewline"
 
 
-def _latex_cell(cell: PrintedCell, prose: bool) -> str:
-    if prose:
-        return rf"\raggedright {escape_latex(cell.text)}"
+def _latex_cell(cell: PrintedCell, quantities: tuple[Quantity, ...]) -> str:
     marks = rf"\textsuperscript{{{escape_latex(','.join(cell.marks))}}}" if cell.marks else ""
-    published = [f"({cell.published})"] if cell.published else []
-    text = _stack([*(_wrapped(cell.text) if cell.words else _in_lines(cell.text)), *published])
+    published = [_latex_numbers(f"({cell.published})")] if cell.published else []
+    numbers = quantities and not cell.words
+    lines = _wrapped(cell.text) if cell.words else _in_lines(cell.text)
+    measured = [*map(_latex_numbers, lines)] if numbers else _escaped(lines)
+    text = _stacked([*measured, *published])
     return (rf"\textbf{{{text}}}" if cell.significant else text) + marks
 
 
+def _latex_numbers(text: str) -> str:
+    return re.sub(r"\d+(\.\d+)?", r"\\num{\g<0>}", escape_latex(text).replace(" / ", r"\,/\,"))
+
+
 def _stack(lines: list[str], alignment: str = "c") -> str:
+    return _stacked(_escaped(lines), alignment)
+
+
+def _escaped(lines: list[str]) -> list[str]:
+    return [escape_latex(line).replace(" / ", r"\,/\,") for line in lines]
+
+
+def _stacked(lines: list[str], alignment: str = "c") -> str:
     # An opening bracket behind a line's end would be taken for the length of a space there.
-    stack = r"\\".join(re.sub(r"^(?=[\[*])", "{}", escape_latex(line)).replace(" / ", r"\,/\,") for line in lines)
+    stack = r"\\".join(re.sub(r"^(?=[\[*])", "{}", line) for line in lines)
     return stack if len(lines) == 1 else rf"\begin{{tabular}}[t]{{@{{}}{alignment}@{{}}}}{stack}\end{{tabular}}"
 
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.errors import unknown
 from bench.norms import Norm
+from reports.accuracies import ablation_tables, accuracy_table
+from reports.appendix import attacks_table, cost_table, defenses_table, masking_table
 from reports.figures import curve_figure, plots, write_figure
-from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery
+from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
+from reports.leaderboard import leaderboard
 from reports.page import Section, page
 from reports.pairwise import baseline_table, mcnemar_table
-from reports.published import REFERENCE, published_numbers
+from reports.published import PAPERS, Numbers, published_detection, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
 from reports.statistics import brackets
 from reports.study_tables import bracket_table, detection_table, distal_table
-from reports.tables import (
-    attacks_table,
-    cost_table,
-    defenses_table,
-    masking_table,
-    ranking_table,
-    strength_table,
-    summary_table,
-    with_published,
-)
+from reports.tables import Table, ranking_table, strength_table, summary_table, with_published
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "note"]
 _RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
@@ -45,7 +39,14 @@ def write_report(run_dir: Path, out_dir: Path) -> Path:
     return write_run_report(load_run(run_dir), out_dir)
 
 
-def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMATS, baseline: str | None = None) -> Path:
+def write_run_report(
+    run: Run,
+    out_dir: Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    baseline: str | None = None,
+    papers: Sequence[str] = tuple(PAPERS),
+) -> Path:
     """`write_report` for a run that is already in memory; returns ``out_dir`` where no page is written.
 
     Args:
@@ -53,21 +54,31 @@ def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMAT
         out_dir: made where it is not there.
         formats: what is written (`FORMATS`).
         baseline: a defense that the others are laid beside.
+        papers: whose numbers are laid beside the run's, where they have some (`reports.published.PAPERS`).
 
     Raises:
-        UserError: for a format or a baseline that does not exist.
+        UserError: for a format, a baseline or a paper that does not exist.
     """
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS, "--format")
+    for name in papers:
+        if name not in PAPERS:
+            raise unknown("paper", name, PAPERS, "--published")
     if baseline is not None and baseline not in run.defenses:
         raise unknown("defense", baseline, run.defenses, "--baseline")
     out_dir.mkdir(parents=True, exist_ok=True)
-    sections = [_section(run, norm, baseline) for norm in run.norms]
+    sections = [_section(run, norm, baseline, papers) for norm in run.norms]
+    accuracies = accuracy_table(
+        run, {each.norm: each.summary for each in sections}, {each.norm: each.strength for each in sections}
+    )
     distals, detected = distal_table(run), detection_table(run)
     pictures = distal_gallery(run)
-    found = [detected] if detected else []
-    appendix = [*found, masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
+    appendix = [accuracies, *ablation_tables(run, accuracies)]
+    if detected:
+        numbers = ((paper, published_detection(run, paper)) for paper in papers)
+        appendix += [detected, *_beside(detected, numbers)]
+    appendix += [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
     tables = [table for section in sections for table in section.tables] + ([distals] if distals else []) + appendix
     for name in formats:
         for table in tables if name in _RENDERERS else ():
@@ -79,7 +90,7 @@ def write_run_report(run: Run, out_dir: Path, *, formats: Sequence[str] = FORMAT
             write_figure(section.curves, out_dir / "figures" / f"curves_{section.norm}")
             for plot in section.plots:
                 write_figure(plot.figure, out_dir / "figures" / plot.name)
-        galleries = [shown for section in sections for shown in (section.gallery, section.quantiles)]
+        galleries = [shown for section in sections for shown in section.galleries]
         for shown in [*galleries, *([pictures] if pictures else [])]:
             if shown.rows and shown.defenses:
                 write_figure(gallery_figure(shown), out_dir / "figures" / shown.name)
@@ -98,12 +109,19 @@ def _write_brackets(run: Run, sections: Sequence[Section], out_dir: Path) -> Non
             samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
 
 
-def _section(run: Run, norm: Norm, baseline: str | None) -> Section:
+def _beside(table: Table, numbers: Iterable[tuple[str, Numbers]]) -> list[Table]:
+    """The table beside each paper that has numbers for it."""
+    shown = (with_published(table, own, paper, PAPERS[paper].reference) for paper, own in numbers)
+    return [each for each in shown if each is not None]
+
+
+def _section(run: Run, norm: Norm, baseline: str | None, papers: Sequence[str]) -> Section:
     summary = summary_table(run, norm)
     return Section(
         norm=norm,
+        leaderboard=leaderboard(run, norm),
         summary=summary,
-        published=with_published(summary, published_numbers(run, norm), REFERENCE),
+        published=_beside(summary, ((paper, published_numbers(run, norm, paper)) for paper in papers)),
         strength=strength_table(run, norm),
         mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
         baseline=baseline_table(run, norm, baseline) if baseline and len(run.defenses) > 1 else None,
@@ -113,4 +131,5 @@ def _section(run: Run, norm: Norm, baseline: str | None) -> Section:
         plots=plots(run, norm),
         gallery=gallery(run, norm),
         quantiles=quantile_gallery(run, norm),
+        reconstructions=reconstruction_gallery(run, norm),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,24 @@ from numpy.typing import NDArray
 
 from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies, load_study_images
 from bench.norms import Norm
+from reports.statistics import clean_distances, smallest_adversarials
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+
+
+def once_per_run(function: Callable[Concatenate[Run, P], Answer]) -> Callable[Concatenate[Run, P], Answer]:
+    """Remembers in a run what a function of it, and of hashable positional arguments, returned."""
+
+    @wraps(function)
+    def remembered(run: Run, /, *arguments: P.args, **none: P.kwargs) -> Answer:
+        key = (function, arguments)
+        if key not in run.memory:
+            run.memory[key] = function(run, *arguments, **none)
+        answer: Answer = run.memory[key]
+        return answer
+
+    return remembered
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,7 @@ class Run:
         adversarials: from a cell's id to its adversarial images, (S, C, H, W) float32; zeros where none was found.
         studies: from a kind of study (`bench.studies`) to its records.
         study_images: from a study's id to its images, (M, C, H, W) float32.
+        memory: what `once_per_run` remembers.
     """
 
     records: pd.DataFrame
@@ -35,6 +54,7 @@ class Run:
     adversarials: Callable[[str], NDArray[np.float32]]
     studies: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     study_images: Callable[[str], NDArray[np.float32]] = lambda study: np.empty((0, 1, 1, 1), np.float32)
+    memory: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def dataset(self) -> str:
@@ -61,22 +81,34 @@ class Run:
         """The epsilon at which accuracies are stated."""
         return float(self.manifest["thresholds"][norm])
 
+    @once_per_run
     def attack_rows(self, norm: Norm) -> list[AttackRow]:
         """The rows of a table of ``norm``: each attack once, a bounded one once per epsilon."""
-        rows = []
-        for attack in self.manifest["attacks"]:
-            place = (attack["name"], norm)
-            cells = [cell for cell in self.manifest["cells"] if (cell["attack"], cell["norm"]) == place]
-            missing = [entry for entry in self.manifest["not_applicable"] if (entry["attack"], entry["norm"]) == place]
-            reasons = {entry["defense"]: entry["reason"] for entry in missing}
-            ids: dict[float | None, dict[str, str]] = {} if cells or not missing else {None: {}}
-            for cell in cells:
-                ids.setdefault(cell["epsilon"], {})[cell["defense"]] = cell["id"]
-            rows += [
-                AttackRow(attack["name"], attack["access"], epsilon, of_defense, reasons)
-                for epsilon, of_defense in ids.items()
-            ]
-        return rows
+        cells: dict[str, dict[float | None, dict[str, str]]] = {}
+        for cell in self.manifest["cells"]:
+            if cell["norm"] == norm:
+                cells.setdefault(cell["attack"], {}).setdefault(cell["epsilon"], {})[cell["defense"]] = cell["id"]
+        reasons: dict[str, dict[str, str]] = {}
+        for entry in self.manifest["not_applicable"]:
+            if entry["norm"] == norm:
+                reasons.setdefault(entry["attack"], {})[entry["defense"]] = entry["reason"]
+        return [
+            AttackRow(attack["name"], attack["access"], epsilon, of_defense, reasons.get(attack["name"], {}))
+            for attack in self.manifest["attacks"]
+            if attack["name"] in cells or attack["name"] in reasons
+            for epsilon, of_defense in cells.get(attack["name"], {None: {}}).items()
+        ]
+
+    @cached_property
+    def clean_distances(self) -> dict[str, pd.Series]:
+        """`reports.statistics.clean_distances` of each defense that has records."""
+        columns = self.records[["defense", "sample", "clean_prediction", "status"]]
+        return {str(name): clean_distances(own, len(self.samples)) for name, own in columns.groupby("defense")}
+
+    @once_per_run
+    def smallest(self, norm: Norm) -> pd.DataFrame:
+        """`reports.statistics.smallest_adversarials` of the run's records."""
+        return smallest_adversarials(self.records, norm)
 
     def study_records(self, kind: str) -> pd.DataFrame:
         """The records of all studies of a kind; empty, without columns, where there are none."""
@@ -97,9 +129,9 @@ class Run:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttackRow:
-    """One attack (at one epsilon, where it is bounded) against every defense.
+    """One attack (at one epsilon, where it is bounded) against every defense; the same as itself only.
 
     Attributes:
         attack: its name.
@@ -129,7 +161,7 @@ def load_run(directory: Path) -> Run:
         records=load_ledger(directory),
         manifest=manifest,
         clean=load_clean(directory),
-        adversarials=lambda cell: load_adversarials(directory, cell),
+        adversarials=lambda cell: load_adversarials(directory, cell, manifest),
         studies={kind: load_studies(directory, kind) for kind in sorted(kinds)},
-        study_images=lambda study: load_study_images(directory, study),
+        study_images=lambda study: load_study_images(directory, study, manifest),
     )

@@ -6,6 +6,7 @@ was found, and NaN where the attack failed or broke the rules (design.md, "Ledge
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,17 @@ def median_interval(distances: ArrayLike, confidence: float = 0.95) -> tuple[flo
     values = np.asarray(distances, dtype=np.float64)
     if values.size == 0 or np.isnan(values).any():
         return np.nan, np.nan
-    interval: Any = quantile_test(values, p=0.5).confidence_interval(confidence)
-    low, high = float(interval.low), float(interval.high)
-    return 0.0 if np.isnan(low) else low, np.inf if np.isnan(high) else high
+    low, high = _ranks(values.size, confidence)
+    ordered = np.sort(values)
+    return 0.0 if low is None else float(ordered[low]), np.inf if high is None else float(ordered[high])
+
+
+@cache
+def _ranks(samples: int, confidence: float) -> tuple[int | None, int | None]:
+    """The order statistics, from 0, between which the median lies; None for one that there are too few samples for."""
+    ends: Any = quantile_test(np.arange(samples), p=0.5).confidence_interval(confidence)
+    low, high = (None if np.isnan(end) else int(end) for end in (ends.low, ends.high))
+    return low, high
 
 
 def accuracy_at(distances: ArrayLike, epsilon: float) -> float:
@@ -68,10 +77,16 @@ def accuracy_interval(distances: ArrayLike, epsilon: float, confidence: float = 
 
 def wilson_interval(shares: ArrayLike, samples: int, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
     """Wilson's confidence interval (Wilson 1927) of shares of ``samples`` samples: lower ends and upper ends."""
-    p, z2 = np.asarray(shares, dtype=np.float64), float(norm_distribution.ppf(0.5 + confidence / 2)) ** 2
+    p, z2 = np.asarray(shares, dtype=np.float64), _quantile(0.5 + confidence / 2) ** 2
     center = (p + z2 / (2 * samples)) / (1 + z2 / samples)
     half = np.sqrt(z2 * (p * (1 - p) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
     return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+
+
+@cache
+def _quantile(probability: float) -> float:
+    """Of the normal distribution."""
+    return float(norm_distribution.ppf(probability))
 
 
 def curve_area(distances: ArrayLike, end: float) -> float:
@@ -125,14 +140,21 @@ def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
     Returns:
         The chosen records, with a column ``distance``, sorted by defense and sample.
     """
-    own = records[records["norm"] == norm]
-    own = own.assign(distance=own[norm.lower()])
-    chosen = own.sort_values(["defense", "sample", "distance"], na_position="last", kind="stable")
-    chosen = chosen.drop_duplicates(["defense", "sample"])
-    unknown = own.loc[own["distance"].isna(), ["defense", "sample"]].drop_duplicates()
-    marked = chosen.merge(unknown, on=["defense", "sample"], how="left", indicator="_unknown")
-    hidden = np.isposinf(marked["distance"].to_numpy()) & (marked["_unknown"] == "both").to_numpy()
-    return marked.drop(columns="_unknown").assign(distance=marked["distance"].mask(hidden))
+    own = np.flatnonzero(records["norm"] == norm)
+    distances = records[norm.lower()].to_numpy(np.float64)[own]
+    defenses = pd.factorize(records["defense"], sort=True)[0][own]
+    samples = records["sample"].to_numpy()[own]
+    places = defenses * (samples.max(initial=0) + 1) + samples
+    order = np.lexsort((distances, places))  # in each place NaN is last
+    _, first, counts = np.unique(places[order], return_index=True, return_counts=True)
+    smallest, unknown = distances[order[first]], np.isnan(distances[order[first + counts - 1]])
+    distance = np.where(np.isposinf(smallest) & unknown, np.nan, smallest)
+    return records.iloc[own[order[first]]].reset_index(drop=True).assign(distance=distance)
+
+
+def by_sample(records: pd.DataFrame, column: str) -> pd.Series:
+    """A column of records, by sample."""
+    return pd.Series(records[column].to_numpy(), index=records["sample"].to_numpy())
 
 
 def brackets(records: pd.DataFrame, bounds: pd.DataFrame, norm: Norm) -> pd.DataFrame:
@@ -190,14 +212,16 @@ def detection(records: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def clean_accuracy(records: pd.DataFrame, samples: int) -> float:
-    """Share of ``samples`` samples that one defense classifies correctly when nobody attacks.
+def clean_distances(records: pd.DataFrame, samples: int) -> pd.Series:
+    """By sample, 0 where one defense misclassifies it when nobody attacks, and infinity where it does not.
 
-    NaN if ``records`` (of that defense, any attack and norm) do not hold a clean prediction for every sample.
+    NaN for every sample if ``records`` (of that defense, any attack and norm) do not hold a clean prediction for each
+    of ``samples`` samples.
     """
     judged = records[records["clean_prediction"] >= 0]
     mistaken = (judged["status"] == "clean_error").groupby(judged["sample"]).any()
-    return float(1 - mistaken.mean()) if len(mistaken) == samples else np.nan
+    distances = pd.Series(np.where(mistaken, 0.0, np.inf), index=mistaken.index)
+    return distances if len(distances) == samples else distances * np.nan
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
@@ -225,6 +249,20 @@ def holm(p_values: ArrayLike) -> FloatArray:
     adjusted = np.full(raw.shape, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
+
+
+def significantly_best(survived: pd.DataFrame, alpha: float) -> str | None:
+    """The defense that survives most often, where McNemar's exact test tells it from each of the others with a p-value
+    below ``alpha``, adjusted for their number by `holm`; otherwise None.
+
+    Args:
+        survived: of each sample (rows) under each defense (columns), bool.
+        alpha: level of the tests together.
+    """
+    best = str(survived.mean().idxmax()) if survived.size else ""
+    others = [name for name in survived if name != best]
+    p_values = holm([mcnemar(survived[best], survived[other]) for other in others])
+    return best if others and bool((p_values < alpha).all()) else None
 
 
 def cochran_q(survived: ArrayLike) -> tuple[float, float]:

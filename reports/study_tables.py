@@ -102,8 +102,7 @@ def detection_table(run: Run) -> Table | None:
         else:
             found = detection(own)
             cells = [_number_or_reason(found[quantity]) for quantity in DETECTION]
-        norm: Norm = own["norm"].iloc[0]
-        rows[f"{own['defense'].iloc[0]}, {NORM_LABELS[norm]} ε={run.threshold(norm):g}"] = cells
+        rows[detection_row(run, own["defense"].iloc[0], own["norm"].iloc[0])] = cells
     return Table(
         name="detection",
         title="Detection",
@@ -116,6 +115,11 @@ def detection_table(run: Run) -> Table | None:
         frame=laid_out("defense", list(DETECTION.values()), rows),
         quantities=(Quantity("share", 3),),
     )
+
+
+def detection_row(run: Run, defense: str, norm: Norm) -> str:
+    """Label of a row of `detection_table`."""
+    return f"{defense}, {NORM_LABELS[norm]} ε={run.threshold(norm):g}"
 
 
 def _number_or_reason(value: float) -> Cell:

@@ -13,27 +13,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.norms import Norm
-from reports.masking import Doubt, cell_doubts, defense_doubts, evidence
-from reports.runs import AttackRow, Run
+from bench.norms import Norm, within
+from reports.masking import Doubt, cell_doubts, defense_doubts
+from reports.runs import AttackRow, Run, once_per_run
 from reports.statistics import (
     accuracy_at,
     accuracy_interval,
-    clean_accuracy,
+    by_sample,
     local_optimality,
     median_distance,
     median_interval,
-    smallest_adversarials,
+    significantly_best,
 )
 
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
-_COSTS = {
-    "forwards": "forward passes",
-    "backwards": "backward passes",
-    "inner_steps": "steps of an optimisation inside the defense",
-}
+ALPHA = 0.01
+"""Level of tests, the papers' own."""
+BOLD = (
+    "Bold: the highest accuracy of a row without a dagger, where McNemar's exact test tells it from every other one "
+    f"(p < {ALPHA:g}, adjusted by Holm's method)."
+)
 DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
 """Digits of a distance after the point, in print."""
 
@@ -98,30 +99,41 @@ class Table:
     prose: tuple[str, ...] = ()
     rules: tuple[int, ...] = ()
 
+    def row(self, label: str) -> dict[str, Cell]:
+        """The cells of a row by column label."""
+        cells: list[Cell] = self.frame.iloc[list(self.frame.index).index(label)].tolist()
+        return dict(zip(map(str, self.frame.columns), cells, strict=True))
+
 
 def all_attacks(norm: Norm) -> str:
     """The label of the row of per-sample minima over attacks."""
     return f"All {NORM_LABELS[norm]} attacks"
 
 
+@once_per_run
 def summary_table(run: Run, norm: Norm) -> Table:
     """Median distance and accuracy at the threshold of each defense under each attack (Schott et al. 2019, Table 1).
 
     A bounded attack has an accuracy at its epsilon and no median. The last row is the per-sample minimum over attacks.
     """
     attacks = run.attack_rows(norm)
-    rows: dict[str, list[Cell]] = {CLEAN: [_clean_cell(run, defense) for defense in run.defenses]}
-    rows |= {row.label: [_attack_cell(run, norm, row, defense) for defense in run.defenses] for row in attacks}
-    smallest = {
-        defense: frame["distance"] for defense, frame in smallest_adversarials(run.records, norm).groupby("defense")
-    }
-    rows[all_attacks(norm)] = [
-        _all_cell(run, norm, attacks, defense, smallest.get(defense)) for defense in run.defenses
-    ]
+    rows = {CLEAN: _marked([_clean_cell(run, defense) for defense in run.defenses], run, run.clean_distances, 0.0)}
+    for row in attacks:
+        cells = [_attack_cell(run, norm, row, defense) for defense in run.defenses]
+        found = {defense: records_of(run, row, defense) for defense in run.defenses}
+        distances = {
+            defense: by_sample(records, norm.lower())
+            for defense, records in found.items()
+            if isinstance(records, pd.DataFrame)
+        }
+        rows[row.label] = _marked(cells, run, distances, run.threshold(norm) if row.epsilon is None else row.epsilon)
+    smallest = {defense: by_sample(frame, "distance") for defense, frame in run.smallest(norm).groupby("defense")}
+    cells = [_all_cell(run, norm, defense, smallest.get(defense)) for defense in run.defenses]
+    rows[all_attacks(norm)] = _marked(cells, run, smallest, run.threshold(norm))
     caption = (
         f"Median {NORM_LABELS[norm]} distance of the smallest adversarials / accuracy at ε = {run.threshold(norm):g} "
         f"on {measured_on(run)}. A median of ∞: none found for at least half of the images. "
-        f"The last row takes each image's smallest adversarial over all attacks."
+        f"The last row takes each image's smallest adversarial over all attacks. {BOLD}"
     )
     return Table(
         name=f"summary_{norm}",
@@ -136,23 +148,26 @@ def summary_table(run: Run, norm: Norm) -> Table:
     )
 
 
-def with_published(table: Table, numbers: Mapping[tuple[str, str], tuple[float, ...]], source: str) -> Table | None:
-    """``table`` with published numbers, by row and column label, in its cells; None where there are none."""
-    if not numbers:
+def with_published(
+    table: Table, numbers: Mapping[tuple[str, str], tuple[float, ...]], paper: str, reference: str
+) -> Table | None:
+    """The part of ``table`` that a paper has numbers for, by row and column label, with these in its cells; None where
+    there are none."""
+    rows = [str(row) for row in table.frame.index if any(str(row) == label for label, _ in numbers)]
+    columns = [str(column) for column in table.frame if any(str(column) == name for _, name in numbers)]
+    if not rows:
         return None
-    columns = [str(column) for column in table.frame]
-    rows = {
-        str(row): [
-            replace(cell, published=numbers.get((str(row), name), ()))
-            for name, cell in zip(columns, cells, strict=True)
-        ]
-        for row, cells in zip(table.frame.index, table.frame.to_numpy(), strict=True)
+    shown = {
+        row: [replace(table.row(row)[column], published=numbers.get((row, column), ())) for column in columns]
+        for row in rows
     }
     return replace(
         table,
-        name=table.name.replace("summary", "published"),
-        caption=f"{table.caption} In parentheses: {source}.",
-        frame=laid_out(str(table.frame.index.name), columns, rows),
+        name=f"{table.name.replace('summary', 'published')}_{paper}",
+        title=f"{table.title}, beside published numbers",
+        caption=f"{table.caption} In parentheses: {reference}.",
+        frame=laid_out(str(table.frame.index.name), columns, shown),
+        rules=tuple(i for i, row in enumerate(rows) if list(table.frame.index).index(row) in table.rules),
     )
 
 
@@ -160,13 +175,13 @@ def strength_table(run: Run, norm: Norm) -> Table:
     """How strong each attack is, how sure that is, and what it costs: the numbers of `summary_table` with the median's
     interval, and passes and seconds per attacked image."""
     together = all_attacks(norm)
-    summary: dict[Any, dict[Any, Cell]] = summary_table(run, norm).frame.to_dict("index")
-    smallest = smallest_adversarials(run.records, norm).assign(forwards=np.nan, seconds=np.nan)
+    summary = summary_table(run, norm)
+    smallest = run.smallest(norm).assign(forwards=np.nan, seconds=np.nan)
     rows = {
         row.label: [
             _with_intervals_and_cost(
-                summary[row.label][defense],
-                _records(run, row, defense),
+                summary.row(row.label)[defense],
+                records_of(run, row, defense),
                 norm,
                 run.threshold(norm) if row.epsilon is None else row.epsilon,
             )
@@ -176,7 +191,7 @@ def strength_table(run: Run, norm: Norm) -> Table:
     }
     rows[together] = [
         _with_intervals_and_cost(
-            summary[together][defense], smallest[smallest["defense"] == defense], norm, run.threshold(norm)
+            summary.row(together)[defense], smallest[smallest["defense"] == defense], norm, run.threshold(norm)
         )
         for defense in run.defenses
     ]
@@ -203,19 +218,19 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
     """The minimal attacks of a norm, strongest first: how near each comes to the best adversarials known of each
     defense (AttackBench's local optimality), on average over the defenses (global), and what it costs. None where there
     are none."""
-    smallest = smallest_adversarials(run.records, norm)
-    best = {name: own.set_index("sample")["distance"] for name, own in smallest.groupby("defense")}
+    smallest = run.smallest(norm)
+    best = {name: by_sample(own, "distance") for name, own in smallest.groupby("defense")}
     rows: dict[str, list[Cell]] = {}
     for row in run.attack_rows(norm):
         if row.epsilon is not None or not row.cells:
             continue
         shown, local, costs = [], [], []
         for defense in run.defenses:
-            records = _records(run, row, defense)
+            records = records_of(run, row, defense)
             if isinstance(records, Cell):
                 shown.append(records)
                 continue
-            distances = records.set_index("sample")[norm.lower()]
+            distances = by_sample(records, norm.lower())
             optimality = local_optimality(distances, best[defense].reindex(distances.index))
             shown.append(Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,)))
             local.append(optimality)
@@ -245,114 +260,31 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
     )
 
 
-def attacks_table(run: Run) -> Table:
-    """What each attack may spend and with which parameters, once per setting."""
-    settings: dict[tuple[str, str, int], set[str]] = {}
-    for cell in run.manifest["cells"]:
-        key = (cell["attack"], _parameters(cell["parameters"]), cell["budget"])
-        settings.setdefault(key, set()).add(cell["defense"])
-    rows: list[tuple[str, list[Cell]]] = []
-    for attack in run.manifest["attacks"]:
-        own = [(key, defenses) for key, defenses in settings.items() if key[0] == attack["name"]]
-        for (name, parameters, budget), defenses in own:
-            against = "" if len(own) == 1 else ", ".join(d for d in run.defenses if d in defenses)
-            norms = ", ".join(NORM_LABELS[norm] for norm in attack["norms"])
-            texts = [norms, attack["kind"], attack["access"], f"{budget}", parameters, against, attack["citation"]]
-            rows.append((name, [Cell(text=text) for text in texts]))
-    columns = ["norms", "kind", "access", "budget", "parameters", "against", "citation"]
-    filled = [i for i, _ in enumerate(columns) if any(cells[i].text for _, cells in rows)]
-    frame = pd.DataFrame(
-        [[cells[i] for i in filled] for _, cells in rows],
-        index=pd.Index([name for name, _ in rows], name="attack"),
-        columns=[columns[i] for i in filled],
-        dtype=object,
-    )
-    return Table(
-        name="attacks",
-        title="Attacks and budgets",
-        caption="Attacks with their parameters. The budget is in forward plus backward passes per image.",
-        frame=frame,
-        prose=tuple(column for column in ("parameters", "against", "citation") if column in frame.columns),
-    )
-
-
-def cost_table(run: Run) -> Table:
-    """Mean passes and inner optimisation steps per attacked image, of each attack on each defense."""
-    rows = {
-        f"{row.label}, {NORM_LABELS[norm]}": [_cost_cell(run, row, defense) for defense in run.defenses]
-        for norm in run.norms
-        for row in run.attack_rows(norm)
-    }
-    return Table(
-        name="cost",
-        title="Cost",
-        caption=(
-            f"Mean {' / '.join(_COSTS.values())}, per attacked image (clean errors are not attacked), "
-            f"on {measured_on(run)}."
-        ),
-        frame=laid_out("attack", run.defenses, rows),
-        quantities=tuple(map(Quantity, _COSTS)),
-    )
-
-
-def defenses_table(run: Run) -> Table:
-    """What each defense is."""
-    columns: dict[str, dict[str, str]] = {"randomised": {}, "parameters": {}, "citation": {}}
-    for entry in run.manifest["defenses"]:
-        columns["randomised"][entry["name"]] = "yes" if entry["randomized"] else "no"
-        columns["parameters"][entry["name"]] = _parameters(entry.get("parameters", {}))
-        columns["citation"][entry["name"]] = entry["citation"]
-    filled = [column for column, texts in columns.items() if any(texts.values())]
-    rows = {name: [Cell(text=columns[column][name]) for column in filled] for name in run.defenses}
-    return Table(
-        name="defenses",
-        title="Defenses",
-        caption="Defenses of this run. Randomised ones are judged over many draws.",
-        frame=laid_out("defense", filled, rows),
-        prose=tuple(column for column in ("parameters", "citation") if column in filled),
-    )
-
-
-def masking_table(run: Run) -> Table:
-    """Every doubt of the run: one row per defense, norm and sign."""
-    rows: dict[tuple[str, Norm, str], list[str]] = {}
-    for defense, norm, attack, doubt in evidence(run):
-        rows.setdefault((defense, norm, doubt.sign), []).append(f"{attack or 'all attacks'}: {doubt.detail}")
-    return Table(
-        name="masking",
-        title="Masking evidence",
-        caption=(
-            "What makes a careful reader doubt that a defense is as robust as it looks, and where. "
-            + ("A dagger marks these numbers in the other tables." if rows else "Nothing was found.")
-        ),
-        frame=pd.DataFrame(
-            [
-                [Cell(text=NORM_LABELS[norm]), Cell(text=sign), Cell(text=", ".join(details))]
-                for (_, norm, sign), details in rows.items()
-            ],
-            index=pd.Index([defense for defense, _, _ in rows], name="defense"),
-            columns=["norm", "sign", "evidence"],
-            dtype=object,
-        ),
-        prose=("sign", "evidence"),
-    )
-
-
 def accuracy_quantity(run: Run) -> Quantity:
     """An accuracy, in as many digits as the samples allow."""
     return Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True)
 
 
+def _marked(cells: list[Cell], run: Run, distances: Mapping[Any, pd.Series], epsilon: float) -> list[Cell]:
+    """A row whose best accuracy, at ``epsilon``, is set off where it is significant (`BOLD`)."""
+    known = {name: values for name, values in distances.items() if values.notna().all()}
+    survived = pd.DataFrame({name: ~within(values, epsilon) for name, values in known.items()})
+    best = significantly_best(survived, ALPHA) if len(survived) == len(run.samples) and survived.size else None
+    return [
+        replace(cell, significant=True) if name == best and cell.values and not cell.doubts else cell
+        for name, cell in zip(run.defenses, cells, strict=True)
+    ]
+
+
 def _clean_cell(run: Run, defense: str) -> Cell:
-    records = run.records[run.records["defense"] == defense]
-    accuracy = clean_accuracy(records, len(run.samples))
-    if np.isnan(accuracy):
-        return Cell(text="not run yet" if records.empty else "failed")
-    return Cell((np.nan, accuracy))
+    if defense not in run.clean_distances:
+        return Cell(text="not run yet")
+    accuracy = accuracy_at(run.clean_distances[defense], 0.0)
+    return Cell(text="failed") if np.isnan(accuracy) else Cell((np.nan, accuracy))
 
 
 def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
-    records = _records(run, row, defense)
+    records = records_of(run, row, defense)
     if isinstance(records, Cell):
         return records
     invalid = _invalid(records, norm)
@@ -365,9 +297,9 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))), doubts=doubts)
 
 
-def _all_cell(run: Run, norm: Norm, attacks: list[AttackRow], defense: str, distances: pd.Series | None) -> Cell:
+def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -> Cell:
     """The per-sample minimum, with a footnote that names the attacks which could not take part in full."""
-    gaps = gaps_of(run, norm, attacks, defense)
+    gaps = gaps_of(run, norm, defense)
     notes = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
     if distances is None:
         return Cell(text="not run yet", notes=notes) if gaps else Cell(text="—", notes=("no attack applies",))
@@ -399,19 +331,22 @@ def _with_intervals_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Nor
     of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(distances)
     of_accuracy = accuracy_interval(distances, epsilon)
     costs = passes_and_seconds(records)
-    return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs))
+    return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs), significant=False)
 
 
 def passes_and_seconds(records: pd.DataFrame) -> tuple[float, float]:
     """Mean passes and seconds of the images that were attacked; NaN where none was."""
-    attacked = records[~records["status"].isin(["clean_error", "failed"])]
-    return float((attacked["forwards"] + attacked["backwards"]).mean()), float(attacked["seconds"].mean())
+    attacked = ~records["status"].isin(["clean_error", "failed"]).to_numpy()
+    passes = records["forwards"].to_numpy(float) + records["backwards"].to_numpy(float)
+    seconds = records["seconds"].to_numpy(float)
+    return (passes[attacked].mean(), seconds[attacked].mean()) if attacked.any() else (np.nan, np.nan)
 
 
-def gaps_of(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> list[str]:
+@once_per_run
+def gaps_of(run: Run, norm: Norm, defense: str) -> list[str]:
     """The attacks on a defense whose cell has not run or holds samples without a valid result."""
     gaps = []
-    for row in attacks:
+    for row in run.attack_rows(norm):
         if defense in row.cells:
             records = run.cell_records(row.cells[defense])
             problem = "not run yet" if records is None else _invalid(records, norm)
@@ -419,17 +354,7 @@ def gaps_of(run: Run, norm: Norm, attacks: list[AttackRow], defense: str) -> lis
     return gaps
 
 
-def _cost_cell(run: Run, row: AttackRow, defense: str) -> Cell:
-    records = _records(run, row, defense)
-    if isinstance(records, Cell):
-        return records
-    attacked = records[~records["status"].isin(["clean_error", "failed"])]
-    if attacked.empty:
-        return Cell(text="—", notes=("no image was attacked",))
-    return Cell(tuple(float(attacked[cost].mean()) for cost in _COSTS))
-
-
-def _records(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
+def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
     """The records of one place in a table, or why there are none."""
     if defense in row.cells:
         records = run.cell_records(row.cells[defense])
@@ -441,10 +366,12 @@ def _records(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
 
 def _invalid(records: pd.DataFrame, norm: Norm) -> str:
     """Counts of the records without a distance, by status and kind of reason; empty if there are none."""
-    invalid = records[records[norm.lower()].isna()]
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if not unknown.any():
+        return ""
     kinds = [
         f"{status}: {reason.partition(':')[0]}" if reason else status
-        for status, reason in zip(invalid["status"], invalid["reason"], strict=True)
+        for status, reason in zip(records["status"][unknown], records["reason"][unknown], strict=True)
     ]
     return "; ".join(f"{kind} ({count}/{len(records)})" for kind, count in Counter(kinds).items())
 
@@ -453,10 +380,6 @@ def _details(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
     """The reasons in full, where `_invalid` shortens them."""
     reasons = records.loc[records[norm.lower()].isna(), "reason"]
     return tuple(reasons[reasons.str.contains(":")].unique())
-
-
-def _parameters(parameters: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
 
 
 def laid_out(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> pd.DataFrame:

@@ -27,6 +27,7 @@ class RunMaker:
         self.thresholds = thresholds or {"L2": 1.5, "Linf": 0.3, "L0": 12}
         self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
         self.studies, self.measured = [], {}
+        self.families = {}
 
     def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
         self.attacks[name] = {
@@ -58,6 +59,10 @@ class RunMaker:
         if distances is not None:
             records = self._records(cell, np.array(distances, float), reasons or {}, predictions)
             self.frames.append(records.assign(**columns))
+
+    def member(self, defense, family, *parts):
+        """Makes a defense a member of a family that has these of its parts."""
+        self.families[defense] = {"family": family, "parts": list(parts)}
 
     def na(self, defense, attack, norm, reason):
         self.not_applicable.append({"defense": defense, "attack": attack, "norm": norm, "reason": reason})
@@ -105,6 +110,21 @@ class RunMaker:
             "evaded": [letter == "y" for letter in evaded],
         }
         self.measured.setdefault("detection", []).append(pd.DataFrame(columns))
+
+    def reconstruction(self, defense, norm, predictions):
+        """Predictions for one image of label 0 in growing balls."""
+        count = len(predictions)
+        columns = {
+            **self._study("reconstruction", defense, norm, count),
+            "status": "reconstructed",
+            "reason": "",
+            "image": 0,
+            "label": 0,
+            "epsilon": self.thresholds[norm] * np.arange(count) / max(count - 1, 1),
+            "prediction": predictions,
+            "error": 0.01,
+        }
+        self.measured.setdefault("reconstruction", []).append(pd.DataFrame(columns))
 
     def _study(self, kind, defense, norm, count):
         """Enters a study; returns the columns that all kinds have in common."""
@@ -175,7 +195,8 @@ class RunMaker:
             "seed": 0,
             "thresholds": self.thresholds,
             "defenses": [
-                {"name": name, "citation": f"{name} et al., 2019", "randomized": False} for name in self.defenses
+                {"name": name, "citation": f"{name} et al., 2019", "randomized": False, **self.families.get(name, {})}
+                for name in self.defenses
             ],
             "attacks": list(self.attacks.values()),
             "cells": self.cells,
@@ -264,6 +285,8 @@ def studied():
     maker.bound("cnn", "L2", [0.0, 1.1, 1.0, 1.0], certificate=True, note="1000 draws, wrong with probability 0.001")
     maker.bound("nearest_neighbour", "L2", [0.0, 0.5, 0.75, 3.0], certificate=True)
     maker.bound("abs", "L2", [0.0, 0.9, 2.5, 3.0], note="5 starts for each class")
+    maker.member("abs", "ABS*", "generation", "optimisation")
+    maker.member("nearest_neighbour", "ABS*", "generation")
     maker.distal("cnn", [0.95] * 9 + [0.5], steps=20)
     maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)
     maker.detection("cnn", "Linf", clean=[1, -1, -3, 2], adversarial=[3, 3, -2, 4], fooled="yyyn", evaded="nnyy")

@@ -1,12 +1,13 @@
 import base64
 import io
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker
 
-from reports.gallery import gallery, gallery_figure, png_uri, quantile_gallery
+from reports.gallery import difference, gallery, gallery_figure, png_uri, quantile_gallery, reconstruction_gallery
 
 
 def pixels(uri):
@@ -34,14 +35,29 @@ def test_it_shows_the_runs_first_sample_of_each_of_its_first_labels(run):
 
 def test_clean_images_are_the_runs(run):
     clean, _ = gallery(run, "L2").rows[1]
-    np.testing.assert_allclose(pixels(clean.source)[..., 0], run.clean[1, 0], atol=0.5 / 255 + 1e-6)
+    np.testing.assert_allclose(pixels(clean.sources[0])[..., 0], run.clean[1, 0], atol=0.5 / 255 + 1e-6)
 
 
 def test_an_adversarial_is_the_nearest_attacks(run):
     picture = gallery(run, "L2").rows[1][1][0]
     assert picture.lines == ("seen as 2", "L2 1.23")
     assert picture.alternative == "image 1, cnn: seen as 2 at distance L2 1.23, by b"
-    assert (pixels(picture.source)[..., :3] == 1).all()
+    assert (pixels(picture.sources[0])[..., :3] == 1).all()
+
+
+def test_beside_it_stands_what_was_added_stretched_around_grey(run):
+    adversarial, added = gallery(run, "L2").rows[1][1][0].images
+    np.testing.assert_array_equal(added, difference(run.clean[1], adversarial))
+    np.testing.assert_allclose(difference(np.zeros((1, 1, 2)), np.array([[[0.1, -0.05]]])), [[[1.0, 0.25]]])
+    np.testing.assert_allclose(difference(run.clean[1], run.clean[1]), 0.5)
+
+
+def test_a_quantile_shows_the_clean_image_the_adversarial_and_the_difference(run):
+    nearest = quantile_gallery(run, "L2").rows[0][1][0]
+    clean, adversarial, added = nearest.images
+    sample = int(nearest.alternative.split("image ")[1].split(":")[0])
+    np.testing.assert_array_equal(clean, run.clean[sample])
+    np.testing.assert_array_equal(added, difference(clean, adversarial))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +67,7 @@ def test_an_adversarial_is_the_nearest_attacks(run):
 def test_a_sample_without_an_adversarial_says_why(run, sample, lines):
     picture = gallery(run, "L2").rows[sample][1][0]
     assert picture.lines == lines
-    assert bool(picture.source) == (sample == 0)
+    assert bool(picture.images) == (sample == 0)
 
 
 def test_a_defense_that_has_not_run_has_an_empty_column(run):
@@ -79,11 +95,33 @@ def test_quantiles_go_from_each_defenses_nearest_to_its_farthest():
     assert {pictures[1].lines for _, pictures in shown.rows} == {("no results",)}
 
 
+def test_reconstructions_stand_beside_images_and_adversarials():
+    maker = RunMaker(["cnn", "abs"], 2)
+    maker.attack("a", ["L2"])
+    maker.cell("abs", "a", "L2", [1.0, 2.0])
+    maker.reconstruction("abs", "L2", [0, 0, 6])
+    pictures = np.arange(6, dtype=np.float32).reshape(6, 1, 1, 1) * np.ones((6, 1, 2, 2), np.float32) / 10
+    run = replace(maker.make(), study_images=lambda study: pictures)
+    shown = reconstruction_gallery(run, "L2")
+    assert shown.defenses == ["abs"]
+    assert [heading.lines[0] for heading, _ in shown.rows] == [
+        "label 0, ε = 0",
+        "label 0, ε = 0.75",
+        "label 0, ε = 1.5",
+    ]
+    assert [float(image[0, 0, 0]) for _, row in shown.rows for image in row[0].images] == pytest.approx(
+        [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    )
+    assert shown.rows[2][1][0].lines == ("seen as 6", "error 0.01")
+    assert reconstruction_gallery(run, "Linf") is None
+
+
 def test_a_gallery_for_print_has_a_picture_for_each_place(run):
     (axes,) = gallery_figure(gallery(run, "L2")).axes
     texts = [text.get_text() for text in axes.texts]
     assert texts[:3] == ["clean", "cnn", "abs"]
     assert "seen as 2\nL2 1.23" in texts
-    found = {tuple(image.get_extent()): image.get_array() for image in axes.images}
-    np.testing.assert_array_equal(found[1, 1.9, 2.2, 1.3][..., 0], np.full((2, 2), 255))
-    assert len(found) == 6 + 4  # the clean images, and cnn's adversarials but for one unbroken and one unknown
+    found = {tuple(np.round(image.get_extent(), 2)): image.get_array() for image in axes.images}
+    np.testing.assert_array_equal(found[1.1, 2.07, 2.45, 1.45][..., 0], np.full((2, 2), 255))
+    # The clean images, and cnn's adversarials with what was added, but for one unbroken and one unknown.
+    assert len(found) == 6 + 2 * 4

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker
 
+from reports.appendix import masking_table
 from reports.masking import (
     BEATEN,
     CUT_SHORT,
@@ -16,7 +17,7 @@ from reports.masking import (
     evidence,
 )
 from reports.pairwise import mcnemar_table
-from reports.tables import masking_table, summary_table
+from reports.tables import summary_table
 
 FOUND = [1.0] * 10
 ATTACKS = {"pgd": "gradient", "boundary": "decision", "pgd_ball": "gradient", "square_ball": "score"}

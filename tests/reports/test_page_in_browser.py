@@ -1,14 +1,20 @@
 """The page in a real browser: headless Chromium through its driver."""
 
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from synthetic_runs import every_defense, every_status
 
+from reports.render import print_numbers
 from reports.report import write_run_report
+from reports.selection import selected
+from reports.tables import all_attacks, summary_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -62,7 +68,7 @@ def test_nothing_juts_out_of_the_window(page, width):
 
 def test_wide_tables_scroll_within_their_container_and_by_keyboard(page):
     widen(page, PHONE)
-    region = page.find_element(By.CSS_SELECTOR, ".scroll:has(#summary_L2), .scroll:has(#published_L2)")
+    region = page.find_element(By.CSS_SELECTOR, ".scroll:has(#summary_L2)")
     assert region.get_attribute("scrollWidth") > region.get_attribute("clientWidth")
     assert region.get_attribute("tabIndex") == "0"
 
@@ -77,3 +83,79 @@ def test_curves_and_galleries_are_drawn(page):
 def test_footnotes_lead_to_their_text(page):
     for link in page.find_elements(By.CSS_SELECTOR, "sup a"):
         assert page.find_element(By.ID, link.get_attribute("hash")[1:]).text
+
+
+def leaderboard_rows(browser, norm="L2"):
+    rows = browser.find_elements(By.CSS_SELECTOR, f"#{norm} .leaderboard tbody tr")
+    return [[cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")] for row in rows]
+
+
+def printed(run, norm="L2"):
+    """Accuracy and median of each defense in the summary's last row, as the leaderboard prints them."""
+    table = summary_table(run, norm)
+    cells = table.row(all_attacks(norm))
+    return {
+        name: tuple(print_numbers(values, table.quantities) for values in ((math.nan, cell.values[1]), cell.values[:1]))
+        for name, cell in cells.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    run = every_defense()
+    return run, write_run_report(run, tmp_path_factory.mktemp("leaderboard"), formats=["html"]).as_uri()
+
+
+@pytest.fixture
+def choosing(browser, reported):
+    run, address = reported
+    browser.get(address)
+    widen(browser, DESKTOP)
+    return run
+
+
+def named(rows):
+    return {name.removesuffix("†"): (accuracy, median) for name, accuracy, _, median, *_ in rows}
+
+
+def test_the_leaderboard_says_what_the_summary_says(browser, choosing):
+    assert named(leaderboard_rows(browser)) == printed(choosing)
+
+
+def test_the_best_comes_first_until_another_column_is_chosen(browser, choosing):
+    accuracies = [float(row[1].rstrip("%")) for row in leaderboard_rows(browser)]
+    assert accuracies == sorted(accuracies, reverse=True)
+    browser.find_element(By.CSS_SELECTOR, "#L2 .leaderboard th:first-child button").send_keys(Keys.ENTER)
+    names = [row[0] for row in leaderboard_rows(browser)]
+    assert names == sorted(names)
+    assert browser.find_element(By.CSS_SELECTOR, "#L2 [aria-sort]").get_attribute("aria-sort") == "ascending"
+
+
+def test_choosing_attacks_recomputes_the_worst_case(browser, choosing):
+    browser.find_element(By.CSS_SELECTOR, "#L2 .leaderboard summary").click()
+    for label in browser.find_elements(By.CSS_SELECTOR, "#L2 .choices label"):
+        if label.text not in ("deepfool", "bim"):
+            label.find_element(By.TAG_NAME, "input").send_keys(Keys.SPACE)
+    assert named(leaderboard_rows(browser)) == printed(selected(choosing, attacks=["deepfool", "bim"]))
+
+
+def test_another_epsilon_recomputes_the_accuracies(browser, choosing):
+    field = browser.find_element(By.CSS_SELECTOR, "#L2 .controls input[type=number]")
+    field.clear()
+    field.send_keys("0.5")
+    manifest = {**choosing.manifest, "thresholds": {**choosing.manifest["thresholds"], "L2": 0.5}}
+    expected = printed(replace(choosing, manifest=manifest))
+    assert named(leaderboard_rows(browser)) == expected
+
+
+def test_a_part_of_a_name_picks_defenses(browser, choosing):
+    browser.find_element(By.CSS_SELECTOR, "#L2 .controls input[type=search]").send_keys("adv_")
+    assert {row[0].removesuffix("†") for row in leaderboard_rows(browser)} == {"adv_linf", "adv_l2"}
+
+
+def test_unknown_distances_give_no_numbers(browser, tmp_path):
+    browser.get(write_run_report(every_status(), tmp_path, formats=["html"]).as_uri())
+    rows = {row[0].removesuffix("†"): row[1:] for row in leaderboard_rows(browser)}
+    assert rows["binary_cnn"][0] == "unknown (2/5)"
+    assert rows["nearest_neighbour"][0] == "unknown (1/5)"
+    assert rows["cnn"][0] == "20%"

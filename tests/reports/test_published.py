@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from synthetic_runs import RunMaker, every_status
 
-from reports.published import published_numbers
+from bench.registry import Registry
+from reports.published import PAPERS, published_detection, published_numbers
+from reports.study_tables import detection_table
 from reports.tables import summary_table, with_published
 
 
@@ -22,7 +24,7 @@ def mnist_run(thresholds=None):
 
 @pytest.fixture(scope="module")
 def numbers():
-    return published_numbers(mnist_run(), "L2")
+    return published_numbers(mnist_run(), "L2", "schott2019")
 
 
 @pytest.mark.parametrize(
@@ -55,29 +57,55 @@ def test_other_nets_and_other_attacks_have_no_published_numbers(numbers):
 
 
 def test_pointwise_on_l0_was_published_with_ten_repetitions():
-    numbers = published_numbers(mnist_run(), "L0")
+    numbers = published_numbers(mnist_run(), "L0", "schott2019")
     assert numbers["pointwise_10x", "abs:schott2019"] == (16.5, 0.69)
     assert ("pointwise", "abs:schott2019") not in numbers
 
 
 def test_accuracy_at_another_threshold_is_not_compared():
-    median, accuracy = published_numbers(mnist_run({"L2": 2.0, "L0": 12}), "L2")["gaussian_noise", "adv_linf"]
+    median, accuracy = published_numbers(mnist_run({"L2": 2.0, "L0": 12}), "L2", "schott2019")[
+        "gaussian_noise", "adv_linf"
+    ]
     assert median == 5.4
     assert np.isnan(accuracy)
 
 
-def test_published_numbers_stand_beside_the_measured_ones(numbers):
-    run = mnist_run()
-    summary = summary_table(run, "L2")
-    beside = with_published(summary, numbers, "somewhere")
-    assert beside.name == "published_L2"
+def test_published_numbers_stand_beside_the_measured_ones_that_they_are_for(numbers):
+    beside = with_published(summary_table(mnist_run(), "L2"), numbers, "schott2019", "somewhere")
+    assert beside.name == "published_L2_schott2019"
     assert beside.frame.loc["gaussian_noise", "adv_linf"].values == (1.5, 0.5)
     assert beside.frame.loc["gaussian_noise", "adv_linf"].published == (5.4, 0.96)
-    assert not beside.frame.loc["gaussian_noise", "cnn:ju2020"].published
+    assert "cnn:ju2020" not in beside.frame
+    assert "somebodys_attack" not in beside.frame.index
     assert "somewhere" in beside.caption
 
 
-def test_a_dataset_without_published_numbers_has_no_such_table():
+def test_ju_and_wagner_call_their_own_nets_cnn_and_abs():
+    numbers = published_numbers(mnist_run(), "L2", "ju2020")
+    assert numbers["clean", "cnn:ju2020"][1] == 0.995
+    assert numbers["All L2 attacks", "adv_linf"][1] == 0.815
+    assert numbers["gaussian_noise", "cnn:ju2020"][1] == 0.993
+    assert not any(defense == "abs:schott2019" for _, defense in numbers)
+
+
+def test_detectors_stand_beside_those_of_maggipinto_et_al():
+    maker = RunMaker(["beta_vac"], 2, dataset="mnist")
+    maker.detection("beta_vac", "Linf", [0.0, -1.0], [0.0, 1.0], "ny", "ny")
+    maker.attack("pgd", ["Linf"])
+    maker.cell("beta_vac", "pgd", "Linf", [0.0, 0.1])
+    run = maker.make()
+    beside = with_published(detection_table(run), published_detection(run, "maggipinto2020"), "maggipinto2020", "there")
+    assert beside.frame.loc["beta_vac, L∞ ε=0.3", "detector's accuracy"].published == (0.988,)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_paper_names_known_defenses(paper):
+    known = set(Registry().names("defenses"))
+    assert {name for name in PAPERS[paper].defenses if "robustbench" not in name} <= known
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_dataset_without_published_numbers_has_no_such_table(paper):
     run = every_status()
-    assert published_numbers(run, "L2") == {}
-    assert with_published(summary_table(run, "L2"), {}, "somewhere") is None
+    assert published_numbers(run, "L2", paper) == {}
+    assert with_published(summary_table(run, "L2"), {}, paper, "somewhere") is None

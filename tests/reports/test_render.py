@@ -14,18 +14,16 @@ import pandas as pd
 import pytest
 from synthetic_runs import INF, NAN, every_defense, every_status, studied
 
+from reports.accuracies import ablation_tables, accuracy_table
+from reports.appendix import attacks_table, cost_table, defenses_table, masking_table
 from reports.pairwise import mcnemar_table
-from reports.published import REFERENCE, published_numbers
+from reports.published import PAPERS, published_numbers
 from reports.render import escape_latex, print_numbers, print_published, print_table, to_csv, to_latex, to_markdown
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
     Cell,
     Quantity,
     Table,
-    attacks_table,
-    cost_table,
-    defenses_table,
-    masking_table,
     ranking_table,
     strength_table,
     summary_table,
@@ -52,12 +50,20 @@ def tables():
         bracket_table(studied(), "L2"),
         distal_table(studied()),
         detection_table(studied()),
+        accuracies(run),
+        *ablation_tables(studied(), accuracies(studied())),
     ]
+
+
+def accuracies(run):
+    per_norm = [{norm: make(run, norm) for norm in run.norms} for make in (summary_table, strength_table)]
+    return accuracy_table(run, *per_norm)
 
 
 def published_table():
     run = every_defense(samples=20, dataset="mnist")
-    return with_published(summary_table(run, "L2"), published_numbers(run, "L2"), REFERENCE)
+    numbers = published_numbers(run, "L2", "schott2019")
+    return with_published(summary_table(run, "L2"), numbers, "schott2019", PAPERS["schott2019"].reference)
 
 
 @pytest.mark.parametrize("table", tables(), ids=lambda table: table.name)
@@ -106,14 +112,14 @@ def test_no_line_of_a_latex_cell_begins_with_a_bracket():
     """Behind a line's end it would be the length of a space; pdfTeX does not come back from that."""
     quantities = (Quantity("median", 1, interval=True), Quantity("passes"))
     latex = to_latex(one_cell(Cell((1.0, 0.5, INF, 1234.0)), quantities=quantities))
-    assert r"1.0 [0.5, $\infty$]\\1234" in latex
+    assert r"\num{1.0} [\num{0.5}, $\infty$]\\\num{1234}" in latex
     assert r"\\{}[a b]" in to_latex(one_cell(Cell(text="fourteen words [a b]")))
 
 
 def test_what_is_significant_is_bold_in_print():
     table = one_cell(Cell((0.001, 0.5), significant=True))
     assert "**<0.01 / 50%**" in to_markdown(table).replace("\\", "")
-    assert r"\textbf{$<$0.01\,/\,50\%}" in to_latex(table)
+    assert r"\textbf{$<$\num{0.01}\,/\,\num{50}\%}" in to_latex(table)
 
 
 def test_published_numbers_keep_their_own_digits():
@@ -179,14 +185,14 @@ needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdfla
 
 
 @needs_latex
-def test_latex_compiles_with_booktabs_alone(tmp_path):
+def test_latex_compiles_with_booktabs_and_siunitx(tmp_path):
     awkward = one_cell(Cell(text="n/a", notes=("exception: 100% of C:\\a_b^c~d|e<f>{g}$h#i&j «k» 你好 β ∞ “l” é",)))
     inputs = []
     for table in [*tables(), awkward]:
         (tmp_path / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")
         inputs.append(rf"\input{{{table.name}}}")
     document = [
-        r"\documentclass{article}\usepackage{booktabs}",
+        r"\documentclass{article}\usepackage{booktabs,siunitx}",
         rf"\begin{{document}}{' '.join(inputs)}\end{{document}}",
     ]
     (tmp_path / "paper.tex").write_text("\n".join(document))

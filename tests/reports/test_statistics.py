@@ -15,7 +15,7 @@ from reports.statistics import (
     accuracy_at,
     accuracy_distortion_curve,
     accuracy_interval,
-    clean_accuracy,
+    clean_distances,
     cochran_q,
     curve_area,
     holm,
@@ -174,15 +174,15 @@ def test_smallest_distance_is_the_minimum_over_attacks(values):
 
 def test_clean_accuracy_counts_each_sample_once():
     records = every_status().records
-    assert clean_accuracy(records[records["defense"] == "cnn"], 5) == pytest.approx(4 / 5)
-    assert clean_accuracy(records[records["defense"] == "nearest_neighbour"], 5) == 1
+    assert accuracy_at(clean_distances(records[records["defense"] == "cnn"], 5), 0) == pytest.approx(4 / 5)
+    assert accuracy_at(clean_distances(records[records["defense"] == "nearest_neighbour"], 5), 0) == 1
 
 
 def test_clean_accuracy_is_unknown_where_no_cell_judged_a_sample():
     records = every_status().records
     unjudged = records.assign(clean_prediction=np.where(records["sample"] == 2, -1, records["clean_prediction"]))
-    assert np.isnan(clean_accuracy(unjudged[unjudged["defense"] == "cnn"], 5))
-    assert np.isnan(clean_accuracy(records.iloc[:0], 5))
+    assert clean_distances(unjudged[unjudged["defense"] == "cnn"], 5).isna().all()
+    assert clean_distances(records.iloc[:0], 5).empty
 
 
 @given(st.integers(0, 60), st.integers(1, 60))

@@ -2,14 +2,12 @@ import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
+from reports.appendix import attacks_table, cost_table, defenses_table
 from reports.pairwise import mcnemar_table
 from reports.problems import problems, refuted_certificates
 from reports.statistics import accuracy_interval
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.tables import (
-    attacks_table,
-    cost_table,
-    defenses_table,
     ranking_table,
     strength_table,
     summary_table,

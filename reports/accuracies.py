@@ -1,0 +1,109 @@
+"""Tables of accuracies, made of other tables: all norms together (as in Ju & Wagner 2020, Tables 1 to 4), and what each
+part of a defense contributes (Table 5)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from bench.norms import Norm
+from reports.runs import Run
+from reports.statistics import wilson_interval
+from reports.tables import (
+    BOLD,
+    CLEAN,
+    NORM_LABELS,
+    Cell,
+    Table,
+    accuracy_quantity,
+    all_attacks,
+    laid_out,
+    measured_on,
+)
+
+
+def accuracy_table(run: Run, summaries: Mapping[Norm, Table], strengths: Mapping[Norm, Table]) -> Table:
+    """Accuracy of each defense without attack, and at the threshold under each attack of every norm.
+
+    Args:
+        run: what the tables are of.
+        summaries: `reports.tables.summary_table` of each norm.
+        strengths: `reports.tables.strength_table` of each norm.
+    """
+    rows: dict[str, list[Cell]] = {}
+    rules = []
+    for norm, summary in summaries.items():
+        if not rows:
+            rows[CLEAN] = [_with_interval(cell, len(run.samples)) for cell in summary.row(CLEAN).values()]
+        rules.append(len(rows))
+        for label in map(str, strengths[norm].frame.index):
+            name = label if label == all_attacks(norm) else f"{label}, {NORM_LABELS[norm]}"
+            bold = summary.row(label)
+            rows[name] = [
+                replace(cell, values=cell.values[3:6], significant=bold[defense].significant)
+                for defense, cell in strengths[norm].row(label).items()
+            ]
+    return Table(
+        name="accuracy",
+        title="Accuracy under attack",
+        caption=f"{_caption(run)} {BOLD}",
+        frame=laid_out("attack", run.defenses, rows),
+        quantities=(replace(accuracy_quantity(run), interval=True),),
+        rules=tuple(rules),
+    )
+
+
+def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
+    """For each family of defenses in the run, which parts each of them has and its accuracies.
+
+    Args:
+        run: what the table is of.
+        accuracies: its `accuracy_table`.
+    """
+    families: dict[str, dict[str, list[str]]] = {}
+    for entry in run.manifest["defenses"]:
+        if entry.get("family"):
+            families.setdefault(entry["family"], {})[entry["name"]] = list(entry["parts"])
+    columns = [CLEAN, *(all_attacks(norm) for norm in run.norms)]
+    return [
+        Table(
+            name=f"ablation_{re.sub(r'[^a-z0-9]', '', family.lower())}",
+            title=f"Ablation of {family}",
+            caption=f"Parts of {family} and what they contribute. {_caption(run)}",
+            frame=laid_out(
+                "defense",
+                ["parts", *columns],
+                {
+                    name: [
+                        Cell(text=", ".join(parts) or "none"),
+                        *(replace(accuracies.row(row)[name], significant=False) for row in columns),
+                    ]
+                    for name, parts in sorted(members.items(), key=lambda member: len(member[1]))
+                },
+            ),
+            quantities=accuracies.quantities,
+            prose=("parts",),
+        )
+        for family, members in families.items()
+        if len(members) > 1
+    ]
+
+
+def _caption(run: Run) -> str:
+    thresholds = ", ".join(f"{run.threshold(norm):g} in {NORM_LABELS[norm]}" for norm in run.norms)
+    return (
+        f"Accuracy, within ε = {thresholds} where a row names no other, on {measured_on(run)}; in brackets Wilson's "
+        "95 % confidence intervals. A minimal attack counts where it found an adversarial within ε; all attacks count "
+        "where any of them did."
+    )
+
+
+def _with_interval(cell: Cell, samples: int) -> Cell:
+    """A clean accuracy (behind a median that is none) with its interval."""
+    if not cell.values:
+        return cell
+    low, high = wilson_interval(np.array(cell.values[1]), samples)
+    return replace(cell, values=(cell.values[1], float(low), float(high)))

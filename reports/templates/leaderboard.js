@@ -1,0 +1,126 @@
+"use strict";
+
+// Unknown distances are null, and pass where another attack found an adversarial; -1 says that none was found.
+function worstCase(data, attacks, defense) {
+  const smallest = Array(data.samples).fill(Infinity), unknown = Array(data.samples).fill(false);
+  for (const attack of attacks) {
+    (attack.distances[defense] || []).forEach((distance, i) => {
+      if (distance === null) unknown[i] = true;
+      else if (distance >= 0) smallest[i] = Math.min(smallest[i], distance);
+    });
+  }
+  return { smallest, unknown: smallest.filter((distance, i) => distance === Infinity && unknown[i]).length };
+}
+
+function medianOf(distances) {
+  const ordered = Float64Array.from(distances).sort(), n = ordered.length;
+  return (ordered[(n - 1) >> 1] + ordered[n >> 1]) / 2;
+}
+
+function wilson(share, n) {
+  const z2 = 1.959963984540054 ** 2, center = (share + z2 / (2 * n)) / (1 + z2 / n);
+  const half = Math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n);
+  return [Math.max(0, center - half), Math.min(1, center + half)];
+}
+
+// Rounded as in the other tables.
+function printed(value, digits) {
+  const format = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
+  return new Intl.NumberFormat("en", { ...format, useGrouping: false }).format(value);
+}
+
+function standing(data, attacks, epsilon, defense) {
+  const used = attacks.filter(attack => defense.name in attack.distances);
+  const row = { name: defense.name, doubts: defense.doubts, clean: defense.clean, used: used.length,
+    accuracy: null, median: null, unknown: 0 };
+  if (!used.length) return row;
+  const { smallest, unknown } = worstCase(data, used, defense.name);
+  if (unknown) return { ...row, unknown };
+  const accuracy = smallest.filter(distance => !(distance <= epsilon * (1 + data.tolerance))).length / data.samples;
+  // Adversarials of bounded attacks lie near their epsilon, and alone say nothing about the smallest.
+  const median = used.some(attack => attack.minimal) ? medianOf(smallest) : null;
+  return { ...row, accuracy, median };
+}
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+function leaderboard(place) {
+  const data = JSON.parse(place.querySelector("script").textContent);
+  const percent = share => `${printed(100 * share, data.percent_decimals)}%`;
+  const number = value => value === Infinity ? "∞" : printed(value, data.decimals);
+  const columns = [
+    { key: "name", title: "defense", text: row => row.name, up: true },
+    { key: "accuracy", title: "accuracy", text: row => row.unknown ? `unknown (${row.unknown}/${data.samples})`
+        : row.accuracy === null ? "—" : percent(row.accuracy) },
+    { key: "interval", title: "95 % interval", text: row => row.accuracy === null ? "—"
+        : wilson(row.accuracy, data.samples).map(percent).join(" – ") },
+    { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—" : number(row.median) },
+    { key: "clean", title: "clean accuracy", text: row => row.clean === null ? "—" : percent(row.clean) },
+    { key: "used", title: "attacks", text: row => row.used },
+  ];
+  let sorted = columns[1], up = false;
+
+  const boxes = data.attacks.map(() => element("input", { type: "checkbox", checked: true }));
+  const epsilon = element("input", { type: "number", min: 0, step: "any", value: data.epsilon });
+  const filter = element("input", { type: "search", placeholder: "part of a name" });
+  const check = checked => () => { boxes.forEach(box => { box.checked = checked; }); show(); };
+  const choices = element("details", {},
+    element("summary", {}, "Attacks that count: ", element("span", { className: "chosen" })),
+    element("p", {}, element("button", { type: "button", onclick: check(true) }, "all"), " ",
+      element("button", { type: "button", onclick: check(false) }, "none")),
+    element("div", { className: "choices" },
+      ...data.attacks.map((attack, i) => element("label", {}, boxes[i], " ", attack.label))));
+  const headers = columns.map(column => {
+    const button = element("button", { type: "button" }, column.title);
+    button.onclick = () => {
+      up = sorted === column ? !up : Boolean(column.up);
+      sorted = column;
+      show();
+    };
+    return element("th", { scope: "col" }, button);
+  });
+  headers[2].replaceChildren(columns[2].title);
+  const body = element("tbody");
+  const controls = element("form", { className: "controls", onsubmit: event => event.preventDefault() },
+    element("label", {}, "ε ", epsilon), element("label", {}, "Defenses ", filter), choices);
+  const table = element("table", {}, element("thead", {}, element("tr", {}, ...headers)), body);
+  const scroll = element("div", { className: "scroll", role: "region", tabIndex: 0 }, table);
+  scroll.setAttribute("aria-label", `${data.norm} leaderboard`);
+  place.append(controls, scroll);
+
+  function compare(first, second) {
+    const [a, b] = [first[sorted.key], second[sorted.key]];
+    if (a === null || b === null) return (a === null) - (b === null);
+    return (up ? 1 : -1) * (a < b ? -1 : a > b ? 1 : 0);
+  }
+
+  function show() {
+    const chosen = data.attacks.filter((_, i) => boxes[i].checked);
+    const bound = epsilon.valueAsNumber >= 0 ? epsilon.valueAsNumber : data.epsilon;
+    const rows = data.defenses.filter(defense => defense.name.includes(filter.value.trim()))
+      .map(defense => standing(data, chosen, bound, defense)).sort(compare);
+    headers.forEach((header, i) => {
+      if (columns[i] === sorted) header.setAttribute("aria-sort", up ? "ascending" : "descending");
+      else header.removeAttribute("aria-sort");
+    });
+    choices.querySelector(".chosen").textContent = `${chosen.length} of ${data.attacks.length}`;
+    body.replaceChildren(...rows.map(row => element("tr", {}, ...columns.map((column, i) => {
+      const cell = element(i ? "td" : "th", {}, String(column.text(row)));
+      if (!i) cell.scope = "row";
+      if (!i && row.doubts.length) {
+        cell.append(element("sup", {}, element("a", { href: "#masking", title: row.doubts.join("; ") }, "†")));
+      }
+      return cell;
+    }))));
+  }
+
+  for (const input of [...boxes, epsilon, filter]) input.addEventListener("input", show);
+  show();
+  place.hidden = false;
+}
+
+document.querySelectorAll(".leaderboard").forEach(leaderboard);

@@ -1,0 +1,61 @@
+"""Reports of ledgers with millions of records: seconds and memory of `assay report` in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_runs import INF, RunMaker
+
+from bench.ledger import ledger_dir, write_cell, write_clean, write_manifest
+
+THRESHOLDS = {"L2": 1.5, "Linf": 0.3}
+MEASURED = """
+import json, resource, sys, time
+from pathlib import Path
+started = time.perf_counter()
+from reports import load_run, write_run_report
+write_run_report(load_run(Path(sys.argv[1])), Path(sys.argv[2]), formats=["csv", "md", "tex", "figures"])
+spent, memory = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"seconds": spent, "GiB": memory / 2**20}))
+"""
+
+
+def write_ledger(folder, defenses, attacks, samples):
+    """Made-up distances of every attack on every defense in two norms, on disk; the images are of four pixels."""
+    random = np.random.default_rng(0)
+    maker = RunMaker([f"d{i}" for i in range(defenses)], samples, thresholds=THRESHOLDS)
+    images = np.zeros((samples, 1, 2, 2), np.float32)
+    for attack in range(attacks):
+        maker.attack(f"a{attack}", list(THRESHOLDS))
+        for place, defense in enumerate(maker.defenses):
+            for norm, threshold in THRESHOLDS.items():
+                distances = threshold * random.gamma(2, 0.4 + 0.1 * place / defenses, samples)
+                distances[random.random(samples) < 0.05] = INF
+                distances[random.random(samples) < 0.02] = 0
+                maker.cell(defense, f"a{attack}", norm, distances)
+                write_cell(ledger_dir(folder) / maker.cells[-1]["file"], maker.frames.pop(), images, {})
+    maker.frames.append(pd.DataFrame())
+    name = write_clean(folder, images, np.arange(samples) % 10)
+    write_manifest(folder, {**maker.make(images).manifest, "images": name})
+
+
+@pytest.mark.parametrize(
+    ("defenses", "attacks", "samples", "most_seconds"),
+    [(10, 25, 10_000, 60), (40, 250, 100, 120)],
+    ids=["500 cells of 10,000", "20,000 cells of 100"],
+)
+def test_tables_and_figures(benchmark, report, tmp_path, defenses, attacks, samples, most_seconds):
+    write_ledger(tmp_path, defenses, attacks, samples)
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), str(tmp_path / "report")]
+    done = benchmark.pedantic(
+        subprocess.run, (command,), {"capture_output": True, "text": True, "check": True}, rounds=1
+    )
+    measured = json.loads(done.stdout)
+    cells = defenses * attacks * len(THRESHOLDS)
+    what = f"report on {cells:,} cells of {samples:,}"
+    report(what, f"{measured['seconds']:.0f} s, {measured['GiB']:.2f} GiB")
+    assert measured["seconds"] < most_seconds
+    assert measured["GiB"] < 2
