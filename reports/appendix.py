@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from bench.norms import Norm
@@ -115,10 +116,10 @@ def _cost_cell(run: Run, row: AttackRow, defense: str) -> Cell:
     records = records_of(run, row, defense)
     if isinstance(records, Cell):
         return records
-    attacked = ~records["status"].isin(["clean_error", "failed"]).to_numpy()
-    if not attacked.any():
+    costs = run.facts[row.cells[defense]].costs
+    if np.isnan(costs["forwards"]):
         return Cell(text="—", notes=("no image was attacked",))
-    return Cell(tuple(float(records[cost].to_numpy()[attacked].mean()) for cost in _COSTS))
+    return Cell(tuple(costs[cost] for cost in _COSTS))
 
 
 def _parameters(parameters: Mapping[str, object]) -> str:

@@ -328,7 +328,7 @@ def _costs(run: Run, norm: Norm, defense: str) -> Iterator[tuple[float, float]]:
     for row in run.attack_rows(norm):
         records = run.cell_records(row.cells[defense]) if defense in row.cells and row.epsilon is None else None
         if records is not None:
-            passes, _ = passes_and_seconds(records)
+            passes, _ = passes_and_seconds(run, row, defense)
             median = median_distance(records[norm.lower()])
             if np.isfinite(median) and passes > 0:
                 yield passes, median

@@ -37,7 +37,7 @@ MARGIN = 0.01
 ALPHA = 0.05
 """Level of the one-sided sign test that attacks without gradients come closer."""
 _COLUMNS = [
-    *("sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
+    *("cell", "sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
     *("found_after", "useless_gradients", "forwards", "backwards", "remarks"),
 ]
 
@@ -54,8 +54,11 @@ class Doubt:
 @once_per_run
 def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     """What makes one attack's number for a defense doubtful."""
-    records = _attacked(run, row, defense)
-    if records is None or records.empty:
+    records = run.cell_records(row.cells[defense]) if defense in row.cells else None
+    if records is None or (row.epsilon is None and not run.facts[row.cells[defense]].dubious):
+        return []
+    records = _valid(records[_COLUMNS])
+    if records.empty:
         return []
     found = [useless_gradients(records), vanished(records), remarks(records), cut_short(records)]
     if row.epsilon is not None:
@@ -66,16 +69,17 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
 @once_per_run
 def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     """What makes a defense's number under all attacks of a norm doubtful."""
-    cells = [(row, _attacked(run, row, defense)) for row in run.attack_rows(norm) if defense in row.cells]
-    ran = [(row, records) for row, records in cells if records is not None and len(records)]
-    if not ran:
+    rows = {row.cells[defense]: row for row in run.attack_rows(norm) if defense in row.cells}
+    records = _valid(run.records_against(defense, norm, _COLUMNS))
+    records = records[records["cell"].isin(rows)]
+    if records.empty:
         return []
-    together = pd.concat([records for _, records in ran])
-    found = [useless_gradients(together), vanished(together), remarks(together)]
-    if all(records is not None for row, records in cells if row.access == "gradient"):
-        with_gradients = [records for row, records in ran if row.access == "gradient"]
-        if with_gradients:
-            without = [records for row, records in ran if row.access not in ("gradient", "imported")]
+    found = [useless_gradients(records), vanished(records), remarks(records)]
+    if all(cell in run.facts for cell, row in rows.items() if row.access == "gradient"):
+        access = records["cell"].map({cell: row.access for cell, row in rows.items()})
+        with_gradients = records[access == "gradient"]
+        if len(with_gradients):
+            without = records[~access.isin(["gradient", "imported"])]
             found += [beaten(with_gradients, without, norm, run.threshold(norm)), unbroken(with_gradients)]
         else:
             found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense)))
@@ -131,19 +135,16 @@ def remarks(records: pd.DataFrame) -> Doubt | None:
     return Doubt(REMARKS, "; ".join(texts)) if texts else None
 
 
-def unbroken(cells: list[pd.DataFrame]) -> Doubt | None:
+def unbroken(records: pd.DataFrame) -> Doubt | None:
     """Some images none of these attacks broke, and one of them that bounds neither distance nor, yet, passes found no
     adversarial among its queries: accuracy does not reach 0."""
-    records = pd.concat(cells)
     gave_up = records["epsilon"].isna() & records["status"].eq("not_found") & ~records["claimed"]
     images = records.assign(gave_up=gave_up).groupby("sample")[["gave_up", "broken"]].any()
     left = images["gave_up"] & ~images["broken"]
     return Doubt(UNBROKEN, _count(left)) if left.any() else None
 
 
-def beaten(
-    with_gradients: list[pd.DataFrame], without: list[pd.DataFrame], norm: Norm, threshold: float
-) -> Doubt | None:
+def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, threshold: float) -> Doubt | None:
     """Attacks without gradients come closer by more than `MARGIN`, or break within ``threshold``, significantly more
     often than the other way round (one-sided sign test, `ALPHA`), on images that all attacks have a result for."""
     ours, theirs = _closest(with_gradients, norm), _closest(without, norm)
@@ -155,10 +156,10 @@ def beaten(
     )
     if _significant(won, lost):
         return Doubt(BEATEN, f"within ε = {threshold:g} on {_count(won)}, the other way round on {lost.sum()}")
-    minimal = [[cell for cell in cells if cell["epsilon"].isna().all()] for cells in (with_gradients, without)]
-    if not all(minimal):
+    minimal = [records[records["epsilon"].isna()] for records in (with_gradients, without)]
+    if any(records.empty for records in minimal):
         return None
-    ours, theirs = (_closest(cells, norm).reindex(known) for cells in minimal)
+    ours, theirs = (_closest(records, norm).reindex(known) for records in minimal)
     won, lost = theirs < ours * (1 - MARGIN), ours < theirs * (1 - MARGIN)
     if _significant(won, lost):
         return Doubt(BEATEN, f"on {_count(won)}, the other way round on {lost.sum()}")
@@ -173,21 +174,15 @@ def _why_none(run: Run, norm: Norm, defense: str) -> str:
     return "; ".join(dict.fromkeys(reasons)) or "none is in the matrix"
 
 
-def _attacked(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | None:
-    """The records of the images that were attacked with a valid result; None where the cell is not there."""
-    records = run.cell_records(row.cells[defense]) if defense in row.cells else None
-    if records is None:
-        return None
-    valid = ~records["status"].isin(["clean_error", "failed", "violation"]).to_numpy()
-    return pd.DataFrame({column: records[column].array[valid] for column in _COLUMNS})
+def _valid(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of the images that were attacked with a valid result."""
+    return records[~records["status"].isin(["clean_error", "failed", "violation"]).to_numpy()]
 
 
-def _closest(cells: list[pd.DataFrame], norm: Norm) -> pd.Series:
-    """Per sample that all of these cells have a result for, the smallest distance."""
-    if not cells:
-        return pd.Series(dtype=float)
-    distances = pd.concat(cells).groupby("sample")[norm.lower()]
-    smallest: pd.Series = distances.min()[distances.size() == len(cells)]
+def _closest(records: pd.DataFrame, norm: Norm) -> pd.Series:
+    """Per sample that all of these records' cells have a result for, the smallest distance."""
+    distances = records.groupby("sample")[norm.lower()]
+    smallest: pd.Series = distances.min()[distances.size() == records["cell"].nunique()]
     return smallest
 
 

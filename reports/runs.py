@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies, load_study_images
 from bench.norms import Norm
-from reports.statistics import clean_distances, smallest_adversarials
+from reports.statistics import CellFacts, cell_facts, clean_distances, smallest_adversarials
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer")
@@ -105,6 +105,16 @@ class Run:
         columns = self.records[["defense", "sample", "clean_prediction", "status"]]
         return {str(name): clean_distances(own, len(self.samples)) for name, own in columns.groupby("defense")}
 
+    @cached_property
+    def facts(self) -> dict[str, CellFacts]:
+        """`reports.statistics.cell_facts` of each cell that has run."""
+        return cell_facts(self.records)
+
+    def records_against(self, defense: str, norm: Norm, columns: list[str]) -> pd.DataFrame:
+        """Some columns of the records of all attacks on a defense in a norm."""
+        rows = np.asarray(self._places.get((defense, norm), ()), dtype=np.intp)
+        return self.records[columns].iloc[rows]
+
     @once_per_run
     def smallest(self, norm: Norm) -> pd.DataFrame:
         """`reports.statistics.smallest_adversarials` of the run's records."""
@@ -117,6 +127,11 @@ class Run:
     def cell_records(self, cell: str) -> pd.DataFrame | None:
         """The records of one cell, or None where it has not run."""
         return self._cells.get(cell)
+
+    @cached_property
+    def _places(self) -> Mapping[Any, Any]:
+        """The rows of each defense and norm."""
+        return self.records.groupby(["defense", "norm"], sort=False).indices
 
     @cached_property
     def _cells(self) -> dict[str, pd.DataFrame]:

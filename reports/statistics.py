@@ -6,6 +6,7 @@ was found, and NaN where the attack failed or broke the rules (design.md, "Ledge
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,8 @@ from scipy.stats import norm as norm_distribution
 from bench.norms import Norm, within
 
 FloatArray = NDArray[np.float64]
+COSTS = ("forwards", "backwards", "inner_steps", "seconds")
+"""Columns that say what an attack spent on an image."""
 CHANCE = 0.001
 """Probability at most of as many successes in a verdict's draws, if an image were adversarial in half of them."""
 ROUNDING = 1e-6
@@ -150,6 +153,44 @@ def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
     smallest, unknown = distances[order[first]], np.isnan(distances[order[first + counts - 1]])
     distance = np.where(np.isposinf(smallest) & unknown, np.nan, smallest)
     return records.iloc[own[order[first]]].reset_index(drop=True).assign(distance=distance)
+
+
+@dataclass(frozen=True)
+class CellFacts:
+    """What the records of one cell say together.
+
+    Attributes:
+        costs: means over the attacked images of the columns ``forwards``, ``backwards``, ``inner_steps`` and
+            ``seconds``, by name; NaN where none was attacked.
+        dubious: any record shows a useless derivative, an adversarial that vanished, a remark or an exhausted budget.
+    """
+
+    costs: dict[str, float]
+    dubious: bool
+
+
+def cell_facts(records: pd.DataFrame) -> dict[str, CellFacts]:
+    """The facts of each cell, computed for all cells at once: there may be thousands."""
+    codes, cells = pd.factorize(records["cell"])
+    attacked = ~records["status"].isin(["clean_error", "failed"]).to_numpy()
+
+    def sums(values: Any) -> FloatArray:
+        return np.bincount(codes, np.asarray(values, dtype=np.float64), len(cells)).astype(np.float64)
+
+    counts = sums(attacked)
+    counts[counts == 0] = np.nan
+    means = {cost: sums(np.where(attacked, records[cost], 0)) / counts for cost in COSTS}
+    dubious = (
+        (records["useless_gradients"] > 0) & (records["backwards"] > 0)
+        | records["claimed"] & ~records["broken"]
+        | (records["remarks"] != "")
+        | (records["status"] == "budget")
+    )
+    found = sums(dubious) > 0
+    return {
+        str(cell): CellFacts({cost: float(values[i]) for cost, values in means.items()}, bool(found[i]))
+        for i, cell in enumerate(cells)
+    }
 
 
 def by_sample(records: pd.DataFrame, column: str) -> pd.Series:

@@ -17,6 +17,7 @@ from bench.norms import Norm, within
 from reports.masking import Doubt, cell_doubts, defense_doubts
 from reports.runs import AttackRow, Run, once_per_run
 from reports.statistics import (
+    COSTS,
     accuracy_at,
     accuracy_interval,
     by_sample,
@@ -120,14 +121,9 @@ def summary_table(run: Run, norm: Norm) -> Table:
     rows = {CLEAN: _marked([_clean_cell(run, defense) for defense in run.defenses], run, run.clean_distances, 0.0)}
     for row in attacks:
         cells = [_attack_cell(run, norm, row, defense) for defense in run.defenses]
-        found = {defense: records_of(run, row, defense) for defense in run.defenses}
-        distances = {
-            defense: by_sample(records, norm.lower())
-            for defense, records in found.items()
-            if isinstance(records, pd.DataFrame)
-        }
-        rows[row.label] = _marked(cells, run, distances, run.threshold(norm) if row.epsilon is None else row.epsilon)
-    smallest = {defense: by_sample(frame, "distance") for defense, frame in run.smallest(norm).groupby("defense")}
+        epsilon = run.threshold(norm) if row.epsilon is None else row.epsilon
+        rows[row.label] = _marked(cells, run, distances_of(run, norm, row), epsilon)
+    smallest = smallest_of(run, norm)
     cells = [_all_cell(run, norm, defense, smallest.get(defense)) for defense in run.defenses]
     rows[all_attacks(norm)] = _marked(cells, run, smallest, run.threshold(norm))
     caption = (
@@ -174,26 +170,18 @@ def with_published(
 def strength_table(run: Run, norm: Norm) -> Table:
     """How strong each attack is, how sure that is, and what it costs: the numbers of `summary_table` with the median's
     interval, and passes and seconds per attacked image."""
-    together = all_attacks(norm)
     summary = summary_table(run, norm)
-    smallest = run.smallest(norm).assign(forwards=np.nan, seconds=np.nan)
-    rows = {
-        row.label: [
-            _with_intervals_and_cost(
-                summary.row(row.label)[defense],
-                records_of(run, row, defense),
-                norm,
-                run.threshold(norm) if row.epsilon is None else row.epsilon,
-            )
-            for defense in run.defenses
+    rows: dict[str, list[Cell]] = {}
+    for row in run.attack_rows(norm):
+        distances, epsilon = distances_of(run, norm, row), run.threshold(norm) if row.epsilon is None else row.epsilon
+        rows[row.label] = [
+            _with_intervals_and_cost(cell, distances.get(defense), epsilon, passes_and_seconds(run, row, defense))
+            for defense, cell in summary.row(row.label).items()
         ]
-        for row in run.attack_rows(norm)
-    }
-    rows[together] = [
-        _with_intervals_and_cost(
-            summary.row(together)[defense], smallest[smallest["defense"] == defense], norm, run.threshold(norm)
-        )
-        for defense in run.defenses
+    smallest = smallest_of(run, norm)
+    rows[all_attacks(norm)] = [
+        _with_intervals_and_cost(cell, smallest.get(defense), run.threshold(norm), (np.nan, np.nan))
+        for defense, cell in summary.row(all_attacks(norm)).items()
     ]
     return Table(
         name=f"strength_{norm}",
@@ -218,8 +206,7 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
     """The minimal attacks of a norm, strongest first: how near each comes to the best adversarials known of each
     defense (AttackBench's local optimality), on average over the defenses (global), and what it costs. None where there
     are none."""
-    smallest = run.smallest(norm)
-    best = {name: by_sample(own, "distance") for name, own in smallest.groupby("defense")}
+    best = smallest_of(run, norm)
     rows: dict[str, list[Cell]] = {}
     for row in run.attack_rows(norm):
         if row.epsilon is not None or not row.cells:
@@ -230,11 +217,11 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
             if isinstance(records, Cell):
                 shown.append(records)
                 continue
-            distances = by_sample(records, norm.lower())
+            distances = distances_of(run, norm, row)[defense]
             optimality = local_optimality(distances, best[defense].reindex(distances.index))
             shown.append(Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,)))
             local.append(optimality)
-            costs.append(passes_and_seconds(records))
+            costs.append(passes_and_seconds(run, row, defense))
         known = [value for value in local if not np.isnan(value)]
         gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
         mean = Cell(text="unknown")
@@ -322,24 +309,35 @@ def signs_of(doubts: list[Doubt]) -> tuple[str, ...]:
     return tuple(doubt.sign for doubt in doubts)
 
 
-def _with_intervals_and_cost(cell: Cell, records: pd.DataFrame | Cell, norm: Norm, epsilon: float) -> Cell:
+def _with_intervals_and_cost(
+    cell: Cell, distances: pd.Series | None, epsilon: float, costs: tuple[float, float]
+) -> Cell:
     """A cell that says median and accuracy, with their intervals, and mean passes and seconds behind them."""
-    if isinstance(records, Cell) or not cell.values:
+    if distances is None or not cell.values:
         return cell
     median, accuracy = cell.values
-    distances = records[norm.lower()]
     of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(distances)
     of_accuracy = accuracy_interval(distances, epsilon)
-    costs = passes_and_seconds(records)
     return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs), significant=False)
 
 
-def passes_and_seconds(records: pd.DataFrame) -> tuple[float, float]:
-    """Mean passes and seconds of the images that were attacked; NaN where none was."""
-    attacked = ~records["status"].isin(["clean_error", "failed"]).to_numpy()
-    passes = records["forwards"].to_numpy(float) + records["backwards"].to_numpy(float)
-    seconds = records["seconds"].to_numpy(float)
-    return (passes[attacked].mean(), seconds[attacked].mean()) if attacked.any() else (np.nan, np.nan)
+def passes_and_seconds(run: Run, row: AttackRow, defense: str) -> tuple[float, float]:
+    """Mean passes and seconds of an attack per image that was attacked; NaN where none was."""
+    costs = run.facts[row.cells[defense]].costs if row.cells.get(defense) in run.facts else dict.fromkeys(COSTS, np.nan)
+    return costs["forwards"] + costs["backwards"], costs["seconds"]
+
+
+@once_per_run
+def distances_of(run: Run, norm: Norm, row: AttackRow) -> dict[str, pd.Series]:
+    """The distances of an attack by sample, for each defense whose cell has run."""
+    found = {defense: run.cell_records(cell) for defense, cell in row.cells.items()}
+    return {defense: by_sample(own, norm.lower()) for defense, own in found.items() if own is not None}
+
+
+@once_per_run
+def smallest_of(run: Run, norm: Norm) -> dict[str, pd.Series]:
+    """The smallest distances over all attacks by sample, for each defense that has some."""
+    return {str(name): by_sample(own, "distance") for name, own in run.smallest(norm).groupby("defense")}
 
 
 @once_per_run

@@ -45,7 +45,7 @@ def write_ledger(folder, defenses, attacks, samples):
 @pytest.mark.parametrize(
     ("defenses", "attacks", "samples", "most_seconds"),
     [(10, 25, 10_000, 60), (40, 250, 100, 120)],
-    ids=["500 cells of 10,000", "20,000 cells of 100"],
+    ids=["few_long_cells", "many_short_cells"],
 )
 def test_tables_and_figures(benchmark, report, tmp_path, defenses, attacks, samples, most_seconds):
     write_ledger(tmp_path, defenses, attacks, samples)
