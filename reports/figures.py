@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,13 @@ from numpy.typing import ArrayLike
 
 from bench.norms import Norm
 from reports.pairwise import mcnemar_table
-from reports.runs import AttackRow, Run
+from reports.runs import Run
 from reports.statistics import (
-    accuracy_at,
     accuracy_distortion_curve,
-    accuracy_interval,
     median_distance,
     wilson_interval,
 )
+from reports.sweeps import Sweep, sweep_table, sweeps
 from reports.tables import NORM_LABELS, minimised, passes_and_seconds
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,11 +35,8 @@ UNITS: dict[Norm, str] = {"L0": "pixels", "L2": "intensity", "Linf": "intensity"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SMALLEST_P = 1e-4
 """Where the heat map's colours end."""
-SWEEP_LENGTH = 3
-"""Values of a parameter that make a sweep."""
 RASTERIZED = 2000
 """Points of a strip from which on vector files hold a picture of them."""
-Sweep = list[tuple[float, AttackRow]]
 _THRESHOLD_LINE: dict[str, Any] = {"color": "#555555", "linewidth": 0.8, "linestyle": (0, (2, 2))}
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -245,40 +240,15 @@ def cost_figure(run: Run, norm: Norm) -> Figure:
     return figure
 
 
-def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
-    """The sweeps of a norm: the name of a parameter, and the bounded attacks of one kind that differ in it alone, with
-    its values, which ascend."""
-    attacks = {attack["name"]: attack for attack in run.manifest["attacks"]}
-    found: dict[tuple[str, str, str], Sweep] = {}
-    rows = [row for row in run.attack_rows(norm) if row.epsilon is not None]
-    for row in rows:
-        own = attacks[row.attack]["parameters"]
-        for name, value in own.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rest = json.dumps([{**own, name: None}, attacks[row.attack]["budget"]], sort_keys=True)
-                found.setdefault((row.attack.partition(":")[0], name, rest), []).append((float(value), row))
-    longest: dict[tuple[str, str], Sweep] = {}
-    for (base, name, _), sweep in found.items():
-        values = {value for value, _ in sweep}
-        if len(values) >= max(SWEEP_LENGTH, len(longest.get((base, name), [])) + 1):
-            longest[base, name] = sorted(sweep, key=lambda step: step[0])
-    return [(name, sweep) for (_, name), sweep in longest.items()]
-
-
 def sweep_figure(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Figure:
     """Accuracy of each defense against the parameter of an attack."""
+    table = sweep_table(run, norm, parameter, sweep)
+    rows = [(value, table.row(f"{value:g}")) for value, _ in sweep]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.0, 3.0 + 0.1 * len(run.defenses)), layout="constrained")
         axes = figure.add_subplot()
         for i, defense in enumerate(run.defenses):
-            steps = []
-            for value, row in sweep:
-                records = run.cell_records(row.cells[defense]) if defense in row.cells else None
-                if records is not None and row.epsilon is not None:
-                    distances = records[norm.lower()]
-                    steps.append(
-                        (value, accuracy_at(distances, row.epsilon), *accuracy_interval(distances, row.epsilon))
-                    )
+            steps = [(value, *cells[defense].values) for value, cells in rows if cells[defense].values]
             values, accuracies, low, high = np.array(steps).reshape(-1, 4).T
             style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "marker": MARKERS[i % len(MARKERS)]}
             errors = np.clip([accuracies - low, high - accuracies], 0, None)

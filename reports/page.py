@@ -35,6 +35,7 @@ class Section:
         mcnemar: the pairwise tests, where there are two defenses.
         baseline: every other defense beside one, where one was named.
         ranking: the minimal attacks, strongest first, where there are some.
+        sweeps: accuracies as a parameter of an attack grows.
         bracket: lower bounds beside the smallest adversarials, where there are lower bounds.
         curves: accuracy-distortion curves.
         plots: other figures.
@@ -51,6 +52,7 @@ class Section:
     mcnemar: Table | None
     baseline: Table | None
     ranking: Table | None
+    sweeps: list[Table]
     bracket: Table | None
     curves: Figure
     plots: list[Plot]
@@ -72,7 +74,7 @@ class Section:
     def tables(self) -> list[Table]:
         """All tables of the section."""
         others = (self.mcnemar, self.baseline, self.bracket, self.strength, self.ranking)
-        return [self.summary, *self.published, *(table for table in others if table is not None)]
+        return [self.summary, *self.published, *(table for table in others if table is not None), *self.sweeps]
 
 
 def page(

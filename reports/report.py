@@ -19,6 +19,7 @@ from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
 from reports.statistics import brackets
 from reports.study_tables import bracket_table, detection_table, distal_table
+from reports.sweeps import sweep_table, sweeps
 from reports.tables import Table, ranking_table, strength_table, summary_table, with_published
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "note"]
@@ -126,6 +127,7 @@ def _section(run: Run, norm: Norm, baseline: str | None, papers: Sequence[str]) 
         mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
         baseline=baseline_table(run, norm, baseline) if baseline and len(run.defenses) > 1 else None,
         ranking=ranking_table(run, norm),
+        sweeps=[sweep_table(run, norm, parameter, sweep) for parameter, sweep in sweeps(run, norm)],
         bracket=bracket_table(run, norm),
         curves=curve_figure(run, norm),
         plots=plots(run, norm),

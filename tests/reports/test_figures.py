@@ -13,11 +13,11 @@ from reports.figures import (
     plots,
     significance_figure,
     sweep_figure,
-    sweeps,
     to_svg,
     write_figure,
 )
 from reports.statistics import accuracy_interval
+from reports.sweeps import sweep_table, sweeps
 
 
 def curves(figure):
@@ -128,6 +128,15 @@ def test_attacks_that_differ_in_one_parameter_are_a_sweep():
     assert line.get_ydata().tolist() == [0.75, 0.5, 0.25]
     assert sweeps(swept([10, 20]), "L2") == []
     assert "sweep_L2_pgd_steps" in [plot.name for plot in plots(run, "L2")]
+
+
+def test_the_table_of_a_sweep_has_a_row_for_each_value():
+    run = swept([30, 10, 20])
+    ((name, sweep),) = sweeps(run, "L2")
+    table = sweep_table(run, "L2", name, sweep)
+    assert (table.name, table.frame.index.name) == ("sweep_L2_pgd_steps", "steps")
+    assert [table.row(value)["cnn"].values[0] for value in ("10", "20", "30")] == [0.75, 0.5, 0.25]
+    assert table.row("20")["cnn"].values[1:] == accuracy_interval([1.0, 1.0, INF, INF], 1.5)
 
 
 def test_every_plot_says_what_it_shows():

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from synthetic_runs import RunMaker, every_defense, every_status
 
@@ -168,3 +169,18 @@ def test_a_run_of_which_nothing_is_done_yet_has_a_report(tmp_path):
     empty = type(run)(run.records.iloc[:0], run.manifest, run.clean, run.adversarials)
     index = write_run_report(empty, tmp_path)
     assert "2 of 2 cells are incomplete." in index.read_text()
+
+
+@pytest.mark.slow
+def test_the_page_of_a_matrix_as_large_as_mnists_stays_small(tmp_path):
+    """Eleven defenses, sixteen attacks in three norms, 100 images of noise, which compresses worst."""
+    random = np.random.default_rng(0)
+    maker = RunMaker([f"defense_{i}" for i in range(11)], 100, shape=(1, 28, 28))
+    for i in range(16):
+        maker.attack(f"attack_{i}", ["L2", "Linf", "L0"])
+        for defense in maker.defenses:
+            for norm, threshold in maker.thresholds.items():
+                maker.cell(defense, f"attack_{i}", norm, threshold * random.gamma(2, 0.5, 100))
+    clean, adversarial = random.random((2, 100, 1, 28, 28), dtype=np.float32)
+    index = write_run_report(maker.make(clean, lambda cell: adversarial), tmp_path, formats=["html"])
+    assert index.stat().st_size < 15e6

@@ -1,0 +1,64 @@
+"""Sweeps: a bounded attack run with one parameter after the other, as robustness against draws, restarts or steps (Ju &
+Wagner 2020, Tables 6 to 8)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from bench.norms import Norm
+from reports.runs import AttackRow, Run
+from reports.statistics import accuracy_at, accuracy_interval
+from reports.tables import NORM_LABELS, Cell, Table, accuracy_quantity, distances_of, laid_out, measured_on, records_of
+
+SWEEP_LENGTH = 3
+"""Values of a parameter that make a sweep."""
+Sweep = list[tuple[float, AttackRow]]
+"""The values of a parameter, ascending, and the attack with each."""
+
+
+def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
+    """The sweeps of a norm: the name of a parameter, and the bounded attacks of one kind that differ in it alone, with
+    its values, which ascend."""
+    attacks = {attack["name"]: attack for attack in run.manifest["attacks"]}
+    found: dict[tuple[str, str, str], Sweep] = {}
+    rows = [row for row in run.attack_rows(norm) if row.epsilon is not None]
+    for row in rows:
+        own = attacks[row.attack]["parameters"]
+        for name, value in own.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                rest = json.dumps([{**own, name: None}, attacks[row.attack]["budget"]], sort_keys=True)
+                found.setdefault((row.attack.partition(":")[0], name, rest), []).append((float(value), row))
+    longest: dict[tuple[str, str], Sweep] = {}
+    for (base, name, _), sweep in found.items():
+        values = {value for value, _ in sweep}
+        if len(values) >= max(SWEEP_LENGTH, len(longest.get((base, name), [])) + 1):
+            longest[base, name] = sorted(sweep, key=lambda step: step[0])
+    return [(name, sweep) for (_, name), sweep in longest.items()]
+
+
+def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
+    """Accuracy of each defense for each value of an attack's parameter."""
+    base = sweep[0][1].attack.partition(":")[0]
+    rows = {f"{value:g}": [_cell(run, norm, row, defense) for defense in run.defenses] for value, row in sweep}
+    return Table(
+        name=f"sweep_{norm}_{base}_{parameter}",
+        title=f"{NORM_LABELS[norm]}: {base} with more {parameter}",
+        caption=(
+            f"Accuracy under {base} within ε = {sweep[0][1].epsilon:g} in {NORM_LABELS[norm]} for each value of its "
+            f"parameter {parameter}, on {measured_on(run)}; in brackets Wilson's 95 % confidence intervals."
+        ),
+        frame=laid_out(parameter, run.defenses, rows),
+        quantities=(replace(accuracy_quantity(run), interval=True),),
+    )
+
+
+def _cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
+    records = records_of(run, row, defense)
+    if isinstance(records, Cell):
+        return records
+    assert row.epsilon is not None
+    distances = distances_of(run, norm, row)[defense]
+    if distances.isna().any():
+        return Cell(text="unknown")
+    return Cell((accuracy_at(distances, row.epsilon), *accuracy_interval(distances, row.epsilon)))
