@@ -152,7 +152,8 @@ def _read_all(files: Iterable[Path]) -> pd.DataFrame:
     table, columns = pa.concat_tables(tables), {}
     del tables
     for name in table.column_names:
-        columns[name] = table[name].combine_chunks().to_pandas()
+        column = table[name].combine_chunks().to_pandas()
+        columns[name] = column if column.dtype == "str" else column.copy()  # what arrow made is not to be written to
         table = table.drop_columns(name)
         pa.default_memory_pool().release_unused()
     return pd.DataFrame(columns, copy=False)

@@ -70,7 +70,7 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
     columns = [CLEAN, *(all_attacks(norm) for norm in run.norms)]
     return [
         Table(
-            name=f"ablation_{re.sub(r'[^a-z0-9]', '', family.lower())}",
+            name=f"ablation_{re.sub(r'[^a-z0-9]', '', family.lower())}{i or ''}",
             title=f"Ablation of {family}",
             caption=f"Parts of {family} and what they contribute. {_caption(run)}",
             frame=laid_out(
@@ -87,7 +87,7 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
             quantities=accuracies.quantities,
             prose=("parts",),
         )
-        for family, members in families.items()
+        for i, (family, members) in enumerate(families.items())
         if len(members) > 1
     ]
 

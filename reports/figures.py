@@ -126,10 +126,10 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
             style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "linewidth": 1.6}
             if defense in known:
                 epsilons, accuracies = accuracy_distortion_curve(known[defense])
-                epsilons, accuracies = (
-                    np.append(epsilons, max(right, epsilons[-1])),
-                    np.append(accuracies, accuracies[-1]),
-                )
+                # Beyond its ball a bounded attack looked for nothing.
+                end = right if minimised(run, norm, defense) else run.threshold(norm)
+                epsilons = np.append(epsilons, max(end, epsilons[-1]))
+                accuracies = np.append(accuracies, accuracies[-1])
                 axes.step(epsilons, accuracies, where="post", label=defense, **style)
                 low, high = wilson_interval(accuracies, len(known[defense]))
                 axes.fill_between(epsilons, low, high, step="post", alpha=0.12, linewidth=0, **_color(i))

@@ -19,8 +19,6 @@ from reports.tables import NORM_LABELS
 
 SHOWN = 6
 """Images that a gallery shows."""
-
-
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the distances, whose images a gallery shows."""
 Image = NDArray[np.float32]
@@ -148,7 +146,10 @@ def reconstruction_gallery(run: Run, norm: Norm) -> Gallery | None:
         title = f"label {label:.0f}, ε = {epsilon:g}"
         pictures = []
         for defense in defenses:
-            record = found[defense, image, epsilon]
+            record = found.get((defense, image, epsilon))
+            if record is None:
+                pictures.append(Picture((), f"{title}, {defense}: no results", ("no results",)))
+                continue
             first = 2 * int(record["sample"])
             lines = (f"seen as {record['prediction']:.0f}", f"error {record['error']:.2g}")
             alternative = f"image {image:.0f} at ε = {epsilon:g}, {defense}: {lines[0]}, and its reconstruction"

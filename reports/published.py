@@ -2,7 +2,7 @@
 
 ``published/*.csv`` are tables of papers as printed, in long form, one file per paper. They name datasets, norms,
 defenses and attacks as Assay does, but for what `PAPERS` and `_table` say; where a table has several settings of a
-defense, its first counts. An attack's variant (what follows its colon) is a setting.
+defense, its last counts. An attack's variant (what follows its colon) is a setting.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import pandas as pd
 from bench.norms import Norm
 from reports.runs import Run
 from reports.study_tables import DETECTION, detection_row
-from reports.tables import CLEAN, all_attacks
+from reports.tables import CLEAN, Published, all_attacks
 
-Numbers = dict[tuple[str, str], tuple[float, ...]]
+Numbers = dict[tuple[str, str], Published]
 """Published numbers by row and column label of a table."""
+NONE = (np.nan, "")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ PAPERS: dict[str, Paper] = {
             "variational_smoothing:robustbench:cifar10/Linf/Wong2020Fast": "variational_wong2020",
         },
     ),
-    "maggipinto2020": Paper("Maggipinto, Terzi & Susto (2020), Tables 1 to 4, with their strongest l1 penalty"),
+    "maggipinto2020": Paper("Maggipinto, Terzi & Susto (2020), Tables 1 to 4, with their weakest l1 penalty"),
 }
 """By the name of its file."""
 _DATASETS = {"cifar_two_class": "cifar2"}
@@ -78,10 +79,10 @@ def published_numbers(run: Run, norm: Norm, paper: str) -> Numbers:
     for label, (attack, metric) in rows.items():
         for defense in run.defenses:
             place = (_name(defense, paper), attack)
-            median = np.nan if label in bounded else values.get((*place, "median_distance"), np.nan)
-            accuracy = values.get((*place, metric), np.nan)
+            median, note = NONE if label in bounded else values.get((*place, "median_distance"), NONE)
+            accuracy, remark = values.get((*place, metric), NONE)
             if not np.isnan([median, accuracy]).all():
-                numbers[label, defense] = (median, accuracy)
+                numbers[label, defense] = Published((median, accuracy), tuple(filter(None, [note, remark])))
     return numbers if any(label != CLEAN for label, _ in numbers) else {}
 
 
@@ -89,9 +90,9 @@ def published_detection(run: Run, paper: str) -> Numbers:
     """The accuracy of each defense's detector in a paper, by row and column label of
     `reports.study_tables.detection_table`."""
     return {
-        (detection_row(run, defense, norm), DETECTION["accuracy"]): (value,)
+        (detection_row(run, defense, norm), DETECTION["accuracy"]): Published((value,))
         for norm in run.norms
-        for (name, _, metric), value in _values(run, norm, paper).items()
+        for (name, _, metric), (value, _) in _values(run, norm, paper).items()
         for defense in run.defenses
         if metric == "detection_accuracy" and name == _name(defense, paper)
     }
@@ -102,14 +103,18 @@ def _name(defense: str, paper: str) -> str:
     return "" if defense in known.others else known.defenses.get(defense, defense)
 
 
-def _values(run: Run, norm: Norm, paper: str) -> dict[tuple[str, str, str], float]:
-    """A paper's values for the run's dataset and threshold in a norm, by its defense, attack and metric."""
+def _values(run: Run, norm: Norm, paper: str) -> dict[tuple[str, str, str], tuple[float, str]]:
+    """A paper's values for the run's dataset and threshold in a norm, by its defense, attack and metric; behind each
+    what makes it look misprinted."""
     own = _table(paper)
     own = own[(own["dataset"] == run.dataset) & own["norm"].isin(["", norm.lower()])]
     at_threshold = own["epsilon"].isna() | np.isclose(own["epsilon"], run.threshold(norm), rtol=1e-6)
-    own = own[at_threshold | (own["metric"] == "clean_accuracy")].drop_duplicates(["defense", "attack", "metric"])
+    own = own[at_threshold | (own["metric"] == "clean_accuracy")].drop_duplicates(
+        ["defense", "attack", "metric"], keep="last"
+    )
     places = own[["defense", "attack", "metric"]].itertuples(index=False, name=None)
-    return dict(zip(places, own["value"], strict=True))
+    notes = own["note"].where(own["note"].str.contains("misprint"), "")
+    return dict(zip(places, zip(own["value"], notes, strict=True), strict=True))
 
 
 @cache

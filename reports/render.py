@@ -115,16 +115,17 @@ def to_csv(table: Table) -> str:
     for position, name in enumerate(map(str, table.frame.columns)):
         cells: list[Cell] = list(table.frame.iloc[:, position])
         columns: dict[str, list[str]] = {}
-        if not table.quantities:
+        quantities = () if name in table.prose else table.quantities
+        if not quantities:
             columns[name] = [cell.text for cell in cells]
-        for i, quantity in _placed(table.quantities):
+        for i, quantity in _placed(quantities):
             columns[f"{name} {quantity.name}"] = [_full(cell.values, i) for cell in cells]
             for end, place in (("low", i + 1), ("high", i + 2)) if quantity.interval else ():
                 columns[f"{name} {quantity.name} {end}"] = [_full(cell.values, place) for cell in cells]
-        for i, quantity in enumerate(table.quantities):
+        for i, quantity in enumerate(quantities):
             if any(cell.published for cell in cells):
                 columns[f"{name} published {quantity.name}"] = [_full(cell.published, i) for cell in cells]
-        notes = ["; ".join(filter(None, [cell.text if table.quantities else "", *cell.notes])) for cell in cells]
+        notes = ["; ".join(filter(None, [cell.text if quantities else "", *cell.notes])) for cell in cells]
         if any(notes):
             columns[f"{name} note"] = notes
         if any(cell.doubts for cell in cells):

@@ -75,7 +75,7 @@ def write_run_report(
     )
     distals, detected = distal_table(run), detection_table(run)
     pictures = distal_gallery(run)
-    appendix = [accuracies, *ablation_tables(run, accuracies)]
+    appendix = [accuracies, *ablation_tables(run, accuracies)] if run.norms else []
     if detected:
         numbers = ((paper, published_detection(run, paper)) for paper in papers)
         appendix += [detected, *_beside(detected, numbers)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,18 +16,18 @@ from bench.ledger import load_adversarials, load_clean, load_ledger, load_manife
 from bench.norms import Norm
 from reports.statistics import CellFacts, cell_facts, clean_distances, smallest_adversarials
 
-P = ParamSpec("P")
+Others = TypeVarTuple("Others")
 Answer = TypeVar("Answer")
 
 
-def once_per_run(function: Callable[Concatenate[Run, P], Answer]) -> Callable[Concatenate[Run, P], Answer]:
+def once_per_run(function: Callable[[Run, Unpack[Others]], Answer]) -> Callable[[Run, Unpack[Others]], Answer]:
     """Remembers in a run what a function of it, and of hashable positional arguments, returned."""
 
     @wraps(function)
-    def remembered(run: Run, /, *arguments: P.args, **none: P.kwargs) -> Answer:
+    def remembered(run: Run, /, *arguments: *Others) -> Answer:
         key = (function, arguments)
         if key not in run.memory:
-            run.memory[key] = function(run, *arguments, **none)
+            run.memory[key] = function(run, *arguments)
         answer: Answer = run.memory[key]
         return answer
 

@@ -109,15 +109,20 @@ def _check_equal(first: Run, other: Run) -> None:
         raise UserError(f"the runs are on different images ({len(first.samples)} and {len(other.samples)} samples)")
     if first.manifest.get("seed") != other.manifest.get("seed"):
         raise UserError(f"the runs have different seeds: {first.manifest.get('seed')} and {other.manifest.get('seed')}")
-    known = {defense["name"]: defense for defense in first.manifest["defenses"]}
+    known = {defense["name"]: _measured(defense) for defense in first.manifest["defenses"]}
     for defense in other.manifest["defenses"]:
-        if known.get(defense["name"], defense) != defense:
+        if known.get(defense["name"], _measured(defense)) != _measured(defense):
             raise UserError(f"the runs have defense {defense['name']!r} with different parameters or weights")
     for norm in set(first.manifest["thresholds"]) & set(other.manifest["thresholds"]):
         if first.threshold(norm) != other.threshold(norm):
             raise UserError(
                 f"the runs have different thresholds in {norm}: {first.threshold(norm):g} and {other.threshold(norm):g}"
             )
+
+
+def _measured(defense: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a manifest's defense its numbers depend on."""
+    return {key: value for key, value in defense.items() if key not in ("citation", "family", "parts")}
 
 
 def _with_all_norms(attack: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

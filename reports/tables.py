@@ -30,6 +30,8 @@ from reports.statistics import (
 CLEAN = "clean"
 """Label of the row of accuracies without attack."""
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
+NOT_APPLICABLE, NO_CELL = "n/a", "—"
+"""What stands in place of numbers that there will never be."""
 ALPHA = 0.01
 """Level of tests, the papers' own."""
 BOLD = (
@@ -76,6 +78,14 @@ class Cell:
     doubts: tuple[str, ...] = ()
     published: tuple[float, ...] = ()
     significant: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication says for a cell: numbers, NaN where it has none, and footnotes to them."""
+
+    values: tuple[float, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ def summary_table(run: Run, norm: Norm) -> Table:
 
 
 def with_published(
-    table: Table, numbers: Mapping[tuple[str, str], tuple[float, ...]], paper: str, reference: str
+    table: Table, numbers: Mapping[tuple[str, str], Published], paper: str, reference: str
 ) -> Table | None:
     """The part of ``table`` that a paper has numbers for, by row and column label, with these in its cells; None where
     there are none."""
@@ -153,10 +163,7 @@ def with_published(
     columns = [str(column) for column in table.frame if any(str(column) == name for _, name in numbers)]
     if not rows:
         return None
-    shown = {
-        row: [replace(table.row(row)[column], published=numbers.get((row, column), ())) for column in columns]
-        for row in rows
-    }
+    shown = {row: [_beside(table.row(row)[column], numbers.get((row, column))) for column in columns] for row in rows}
     return replace(
         table,
         name=f"{table.name.replace('summary', 'published')}_{paper}",
@@ -165,6 +172,12 @@ def with_published(
         frame=laid_out(str(table.frame.index.name), columns, shown),
         rules=tuple(i for i, row in enumerate(rows) if list(table.frame.index).index(row) in table.rules),
     )
+
+
+def _beside(cell: Cell, published: Published | None) -> Cell:
+    if published is None:
+        return cell
+    return replace(cell, published=published.values, notes=(*cell.notes, *published.notes))
 
 
 def strength_table(run: Run, norm: Norm) -> Table:
@@ -253,10 +266,12 @@ def accuracy_quantity(run: Run) -> Quantity:
 
 
 def _marked(cells: list[Cell], run: Run, distances: Mapping[Any, pd.Series], epsilon: float) -> list[Cell]:
-    """A row whose best accuracy, at ``epsilon``, is set off where it is significant (`BOLD`)."""
-    known = {name: values for name, values in distances.items() if values.notna().all()}
-    survived = pd.DataFrame({name: ~within(values, epsilon) for name, values in known.items()})
-    best = significantly_best(survived, ALPHA) if len(survived) == len(run.samples) and survived.size else None
+    """A row whose best accuracy, at ``epsilon``, is set off where it is significant (`BOLD`). Of a defense that the row
+    will or may yet say something about, nobody knows whether it is better."""
+    if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL) for cell in cells):
+        return cells
+    survived = pd.DataFrame({name: ~within(values, epsilon) for name, values in distances.items()})
+    best = significantly_best(survived, ALPHA) if len(survived) == len(run.samples) else None
     return [
         replace(cell, significant=True) if name == best and cell.values and not cell.doubts else cell
         for name, cell in zip(run.defenses, cells, strict=True)
@@ -289,7 +304,7 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
     gaps = gaps_of(run, norm, defense)
     notes = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
     if distances is None:
-        return Cell(text="not run yet", notes=notes) if gaps else Cell(text="—", notes=("no attack applies",))
+        return Cell(text="not run yet", notes=notes) if gaps else Cell(text=NO_CELL, notes=("no attack applies",))
     unknown = int(distances.isna().sum())
     if unknown:
         return Cell(text=f"unknown ({unknown}/{len(distances)})", notes=notes)
@@ -301,7 +316,7 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
 def minimised(run: Run, norm: Norm, defense: str) -> bool:
     """True if a minimal attack ran on the defense: adversarials of bounded ones lie near their epsilon and alone say
     nothing about the smallest."""
-    return any(row.epsilon is None and defense in row.cells for row in run.attack_rows(norm))
+    return any(row.epsilon is None and row.cells.get(defense) in run.facts for row in run.attack_rows(norm))
 
 
 def signs_of(doubts: list[Doubt]) -> tuple[str, ...]:
@@ -358,8 +373,8 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
         records = run.cell_records(row.cells[defense])
         return Cell(text="not run yet") if records is None else records
     if defense in row.not_applicable:
-        return Cell(text="n/a", notes=(f"not applicable: {row.not_applicable[defense]}",))
-    return Cell(text="—", notes=("not in the matrix",))
+        return Cell(text=NOT_APPLICABLE, notes=(f"not applicable: {row.not_applicable[defense]}",))
+    return Cell(text=NO_CELL, notes=("not in the matrix",))
 
 
 def _invalid(records: pd.DataFrame, norm: Norm) -> str:

@@ -4,7 +4,7 @@
 function worstCase(data, attacks, defense) {
   const smallest = Array(data.samples).fill(Infinity), unknown = Array(data.samples).fill(false);
   for (const attack of attacks) {
-    (attack.distances[defense] || []).forEach((distance, i) => {
+    attack.distances[defense].forEach((distance, i) => {
       if (distance === null) unknown[i] = true;
       else if (distance >= 0) smallest[i] = Math.min(smallest[i], distance);
     });
@@ -23,23 +23,29 @@ function wilson(share, n) {
   return [Math.max(0, center - half), Math.min(1, center + half)];
 }
 
-// Rounded as in the other tables.
+// Rounded as in the other tables: to the nearest, from all the digits that the number has.
 function printed(value, digits) {
+  const smallest = 10 ** -digits;
+  if (digits && value > 0 && value < smallest) return `<${smallest}`;
   const format = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
-  return new Intl.NumberFormat("en", { ...format, useGrouping: false }).format(value);
+  return new Intl.NumberFormat("en", { ...format, useGrouping: false }).format(value.toFixed(20));
 }
 
 function standing(data, attacks, epsilon, defense) {
-  const used = attacks.filter(attack => defense.name in attack.distances);
-  const row = { name: defense.name, doubts: defense.doubts, clean: defense.clean, used: used.length,
-    accuracy: null, median: null, unknown: 0 };
+  const used = attacks.filter(attack => Object.hasOwn(attack.distances, defense.name));
+  const row = { name: defense.name, doubts: defense.doubts, gaps: defense.gaps, clean: defense.clean,
+    used: used.length, accuracy: null, median: null, unknown: 0 };
   if (!used.length) return row;
   const { smallest, unknown } = worstCase(data, used, defense.name);
   if (unknown) return { ...row, unknown };
   const accuracy = smallest.filter(distance => !(distance <= epsilon * (1 + data.tolerance))).length / data.samples;
-  // Adversarials of bounded attacks lie near their epsilon, and alone say nothing about the smallest.
-  const median = used.some(attack => attack.minimal) ? medianOf(smallest) : null;
-  return { ...row, accuracy, median };
+  // Adversarials of bounded attacks lie near their epsilon: alone they say nothing about the smallest or beyond it.
+  const median = used.some(attack => attack.epsilon === null) ? medianOf(smallest) : null;
+  return { ...row, accuracy: used.some(reaches(epsilon)) ? accuracy : null, median };
+}
+
+function reaches(epsilon) {
+  return attack => attack.epsilon === null || attack.epsilon >= epsilon * (1 - 1e-6);
 }
 
 function element(name, properties = {}, ...children) {
@@ -60,7 +66,7 @@ function leaderboard(place) {
         : wilson(row.accuracy, data.samples).map(percent).join(" – ") },
     { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—" : number(row.median) },
     { key: "clean", title: "clean accuracy", text: row => row.clean === null ? "—" : percent(row.clean) },
-    { key: "used", title: "attacks", text: row => row.used },
+    { key: "used", title: "attacks", text: row => row.gaps.length ? `${row.used} (incomplete)` : row.used },
   ];
   let sorted = columns[1], up = false;
 
@@ -90,7 +96,8 @@ function leaderboard(place) {
   const table = element("table", {}, element("thead", {}, element("tr", {}, ...headers)), body);
   const scroll = element("div", { className: "scroll", role: "region", tabIndex: 0 }, table);
   scroll.setAttribute("aria-label", `${data.norm} leaderboard`);
-  place.append(controls, scroll);
+  const note = element("p", { className: "facts", role: "status" });
+  place.append(controls, scroll, note);
 
   function compare(first, second) {
     const [a, b] = [first[sorted.key], second[sorted.key]];
@@ -103,6 +110,9 @@ function leaderboard(place) {
     const bound = epsilon.valueAsNumber >= 0 ? epsilon.valueAsNumber : data.epsilon;
     const rows = data.defenses.filter(defense => defense.name.includes(filter.value.trim()))
       .map(defense => standing(data, chosen, bound, defense)).sort(compare);
+    const short = chosen.filter(attack => !reaches(bound)(attack)).map(attack => attack.label);
+    note.textContent = short.length
+      ? `Beyond their own ε these looked for nothing, so accuracies may be too high: ${short.join(", ")}.` : "";
     headers.forEach((header, i) => {
       if (columns[i] === sorted) header.setAttribute("aria-sort", up ? "ascending" : "descending");
       else header.removeAttribute("aria-sort");
@@ -111,6 +121,7 @@ function leaderboard(place) {
     body.replaceChildren(...rows.map(row => element("tr", {}, ...columns.map((column, i) => {
       const cell = element(i ? "td" : "th", {}, String(column.text(row)));
       if (!i) cell.scope = "row";
+      if (column.key === "used") cell.title = row.gaps.join("; ");
       if (!i && row.doubts.length) {
         cell.append(element("sup", {}, element("a", { href: "#masking", title: row.doubts.join("; ") }, "†")));
       }

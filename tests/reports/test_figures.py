@@ -47,6 +47,13 @@ def test_a_defense_that_no_attack_applies_to_has_no_curve():
     assert "binary_cnn (no results)" in curves(curve_figure(every_status(), "Linf"))
 
 
+def test_a_curve_ends_with_the_ball_where_only_bounded_attacks_ran():
+    maker = RunMaker(["cnn"], 2)
+    maker.attack("pgd", ["L2"], kind="bounded")
+    maker.cell("cnn", "pgd", "L2", [1.4, INF])
+    assert curves(curve_figure(maker.make(), "L2"))["cnn"].get_xdata()[-1] == 1.5
+
+
 def test_l0_is_in_pixels():
     assert curve_figure(every_status(), "L0").axes[0].get_xlabel() == "L0 distance ε (pixels)"
 

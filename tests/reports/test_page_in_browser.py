@@ -14,7 +14,7 @@ from synthetic_runs import every_defense, every_status
 from reports.render import print_numbers
 from reports.report import write_run_report
 from reports.selection import selected
-from reports.tables import all_attacks, summary_table
+from reports.tables import Quantity, all_attacks, summary_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -58,6 +58,14 @@ def widen(browser, width):
 
 def test_the_console_is_silent(page):
     assert page.get_log("browser") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "digits"), [(99.55, 1), (89.55, 1), (12.5, 0), (2.675, 2), (0.0004, 3), (0.0, 3), (100.0, 0)]
+)
+def test_the_leaderboard_rounds_as_the_tables_do(page, value, digits):
+    shown = page.execute_script("return printed(arguments[0], arguments[1])", value, digits)
+    assert shown == print_numbers((value,), (Quantity("value", digits),))
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -148,6 +156,15 @@ def test_another_epsilon_recomputes_the_accuracies(browser, choosing):
     assert named(leaderboard_rows(browser)) == expected
 
 
+def test_beyond_the_ball_of_a_bounded_attack_the_leaderboard_says_so(browser, choosing):
+    note = browser.find_element(By.CSS_SELECTOR, "#L2 .leaderboard [role=status]")
+    assert not note.text
+    field = browser.find_element(By.CSS_SELECTOR, "#L2 .controls input[type=number]")
+    field.clear()
+    field.send_keys("2")
+    assert note.text.endswith("pgd:bounded (ε=1.5).")
+
+
 def test_a_part_of_a_name_picks_defenses(browser, choosing):
     browser.find_element(By.CSS_SELECTOR, "#L2 .controls input[type=search]").send_keys("adv_")
     assert {row[0].removesuffix("†") for row in leaderboard_rows(browser)} == {"adv_linf", "adv_l2"}
@@ -157,5 +174,6 @@ def test_unknown_distances_give_no_numbers(browser, tmp_path):
     browser.get(write_run_report(every_status(), tmp_path, formats=["html"]).as_uri())
     rows = {row[0].removesuffix("†"): row[1:] for row in leaderboard_rows(browser)}
     assert rows["binary_cnn"][0] == "unknown (2/5)"
+    assert rows["nearest_neighbour"][-1].endswith("(incomplete)")
     assert rows["nearest_neighbour"][0] == "unknown (1/5)"
     assert rows["cnn"][0] == "20%"

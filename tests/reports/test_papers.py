@@ -106,6 +106,15 @@ def test_what_is_best_is_bold_only_where_it_differs_from_all_others(ju):
     assert not accuracies(alone).row("pgd, L2")["cnn"].significant
 
 
+def test_nothing_is_bold_beside_a_defense_that_nobody_knows():
+    maker = RunMaker(["cnn", "eabs", "abs"], 30)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [1.0] * 30)
+    maker.cell("eabs", "pgd", "L2", [2.0] * 30)
+    maker.cell("abs", "pgd", "L2")
+    assert not any(cell.significant for cell in summary_table(maker.make(), "L2").row("pgd").values())
+
+
 def test_an_ablation_names_the_parts_and_begins_with_the_fewest(ju):
     (table,) = ablation_tables(ju, accuracies(ju))
     assert list(table.frame.index) == ["adv_l2", "eabs"]
