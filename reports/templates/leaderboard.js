@@ -25,10 +25,14 @@ function wilson(share, n) {
 
 // Rounded as in the other tables: to the nearest, from all the digits that the number has.
 function printed(value, digits) {
-  const smallest = 10 ** -digits;
-  if (digits && value > 0 && value < smallest) return `<${smallest}`;
   const format = { minimumFractionDigits: digits, maximumFractionDigits: digits, roundingMode: "halfEven" };
   return new Intl.NumberFormat("en", { ...format, useGrouping: false }).format(value.toFixed(20));
+}
+
+function printedDistance(value, digits) {
+  if (value === Infinity) return "∞";
+  const smallest = 10 ** -digits;
+  return value > 0 && value < smallest ? `<${smallest}` : printed(value, digits);
 }
 
 function standing(data, attacks, epsilon, defense) {
@@ -57,14 +61,14 @@ function element(name, properties = {}, ...children) {
 function leaderboard(place) {
   const data = JSON.parse(place.querySelector("script").textContent);
   const percent = share => `${printed(100 * share, data.percent_decimals)}%`;
-  const number = value => value === Infinity ? "∞" : printed(value, data.decimals);
   const columns = [
     { key: "name", title: "defense", text: row => row.name, up: true },
     { key: "accuracy", title: "accuracy", text: row => row.unknown ? `unknown (${row.unknown}/${data.samples})`
         : row.accuracy === null ? "—" : percent(row.accuracy) },
     { key: "interval", title: "95 % interval", text: row => row.accuracy === null ? "—"
         : wilson(row.accuracy, data.samples).map(percent).join(" – ") },
-    { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—" : number(row.median) },
+    { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—"
+        : printedDistance(row.median, data.decimals) },
     { key: "clean", title: "clean accuracy", text: row => row.clean === null ? "—" : percent(row.clean) },
     { key: "used", title: "attacks", text: row => row.gaps.length ? `${row.used} (incomplete)` : row.used },
   ];

@@ -126,7 +126,9 @@ def test_the_adversary_descends_its_own_loss_and_nothing_else(data):
     """Its loss alone would leave its bias free to rise; the net's loss would lower it."""
     net = Net()
     with reproducible(0):
-        before = net.adversary.bias.clone()
+        Trainer(CPU, 0, Silent()).initialise(net)
+    before = net.adversary.bias.detach().clone()
+    with reproducible(0):  # draws the same parameters again
         net.fit(data, Trainer(CPU, 0, Silent()))
     assert net.adversary.bias > before
 

@@ -61,11 +61,21 @@ def test_the_console_is_silent(page):
 
 
 @pytest.mark.parametrize(
-    ("value", "digits"), [(99.55, 1), (89.55, 1), (12.5, 0), (2.675, 2), (0.0004, 3), (0.0, 3), (100.0, 0)]
+    ("value", "quantity"),
+    [
+        (0.9955, Quantity("accuracy", 1, percent=True)),
+        (0.8955, Quantity("accuracy", 1, percent=True)),
+        (0.0001, Quantity("accuracy", 1, percent=True)),
+        (0.125, Quantity("accuracy", percent=True)),
+        (2.675, Quantity("median", 2)),
+        (0.0004, Quantity("median", 3)),
+        (0.0, Quantity("median", 3)),
+    ],
 )
-def test_the_leaderboard_rounds_as_the_tables_do(page, value, digits):
-    shown = page.execute_script("return printed(arguments[0], arguments[1])", value, digits)
-    assert shown == print_numbers((value,), (Quantity("value", digits),))
+def test_the_leaderboard_rounds_as_the_tables_do(page, value, quantity):
+    script = "printed(100 * arguments[0], arguments[1]) + '%'" if quantity.percent else "printedDistance(...arguments)"
+    shown = page.execute_script(f"return {script}", value, quantity.decimals)
+    assert shown == print_numbers((value,), (quantity,))
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
