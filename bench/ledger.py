@@ -152,8 +152,11 @@ def _read_all(files: Iterable[Path]) -> pd.DataFrame:
     table, columns = pa.concat_tables(tables), {}
     del tables
     for name in table.column_names:
-        column = table[name].combine_chunks().to_pandas()
-        columns[name] = column if column.dtype == "str" else column.copy()  # what arrow made is not to be written to
+        column, text = table[name], pa.types.is_string(table.schema.field(name).type)
+        values = (column.combine_chunks() if text else column).to_pandas()
+        shared = not text and column.num_chunks == 1  # with arrow, which nobody may write to
+        columns[name] = values.copy() if shared else values
+        del column, values
         table = table.drop_columns(name)
         pa.default_memory_pool().release_unused()
     return pd.DataFrame(columns, copy=False)

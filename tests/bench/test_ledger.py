@@ -54,6 +54,18 @@ def test_a_ledger_holds_the_finished_cells_of_the_manifest(run):
     assert load_ledger(run)["cell"].unique().tolist() == ["c1"]
 
 
+@pytest.mark.parametrize("cells", [1, 2])
+def test_a_ledgers_frame_can_be_written_to(run, cells):
+    if cells == 2:
+        write_cell(run / "ledger" / "two.parquet", records("c2"), IMAGES, {})
+    frame = load_ledger(run)
+    for column, value in (("l2", 5.0), ("sample", 7), ("broken", True), ("status", "mine")):
+        frame.loc[0, column] = value
+        assert frame[column].iloc[0] == value
+    assert len(frame) == 3 * cells
+    assert frame["l2"].iloc[1:].eq(1.5).all()
+
+
 def test_anyone_can_read_a_cell_with_pandas(run):
     assert pd.read_parquet(run / "ledger" / "one.parquet")["sample"].tolist() == [0, 1, 2]
 
