@@ -89,7 +89,8 @@ SMALL = Setting(
 SETTINGS: dict[tuple[str, Norm], Setting] = {
     ("mnist", "Linf"): MADRY,
     ("mnist", "L2"): JU,
-    # As tuned as theirs is, to keep clean accuracy near E-ABS's.
+    # Balls smaller than E-ABS's thresholds, 0.1 and 1.5, at which clean accuracy falls too low: at 0.1 to 84.7 % after
+    # 10 epochs, where the paper, which does not give its balls, has 88.9 %.
     ("fashion_mnist", "Linf"): replace(JU, epsilon=0.07, epochs=15),
     ("fashion_mnist", "L2"): replace(JU, epsilon=1.0, epochs=15),
     ("digits", "Linf"): SMALL,
