@@ -49,10 +49,10 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
     z = adversarial.clone()
     smallest = 0.5**bisections
     order = oracle.random.permutation(ids, x.shape[2:].numel())
-    changed = (z != x).any(1).flatten(1)
+    # Both in the row's random order.
+    changed = (z != x).any(1).flatten(1).gather(1, order)
     untried = changed.clone()
     position = torch.full((len(ids),), -1, device=ids.device)
-    pixel = torch.zeros_like(position)
     # The search on the row's pixel: moved this share of the way back it is adversarial (best), is not (worst).
     best = torch.zeros(len(ids), device=ids.device)
     worst = torch.ones_like(best)
@@ -64,38 +64,42 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
         if not len(rows):
             return z
         fresh = rows[asked[rows] == 0]
-        position[fresh] = next_in_cycle(untried[fresh].gather(1, order[fresh]), position[fresh])
-        pixel[fresh] = order[fresh, position[fresh]]
+        position[fresh] = next_in_cycle(untried[fresh], position[fresh])
+        pixel = order[rows, position[rows]]
         share = torch.where(
             asked[rows] == 0, smallest, torch.where(asked[rows] == 1, 1.0, (best[rows] + worst[rows]) / 2)
         )
-        moved = move_pixel(z[rows], x[rows], pixel[rows], share)
+        moved = z[rows]
+        set_pixels(moved, pixel, moved_back(z, x, rows, pixel, share))
         hit = oracle.decision(moved, ids[rows]) != y[rows]
         best[rows], worst[rows] = torch.where(hit, share, best[rows]), torch.where(hit, worst[rows], share)
         asked[rows] += 1
 
-        finished = rows[(best[rows] == 1) | (best[rows] == 0) | (asked[rows] == bisections + 2)]
-        after = move_pixel(z[finished], x[finished], pixel[finished], best[finished])
-        progress = finished[(after != z[finished]).flatten(1).any(1)]
-        z[finished] = after
-        changed[finished, pixel[finished]] = best[finished] < 1
-        untried[finished, pixel[finished]] = False
+        over = (best[rows] == 1) | (best[rows] == 0) | (asked[rows] == bisections + 2)
+        finished, pixel = rows[over], pixel[over]
+        before, after = z.flatten(2)[finished, :, pixel], moved_back(z, x, finished, pixel, best[finished])
+        set_pixels(z, pixel, after, finished)
+        progress = finished[(after != before).any(1)]
+        changed[finished, position[finished]] = best[finished] < 1
+        untried[finished, position[finished]] = False
         untried[progress] = changed[progress]
         best[finished], worst[finished], asked[finished] = 0.0, 1.0, 0
 
 
 def next_in_cycle(candidates: Tensor, position: Tensor) -> Tensor:
     """Index (N,) of the first True of each row of ``candidates`` (N, P) after ``position`` (N,), wrapping around."""
-    size = candidates.shape[1]
-    index = torch.arange(size, device=position.device)
-    steps = (index - position[:, None] - 1) % size
-    return steps.masked_fill(~candidates, size).argmin(1)
+    later = candidates & (torch.arange(candidates.shape[1], device=position.device) > position[:, None])
+    return torch.where(later.any(1), later.byte().argmax(1), candidates.byte().argmax(1))
 
 
-def move_pixel(z: Tensor, x: Tensor, pixel: Tensor, share: Tensor) -> Tensor:
-    """``z`` (N, C, H, W) with one pixel of each image moved by ``share`` (N,) of its way back to ``x``; 1 is exact."""
-    moved = z.clone()
-    rows = torch.arange(len(z), device=z.device)
-    flat, target = moved.flatten(2), x.flatten(2)
-    flat[rows, :, pixel] = torch.lerp(flat[rows, :, pixel], target[rows, :, pixel], share[:, None])
-    return moved
+def moved_back(z: Tensor, x: Tensor, rows: Tensor, pixel: Tensor, share: Tensor) -> Tensor:
+    """One pixel (N, C) of each of the ``rows`` of ``z`` (R, C, H, W), moved by ``share`` (N,) of its way back to ``x``;
+    1 is exact."""
+    start, target = z.flatten(2)[rows, :, pixel], x.flatten(2)[rows, :, pixel]
+    return torch.lerp(start, target, share[:, None])
+
+
+def set_pixels(z: Tensor, pixel: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
+    """Sets one pixel of each of the ``rows`` of ``z`` (R, C, H, W), of all by default, to ``values`` (N, C)."""
+    rows = torch.arange(len(z), device=z.device) if rows is None else rows
+    z.flatten(2)[rows, :, pixel] = values

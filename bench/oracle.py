@@ -185,7 +185,9 @@ class Oracle:
     @property
     def exhausted(self) -> Tensor:
         """True (n,) for samples that have used up their budget; their queries are no longer evaluated."""
-        return self.forwards + self.backwards >= self._budget
+        shared = (self._shared_forwards + self._shared_backwards) / max(len(self.ids), 1)
+        spent: Tensor = self._forwards + self._backwards
+        return spent >= self._budget - shared
 
     def affordable(self, ids: Tensor) -> Tensor:
         """True (N,) for rows whose sample still has budget; the other samples are marked as refused.
@@ -255,8 +257,9 @@ class Oracle:
 
     def _count(self, ids: Tensor, forwards: int = 0, backwards: int = 0) -> None:
         rows = torch.bincount(ids, minlength=len(self.ids))
-        self._forwards += forwards * rows
-        self._backwards += backwards * rows
+        self._forwards.add_(rows, alpha=forwards)
+        if backwards:
+            self._backwards.add_(rows, alpha=backwards)
 
     @property
     def _passes(self) -> int:
@@ -287,7 +290,9 @@ class Oracle:
         """The class (N,) that most draws decide for."""
         if self._decide is not None:
             return self._decide(x)
-        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(self._passes)])
+        if not self._defense.card.randomized:
+            return self._logits(x, ids).argmax(1)
+        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(self.draws)])
         return nn.functional.one_hot(decisions, self.classes).sum(0).argmax(1)
 
     def _linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
@@ -327,6 +332,8 @@ class Oracle:
         closer = self.threat.allows(distances) & (distances < self._closest_distance[ids])
         low, high = x.flatten(1).aminmax(dim=1)
         closer_rows = (closer & (low >= 0) & (high <= 1)).nonzero()[:, 0]
+        if not len(closer_rows):
+            return answers
         nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
         by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
         if self._confirmation is None:
@@ -334,12 +341,13 @@ class Oracle:
         else:
             winners, refuted = self._confirmation.sift(x, distances, ids, by_sample)
             answers = self._unbroken(answers, rows[refuted], all_ids)
-        fresh = ids[winners][torch.isinf(self._closest_distance[ids[winners]])]
+        samples = ids[winners]
+        fresh = samples[torch.isinf(self._closest_distance[samples])]
         if len(fresh):
             passes = (self.forwards + self.backwards)[fresh]
             self.found_after[fresh] = passes if not self._shared_forwards else torch.nan
-        self._closest[ids[winners]] = x[winners]
-        self._closest_distance[ids[winners]] = distances[winners]
+        self._closest[samples] = x[winners]
+        self._closest_distance[samples] = distances[winners]
         return answers
 
     def _unbroken(self, answers: Tensor, rows: Tensor, ids: Tensor) -> Tensor:

@@ -44,12 +44,12 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
 
     L0 counts the pixels that differ in any channel (Schott et al. 2019, section 6).
     """
-    difference = a.double() - b.double()
     if norm == "L0":
-        return (difference != 0).any(dim=1).flatten(1).sum(1).double()
+        return (a != b).any(dim=1).flatten(1).sum(1).double()
+    difference = a.double().sub_(b).flatten(1)
     if norm == "L2":
-        return difference.flatten(1).square().sum(1).sqrt()
-    return difference.flatten(1).abs().amax(1)
+        return difference.square_().sum(1).sqrt_()
+    return difference.abs_().amax(1)
 
 
 def project(x: Tensor, center: Tensor, norm: Norm, epsilon: Tensor | float) -> Tensor:
