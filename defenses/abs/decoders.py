@@ -61,6 +61,10 @@ class Dense:
         """This layer of one class after the linear layer with ``weight`` (F, L) and ``bias`` (F,), as one."""
         return type(self)(weight.T @ self.weight, bias @ self.weight + self.bias)
 
+    def scaled(self, weight: float, bias: float) -> Self:
+        """This layer with its weight and its bias times a number each."""
+        return type(self)(weight * self.weight, bias * self.bias)
+
     @classmethod
     def stack(cls, layers: Sequence[Dense]) -> Self:
         """Layers of several classes as one."""
@@ -82,6 +86,10 @@ class Transposed:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias, self.stride, self.padding, self.size = bias, stride, padding, size
         self.output_size = (size - 1) * stride + weight.shape[2] - 2 * padding
+
+    def scaled(self, weight: float, bias: float) -> Self:
+        """See `Dense.scaled`."""
+        return type(self)(weight * self.weight, bias * self.bias, self.stride, self.padding, self.size)
 
     def forward(self, a: Tensor) -> Tensor:
         """See `Layer`."""
@@ -115,23 +123,35 @@ class SubPixel(Transposed):
     def forward(self, a: Tensor) -> Tensor:
         """See `Layer`."""
         blocks = F.conv2d(images(a[0], self.size), self.block_weight, self.block_bias, BLOCK, self.block_padding)
-        return features(F.pixel_shuffle(blocks, BLOCK))[None]
+        # ``F.pixel_shuffle`` takes half as long again.
+        count, side = len(blocks), blocks.shape[2]
+        pixels = blocks.permute(0, 2, 3, 1).reshape(count, side, side, -1, BLOCK, BLOCK).permute(0, 1, 4, 2, 5, 3)
+        return pixels.flatten(1)[None]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation, in place, and its derivative's product with a cotangent, from the activation's output."""
+    """An activation, in place, and its derivative's product with a cotangent, from the activation's output.
+
+    Attributes:
+        forward: maps pre-activations to the output.
+        backward: maps a cotangent and the output to the product.
+        scale: both take pre-activations and give outputs times this number.
+    """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
+    scale: float = 1.0
 
 
 class Penalty(Protocol):
     """What the energy has besides the squared error."""
 
-    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
-        """Adds its value at latents ``z`` (K, N, L) to ``energies`` (K, N) and, where there is a ``gradient``
-        (K, N, L), its derivative to that, both in place."""
+    def add_value(self, energies: Tensor, z: Tensor) -> None:
+        """Adds its value at latents ``z`` (K, N, L) to ``energies`` (K, N), in place."""
+
+    def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
+        """Adds its derivative at latents ``z`` (K, N, L) to ``gradient`` (K, N, L), in place."""
 
 
 class FoldedDecoder:
@@ -146,17 +166,20 @@ class FoldedDecoder:
         """Images as rows (K, N, D), in (0, 1), of latents (K, N, L)."""
         return self._activations(z)[-1]
 
-    def energy(self, x: Tensor, z: Tensor, penalty: Penalty, slack: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """||x - G(z)||^2 + penalty(z), (K, N), and its derivative in z, (K, N, L), at ``z`` (K, N, L) for images as
-        rows ``x`` (N, D); only what exceeds ``slack`` (N, 1) counts of each pixel's error."""
+    def differentiate(
+        self, x: Tensor, z: Tensor, penalty: Penalty, slack: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The error G(z) - x, (K, N, D), and the derivative in z, (K, N, L), of ||G(z) - x||^2 + penalty(z), at ``z``
+        (K, N, L) for images as rows ``x`` (N, D) or (K, N, D); only what exceeds ``slack`` (N, 1) of each pixel's error
+        is one."""
         *hidden, decoded = self._activations(z)
         error = excess(decoded - x, slack)
         cotangent = torch.ops.aten.sigmoid_backward(error, decoded).mul_(2)
         for layer, activated in zip(self.layers[:0:-1], reversed(hidden), strict=True):
             cotangent = self.activation.backward(layer.backward(cotangent), activated)
-        gradient, energies = self.layers[0].backward(cotangent), error.square().sum(2)
-        penalty.add(energies, gradient, z)
-        return energies, gradient
+        gradient = self.layers[0].backward(cotangent)
+        penalty.add_gradient(gradient, z)
+        return error, gradient
 
     def _activations(self, z: Tensor) -> list[Tensor]:
         *hidden, last = self.layers
@@ -173,13 +196,14 @@ def excess(error: Tensor, slack: Tensor | None) -> Tensor:
 
 
 def _elu(x: Tensor) -> Tensor:
-    """By torch's vectorised power of two: ``F.elu_`` takes twice as long."""
-    return torch.maximum(x, x.mul(LOG2_E).clamp_max_(0).exp2_().sub_(1), out=x)
+    """By torch's vectorised power of two, which spares one pass in this scale: ``F.elu_`` takes twice as long."""
+    below = x.clamp_max(0).exp2_().mul_(LOG2_E).sub_(LOG2_E)
+    return torch.maximum(x, below, out=x)
 
 
 def _elu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
-    # The derivative from the output: 1 above zero, output + 1 below.
-    product: Tensor = torch.ops.aten.elu_backward(cotangent, 1, 1, 1, True, output)
+    # The derivative from the output: 1 above zero, output / LOG2_E + 1 below.
+    product: Tensor = torch.ops.aten.elu_backward(cotangent, LOG2_E, 1, 1 / LOG2_E, True, output)
     return product
 
 
@@ -188,7 +212,7 @@ def _relu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
     return product
 
 
-ELU = Activation(_elu, _elu_backward)
+ELU = Activation(_elu, _elu_backward, LOG2_E)
 RELU = Activation(torch.relu_, _relu_backward)
 
 FoldedLayers = Sequence[Dense | Transposed]
@@ -199,6 +223,7 @@ def evaluated_together(
     classes: Sequence[FoldedLayers], activation: Activation
 ) -> tuple[list[FoldedDecoder], list[FoldedDecoder]]:
     """The decoders of all classes: each alone, and in groups to evaluate together."""
+    classes = [_scaled(layers, activation.scale) for layers in classes]
     last = classes[0][-1]
     assert isinstance(last, Transposed)
     if last.output_size**2 <= DENSE_PIXELS:
@@ -213,6 +238,12 @@ def evaluated_together(
         assert isinstance(first, Dense)
         single.append(FoldedDecoder(activation, first, *(_tuned(layer) for layer in others)))
     return single, single
+
+
+def _scaled(layers: FoldedLayers, scale: float) -> FoldedLayers:
+    """The layers with all hidden activations times ``scale``."""
+    first, *middle, last = layers
+    return [first.scaled(scale, scale), *(layer.scaled(1.0, scale) for layer in middle), last.scaled(1 / scale, 1.0)]
 
 
 def _tuned(layer: Dense | Transposed) -> Layer:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,11 @@ ROWS = 100
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
+Pruning = tuple[tuple[int, float], ...]
+"""Pairs (steps taken, gap), the first for 0 steps: a class whose scaled energy then lies further than the gap above the
+lowest one is given up."""
+
+
 @dataclass(frozen=True)
 class Search:
     """How hard inference tries.
@@ -48,15 +54,12 @@ class Search:
         iterations: evaluations in the descent; the last one takes no step.
         learning_rate: Adam's.
         variance: of the likelihood p(x|z, c), in squared pixel intensity.
-        pruning: pairs (steps taken, gap) for `Inference.decide`: a class whose scaled energy then lies further than the
-            gap above the lowest one is given up. Empty where no gaps were measured: decisions then cost what logits do.
     """
 
     starts: int
     iterations: int
     learning_rate: float
     variance: float
-    pruning: tuple[tuple[int, float], ...] = ()
 
 
 def prior_draws(count: int, latent: int) -> Tensor:
@@ -78,18 +81,25 @@ class NormalPrior:
 
     variance: float
 
-    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
+    def add_value(self, energies: Tensor, z: Tensor) -> None:
         """See `Penalty`."""
         energies.add_(z.square().sum(2), alpha=self.variance)
-        if gradient is not None:
-            gradient.add_(z, alpha=2 * self.variance)
+
+    def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
+        """See `Penalty`."""
+        gradient.add_(z, alpha=2 * self.variance)
+
+
+Values = Callable[[], Tensor]
+"""Gives values (K, N): most steps of a descent need derivatives alone."""
 
 
 class Objective(Protocol):
     """What a descent minimises: a function of parameters (K, N, P)."""
 
-    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
-        """Values (K, N) and derivatives (K, N, P) at ``p`` after ``taken`` steps, for images as rows ``x`` (N, D)."""
+    def differentiate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Values, Tensor]:
+        """Values (K, N), when called for, and derivatives (K, N, P) at ``p`` after ``taken`` steps, for images as rows
+        ``x`` (N, D) or (K, N, D)."""
 
     def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """Values (K, N) and decoded images (K, N, D) at the end."""
@@ -112,16 +122,15 @@ class AtPoint:
     max_norm: float = torch.inf
     slack: Tensor | None = None
 
-    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+    def differentiate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Values, Tensor]:
         """See `Objective`."""
-        return decoder.energy(x, p, self.penalty, self.slack)
+        error, gradient = decoder.differentiate(x, p, self.penalty, self.slack)
+        return partial(energy, error, self.penalty, p), gradient
 
     def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         decoded = decoder.decode(p)
-        energies = excess(x - decoded, self.slack).square().sum(2)
-        self.penalty.add(energies, None, p)
-        return energies, decoded
+        return energy(excess(decoded - x, self.slack), self.penalty, p), decoded
 
     def confine(self, p: Tensor) -> None:
         """See `Objective`."""
@@ -146,34 +155,40 @@ class Variational:
     noise: Tensor
     slack: Tensor | None = None
 
-    def evaluate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+    def differentiate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Values, Tensor]:
         """See `Objective`."""
         z, spread = self._draw(p, taken)
-        energies, gradient = decoder.energy(x, z, self.penalty, self.slack)
+        error, gradient = decoder.differentiate(x, z, self.penalty, self.slack)
         derivative = torch.cat([gradient, gradient * spread], 2)
         if self.divergence:
-            energies.add_(divergence(p), alpha=self.divergence)
             mean, log_deviation = p.chunk(2, 2)
             derivative += self.divergence * torch.cat([mean, (2 * log_deviation).exp() - 1], 2)
-        return energies, derivative
+        return partial(self._value, error, z, p), derivative
 
     def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         z, _ = self._draw(p, -1)
         decoded = decoder.decode(z)
-        energies = excess(x - decoded, self.slack).square().sum(2)
-        self.penalty.add(energies, None, z)
-        if self.divergence:
-            energies.add_(divergence(p), alpha=self.divergence)
-        return energies, decoded
+        return self._value(excess(decoded - x, self.slack), z, p), decoded
 
     def confine(self, p: Tensor) -> None:
         """See `Objective`."""
+
+    def _value(self, error: Tensor, z: Tensor, p: Tensor) -> Tensor:
+        energies = energy(error, self.penalty, z)
+        return energies.add_(divergence(p), alpha=self.divergence) if self.divergence else energies
 
     def _draw(self, p: Tensor, which: int) -> tuple[Tensor, Tensor]:
         mean, log_deviation = p.chunk(2, 2)
         spread = log_deviation.exp() * self.noise[which]
         return mean + spread, spread
+
+
+def energy(error: Tensor, penalty: Penalty, z: Tensor) -> Tensor:
+    """||error||^2 + penalty(z), (K, N), of errors (K, N, D) and latents (K, N, L)."""
+    energies = error.square().sum(2)
+    penalty.add_value(energies, z)
+    return energies
 
 
 def divergence(p: Tensor) -> Tensor:
@@ -187,7 +202,7 @@ Objectives = Callable[[slice, slice], Objective]
 
 
 class Descent:
-    """Adam on the parameters of images under the K classes of one decoder; images may leave.
+    """Adam on the parameters of images under the K classes of one decoder; pairs of a class and an image may leave.
 
     Args:
         decoder: of the classes.
@@ -197,25 +212,27 @@ class Descent:
         learning_rate: Adam's.
 
     Attributes:
-        rows: of the images that are left, int64.
+        rows: which image each class has in each of R places, (K, R) int64.
+        live: which of these pairs have not left, (K, R); a class with fewer than others fills its places with such.
     """
 
     def __init__(
         self, decoder: FoldedDecoder, objective: Objective, x: Tensor, p: Tensor, learning_rate: float
     ) -> None:
-        self.rows = torch.arange(len(x), device=x.device)
+        self.rows = torch.arange(len(x), device=x.device).expand(len(p), -1)
+        self.live = torch.ones_like(self.rows, dtype=torch.bool)
         self._decoder, self._objective, self._learning_rate = decoder, objective, learning_rate
         self._x, self._p, self._gradient = x, p, p
         self._mean, self._square = torch.zeros_like(p), torch.zeros_like(p)
         self._taken = 0
 
-    def evaluate(self) -> Tensor:
-        """Values (K, N) at the present parameters; their gradient is kept for `step`."""
-        values, self._gradient = self._objective.evaluate(self._decoder, self._x, self._p, self._taken)
+    def differentiate(self) -> Values:
+        """Takes the gradient at the present parameters, for `step`; the values there are (K, R)."""
+        values, self._gradient = self._objective.differentiate(self._decoder, self._x, self._p, self._taken)
         return values
 
     def step(self) -> None:
-        """One step along the gradient of the last evaluation."""
+        """One step along the last gradient."""
         self._taken += 1
         gradient = self._gradient
         self._mean.lerp_(gradient, 1 - BETA_1)
@@ -225,17 +242,23 @@ class Descent:
         self._objective.confine(self._p)
 
     def keep(self, kept: Tensor) -> None:
-        """Drops the images of which ``kept`` (N,) is False."""
-        if kept.all():
+        """Drops the pairs for which ``kept`` (K, R) is False."""
+        places = int(kept.sum(1).max())
+        if places == kept.shape[1]:
+            self.live = kept
             return
-        self.rows, self._x = self.rows[kept], self._x[kept]
-        self._p, self._gradient = self._p[:, kept], self._gradient[:, kept]
-        self._mean, self._square = self._mean[:, kept], self._square[:, kept]
+        chosen = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :places]
+        x = self._x.expand(len(kept), -1, -1)
+        self.rows, self.live = self.rows.gather(1, chosen), kept.gather(1, chosen)
+        self._x, self._p, self._gradient, self._mean, self._square = (
+            tensor.gather(1, chosen[..., None].expand(-1, -1, tensor.shape[2]))
+            for tensor in (x, self._p, self._gradient, self._mean, self._square)
+        )
 
     def minimise(self, iterations: int) -> tuple[Tensor, Tensor]:
         """Values (N, K) and decoded images (N, K, D) at the last of ``iterations`` parameters."""
         for _ in range(iterations - 1):
-            self.evaluate()
+            self.differentiate()
             self.step()
         values, decoded = self._objective.result(self._decoder, self._x, self._p)
         return values.T, decoded.transpose(0, 1)
@@ -265,13 +288,16 @@ class _Group:
         penalties = starts.penalties if len(starts.penalties) == 1 else starts.penalties[self.classes]
         self.offsets = (torch.linalg.vector_norm(decoded, dim=2).square() + penalties)[:, None]
 
-    def nearest_starts(self, x: Tensor, count: int) -> Tensor:
+    def nearest_starts(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Per class the ``count`` starting points of the lowest values, (K, count N, P), for images as rows (N, D);
-        those of all images at the first place come first."""
+        those of all images at the first place come first. And the lowest values, (K, N)."""
         # The value but for ||x||^2, which the starting points share.
         values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
-        rows = values.argmin(2)[:, None] if count == 1 else values.topk(count, 2, largest=False)[1].mT
-        return self.starts[rows.flatten(1)]
+        if count == 1:
+            lowest, rows = (found[:, None] for found in values.min(2))
+        else:
+            lowest, rows = (found.mT for found in values.topk(count, 2, largest=False))
+        return self.starts[rows.flatten(1)], lowest[:, 0] + x.square().sum(1)
 
 
 class Inference:
@@ -304,36 +330,41 @@ class Inference:
         return self._in_parts(self._groups, x, objectives, proposals, restarts)
 
     @torch.no_grad()
-    def decide(self, x: Tensor, objectives: Objectives, scale: Tensor) -> Tensor:
+    def decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
         """The class (N,) with the least ``scale_c`` E_c(x), scale (K,), for images (N, C, H, W).
 
-        Hopeless classes leave the descent (`Search.pruning`), and so do images with one class left; the classes that
-        stay are compared at the end of the descent, as in `all_classes`. The objectives must not depend on the images.
+        Hopeless classes leave the descent (without ``pruning`` none does), and so do images with one class left; the
+        classes that stay are compared at the end of the descent, as in `all_classes`. The objectives must not depend on
+        the images.
         """
-        if not self._search.pruning:
+        if not pruning:
             return (scale * self.all_classes(x, objectives)[0]).argmin(1)
-        return torch.cat([self._decide(part, objectives, scale) for part in torch.split(features(x), ROWS)])
+        return torch.cat([self._decide(part, objectives, scale, pruning) for part in torch.split(features(x), ROWS)])
 
-    def _decide(self, x: Tensor, objectives: Objectives, scale: Tensor) -> Tensor:
-        everyone = slice(None)
-        descents = {
-            c: self._descent(alone, objectives(alone.classes, everyone), x) for c, alone in enumerate(self._single)
-        }
-        energies = x.new_empty(len(x), len(descents))
-        gaps = dict(self._search.pruning)
-        for taken in range(self._search.iterations):
-            for c, descent in descents.items():
+    def _decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
+        scale = scale[:, None]
+        gaps = dict(pruning)
+        energies = x.new_empty(len(scale), len(x))
+        descents = []
+        for group in self._groups:
+            p, energies[group.classes] = group.nearest_starts(x, 1)
+            objective = objectives(group.classes, slice(None))
+            descents.append((group.classes, Descent(group.decoder, objective, x, p, self._search.learning_rate)))
+        energies *= scale
+        descents = _contested(descents, energies, gaps.pop(0))
+        last = self._search.iterations - 1
+        for taken in range(last + 1):
+            for classes, descent in descents:
                 if taken:
                     descent.step()
-                energies[descent.rows, c] = scale[c] * descent.evaluate()[0]
+                values = descent.differentiate()
+                if taken in gaps or taken == last:
+                    known = energies[classes].gather(1, descent.rows)
+                    present = torch.where(descent.live, scale[classes] * values(), known)
+                    energies[classes] = energies[classes].scatter(1, descent.rows, present)
             if taken in gaps:
-                energies.masked_fill_(energies > energies.amin(1, keepdim=True) + gaps[taken], torch.inf)
-                contested = energies.isfinite()
-                contested &= contested.sum(1, keepdim=True) > 1
-                for c, descent in descents.items():
-                    descent.keep(contested[descent.rows, c])
-                descents = {c: descent for c, descent in descents.items() if len(descent.rows)}
-        return energies.argmin(1)
+                descents = _contested(descents, energies, gaps[taken])
+        return energies.argmin(0)
 
     @torch.no_grad()
     def of_class(self, x: Tensor, y: Tensor, objectives: Objectives) -> Tensor:
@@ -348,9 +379,9 @@ class Inference:
     def _descent(
         self, group: _Group, objective: Objective, x: Tensor, proposals: Tensor | None = None, restarts: int = 1
     ) -> Descent:
-        p = group.nearest_starts(x, restarts)
+        p, _ = group.nearest_starts(x, restarts)
         if proposals is not None:
-            values = [objective.evaluate(group.decoder, x, candidates, 0)[0] for candidates in (p, proposals)]
+            values = [objective.differentiate(group.decoder, x, candidates, 0)[0]() for candidates in (p, proposals)]
             p = torch.where((values[1] < values[0])[..., None], proposals, p)
         return Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
 
@@ -374,6 +405,18 @@ class Inference:
             values.append(torch.cat([value for value, _ in ends], 1))
             decoded.append(torch.cat([reconstruction for _, reconstruction in ends], 1))
         return torch.cat(values), images(torch.cat(decoded), x.shape[-1])
+
+
+def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: float) -> list[tuple[slice, Descent]]:
+    """The descents, with their classes, that can still change a decision. Classes further than ``gap`` above the lowest
+    of an image's scaled energies (K, N) are given up: their energies become infinite. They leave their descents, and so
+    do images with one class left."""
+    energies.masked_fill_(energies > energies.amin(0) + gap, torch.inf)
+    contested = energies.isfinite()
+    contested &= contested.sum(0) > 1
+    for classes, descent in descents:
+        descent.keep(descent.live & contested[classes].gather(1, descent.rows))
+    return [(classes, descent) for classes, descent in descents if descent.rows.shape[1]]
 
 
 def _best(values: Tensor, decoded: Tensor, restarts: int) -> tuple[Tensor, Tensor]:

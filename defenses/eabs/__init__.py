@@ -91,7 +91,7 @@ class ExtendedABS(LatentClassifier):
             return BETA * divergence(parameters)[None]
         penalty = self._penalty or NormalPrior(self.search.variance)
         values = latents.new_zeros(max(1, len(self.autoencoders.discriminators)), len(latents))
-        penalty.add(values, None, latents[None])
+        penalty.add_value(values, latents[None])
         return values
 
     def objective(

@@ -36,21 +36,28 @@ class DiscriminatorPenalty:
         part.layers = [Dense(layer.weight[classes], layer.bias[classes]) for layer in self.layers]
         return part
 
-    def add(self, energies: Tensor, gradient: Tensor | None, z: Tensor) -> None:
+    def add_value(self, energies: Tensor, z: Tensor) -> None:
         """See `defenses.abs.decoders.Penalty`."""
+        _, logits = self._run(z)
+        energies.add_(F.softplus(-logits)[..., 0], alpha=BETA)
+
+    def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
+        """See `defenses.abs.decoders.Penalty`."""
+        activations, logits = self._run(z)
+        *hidden, last = self.layers
+        cotangent = torch.sigmoid(-logits).mul_(-BETA) @ last.weight.mT
+        for layer, activation in zip(reversed(hidden), reversed(activations), strict=True):
+            cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
+        gradient.add_(cotangent)
+
+    def _run(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Activations of the hidden layers, and logits (K, N, 1)."""
         *hidden, last = self.layers
         activations = []
         for layer in hidden:
             z = F.leaky_relu(z @ layer.weight + layer.bias, SLOPE)
             activations.append(z)
-        logits = z @ last.weight + last.bias
-        energies.add_(F.softplus(-logits)[..., 0], alpha=BETA)
-        if gradient is None:
-            return
-        cotangent = torch.sigmoid(-logits).mul_(-BETA) @ last.weight.mT
-        for layer, activation in zip(reversed(hidden), reversed(activations), strict=True):
-            cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
-        gradient.add_(cotangent)
+        return activations, z @ last.weight + last.bias
 
 
 def _stack(layers: Sequence[nn.Module]) -> Dense:

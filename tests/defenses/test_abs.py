@@ -125,9 +125,7 @@ def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruni
     z = torch.randn(12, 10, model.setting.architecture.latent, generator=torch.Generator().manual_seed(3))
     prototypes = model.vaes.decoder(z)[torch.arange(12), torch.arange(12) % 10]
     x = torch.cat([prototypes, (prototypes + prototypes.roll(1, 0)) / 2])
-    model._inference = None
-    setting = dataclasses.replace(model.setting, search=dataclasses.replace(model.setting.search, pruning=pruning))
-    model.setting = setting
+    model.pruning = pruning
     model.gamma.copy_(torch.linspace(0.8, 1.2, 10)[torch.randperm(10, generator=torch.Generator().manual_seed(4))])
     decided = model.decide(x)
     assert len(decided.unique()) > 3
@@ -136,10 +134,9 @@ def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruni
 
 def test_a_class_given_up_is_never_decided_for(model):
     """With a gap of nothing, the class of the best starting point is all that is left."""
-    search = dataclasses.replace(model.setting.search, pruning=((0, 0.0),))
-    model.setting, model._inference = dataclasses.replace(model.setting, search=search), None
+    model.pruning = ((0, 0.0),)
     x = images(model, 8)
-    starts_alone = dataclasses.replace(search, iterations=1, pruning=())
+    starts_alone = dataclasses.replace(model.setting.search, iterations=1)
     decided = model.decide(x)
     model.setting, model._inference = dataclasses.replace(model.setting, search=starts_alone), None
     assert decided.tolist() == model.logits(x).argmax(1).tolist()
@@ -265,7 +262,7 @@ def test_training_depends_on_the_seed_alone(monkeypatch):
     monkeypatch.setitem(SETTINGS, 8, dataclasses.replace(setting, epochs=2))
 
     def trained(seed):
-        model = Trained(DIGITS, binary=True)
+        model = Trained(DIGITS)
         torch.manual_seed(seed)
         model.fit(bench.load_dataset("digits").train, Trainer(CPU, seed, Silent()))
         return torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
@@ -279,6 +276,26 @@ def test_accuracy_on_digits(name, accuracy):
     model = bench.load_defense(name, dataset="digits")
     test = bench.load_dataset("digits").test
     assert clean_accuracy(model, test, CPU) >= accuracy
+
+
+@pytest.mark.parametrize("name", ["abs", "binary_abs"])
+def test_pruned_decisions_on_digits_are_those_of_the_logits(name):
+    """On clean images, and on both sides of boundaries half-way to other images and to noise."""
+    model = bench.load_defense(name, dataset="digits")
+    clean = bench.load_dataset("digits").test.images[:200]
+    others = torch.cat([clean.roll(1, 0), torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))])
+
+    def classes(x):
+        return model.logits(x).argmax(1)
+
+    low, high, y = clean.repeat(2, 1, 1, 1), others, classes(clean).repeat(2)
+    for _ in range(9):
+        middle = (low + high) / 2
+        hit = (classes(middle) != y)[:, None, None, None]
+        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+    points = torch.cat([clean, low, high])
+    assert len(model.pruning) > 0
+    assert (model.decide(points) == classes(points)).float().mean() >= 0.999
 
 
 def test_the_confidence_on_clean_digits_has_the_papers_median():
@@ -386,7 +403,7 @@ def test_released_decisions_are_those_of_the_logits_on_clean_images_and_at_the_b
 def test_the_two_class_cifar_model_is_fitted_to_its_images():
     """Appendix A.1: 32x32x3, latent dimension 20, airplane against automobile."""
     dataset = Dataset("cifar2", 2, (3, 32, 32))
-    model = Trained(dataset, binary=False)
+    model = Trained(dataset)
     model.setting = dataclasses.replace(
         model.setting, search=dataclasses.replace(model.setting.search, starts=20, iterations=3)
     )
