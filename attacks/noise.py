@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradients import per_image
+from attacks.lines import bisect
 from bench.cards import attack
 from bench.oracle import Oracle
 
@@ -17,26 +18,41 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
 """Draws noise of a shape for samples (N,)."""
 
 
-@attack("gaussian_noise", norms=["L2", "Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
-def gaussian_noise(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+@attack(
+    "gaussian_noise",
+    norms=["L2", "Linf"],
+    access="decision",
+    stochastic=True,
+    budget=1000,
+    version=2,
+    citation=CITATION,
+)
+def gaussian_noise(
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 4
+) -> Tensor:
     """Gaussian noise of standard deviations up to 1; see `additive_noise`."""
-    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs)
+    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
 
 
-@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
-def uniform_noise(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, version=2, citation=CITATION)
+def uniform_noise(
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 4
+) -> Tensor:
     """Uniform noise of half-widths up to 1; see `additive_noise`."""
 
     def draw(ids: Tensor, shape: Sequence[int]) -> Tensor:
         return 2 * oracle.random.uniform(ids, shape) - 1
 
-    return additive_noise(oracle, x, y, draw, repetitions, rungs)
+    return additive_noise(oracle, x, y, draw, repetitions, rungs, bisections)
 
 
-def additive_noise(oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, rungs: int) -> Tensor:
+def additive_noise(
+    oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, rungs: int, bisections: int
+) -> Tensor:
     """Noise, clipped to [0, 1], on a grid of ``rungs`` scales up to 1: the first one that is adversarial.
 
-    Each further repetition climbs with fresh noise, up to the best scale so far.
+    Each further repetition climbs with fresh noise, up to the best scale so far. The closest of all is then moved back
+    by up to a rung, in ``bisections`` halvings.
     """
     scales = torch.linspace(0, 1, rungs + 1)[1:].to(x)
     top = torch.full((len(x),), rungs - 1, device=x.device)
@@ -54,35 +70,51 @@ def additive_noise(oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions
             hit[closer] = oracle.decision(last[asked], asked) != y[asked]
             top[climbing[hit]] = k
             climbing = climbing[~hit]
+    found = oracle.ids[oracle.found]
+    closest, clean = oracle.closest(last)[found], x[found]
+    rung_below = clean + per_image(top[found] / (top[found] + 1)) * (closest - clean)
+    bisect(oracle, rung_below, closest, y[found], found, bisections)
     return oracle.closest(last)
 
 
-@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, version=2, citation=CITATION)
 def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
     """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
 
-    Each further repetition climbs to 1.2 times the last hit's density; noise that would not be closer is not asked
-    about.
+    Each further repetition climbs from half to 1.2 times the last hit's density; noise that would not be closer is not
+    asked about.
     """
-    top = torch.ones(len(x), device=x.device)
+    bottom, top = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
     last = x.clone()
     for _ in range(repetitions):
-        noisy, density = first_hit(oracle, x, y, oracle.ids, top, rungs, only_closer=True)
+        noisy, density = first_hit(oracle, x, y, oracle.ids, bottom, top, rungs, only_closer=True)
         last = torch.where(per_image((noisy != x).flatten(1).any(1)), noisy, last)
-        top = torch.where(torch.isfinite(density), (1.2 * density).clamp_max(1), top)
+        hit = torch.isfinite(density)
+        bottom = torch.where(hit, density / 2, bottom)
+        top = torch.where(hit, (1.2 * density).clamp_max(1), top)
     return oracle.closest(last)
 
 
 def first_hit(
-    oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, top: Tensor, rungs: int, *, only_closer: bool
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    bottom: Tensor,
+    top: Tensor,
+    rungs: int,
+    *,
+    only_closer: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Climbs ``rungs`` densities up to ``top`` (R,), with fresh noise at each, until the image is adversarial.
+    """Climbs ``rungs`` densities from ``bottom`` (R,) to ``top`` (R,), with fresh noise at each, until the image is
+    adversarial.
 
     Args:
         oracle: answers the queries.
         x: clean images (R, C, H, W).
         y: their labels (R,).
         ids: their samples (R,); a sample may have several rows, each with a climb of its own.
+        bottom: density of each row that is not tried any more, in [0, 1).
         top: highest density of each row, in (0, 1].
         rungs: number of densities.
         only_closer: do not ask about noise at or beyond the sample's closest adversarial so far.
@@ -96,7 +128,7 @@ def first_hit(
         climbing = climbing[oracle.affordable(ids[climbing])]
         if not len(climbing):
             break
-        now = top[climbing] * k / rungs
+        now = torch.lerp(bottom[climbing], top[climbing], k / rungs)
         noisy = salted(x[climbing], now, oracle.random.uniform(ids[climbing], x.shape[2:]))
         distance = oracle.threat.distance(noisy, x[climbing])
         worth = distance > 0

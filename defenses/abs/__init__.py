@@ -29,9 +29,8 @@ CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarial
 THRESHOLD = 0.5
 """Intensity at which Binary ABS binarises: a pixel at or above it becomes 1 (section 3)."""
 BATCH_SIZE = 50
-VERSION = 2
-TRAINED_VERSION = 3
-"""Of the cards of what is trained here; raising it trains ``abs`` anew."""
+VERSION = 3
+"""Of all four cards; raising it trains ``abs`` anew."""
 RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
 """The authors' weights below a data folder."""
 PRUNING = ((0, 25.0), (3, 18.0), (6, 15.0), (8, 12.0), (11, 11.0), (15, 10.0), (21, 8.0), (30, 7.5), (40, 4.0))
@@ -284,7 +283,7 @@ def class_scalars(energies: Tensor, y: Tensor) -> Tensor:
 DATASETS = ["digits", "mnist", "fashion_mnist", "cifar2"]
 
 
-@defense("abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, version=TRAINED_VERSION)
+@defense("abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, version=VERSION)
 def analysis_by_synthesis(dataset: Dataset) -> Trained:
     """ABS, trained here."""
     return Trained(dataset)
@@ -296,7 +295,7 @@ def analysis_by_synthesis(dataset: Dataset) -> Trained:
     citation=CITATION,
     batch_size=BATCH_SIZE,
     binarization_threshold=THRESHOLD,
-    version=TRAINED_VERSION,
+    version=VERSION,
     wraps="abs",
 )
 def binary_analysis_by_synthesis(base: Defense) -> AnalysisBySynthesis:
