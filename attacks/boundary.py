@@ -40,7 +40,7 @@ SMOOTHING = 1 / 16
     access="decision",
     stochastic=True,
     budget=8000,
-    version=2,
+    version=3,
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
 )
 def boundary(
@@ -134,7 +134,11 @@ def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:
 def smoothed(noise: Tensor) -> Tensor:
     """The low frequencies of ``noise`` (N, C, H, W): its averages over squares of radius `SMOOTHING`."""
     radius = int(SMOOTHING * noise.shape[-1])
-    return torch.nn.functional.avg_pool2d(noise, 2 * radius + 1, stride=1, padding=radius)
+    width = 2 * radius + 1
+    padded = torch.nn.functional.pad(noise, (radius,) * 4)
+    # Rows, then columns: several times faster than ``avg_pool2d``.
+    rows = torch.stack([padded[..., k : k + noise.shape[-1]] for k in range(width)]).sum(0)
+    return torch.stack([rows[..., k : k + noise.shape[-2], :] for k in range(width)]).sum(0) / width**2
 
 
 def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_step: Tensor) -> tuple[Tensor, Tensor]:

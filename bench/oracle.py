@@ -330,8 +330,9 @@ class Oracle:
             x = snap_to_threshold(x, self._x[ids], threshold)
         distances = self.threat.distance(x, self._x[ids])
         closer = self.threat.allows(distances) & (distances < self._closest_distance[ids])
-        low, high = x.flatten(1).aminmax(dim=1)
-        closer_rows = (closer & (low >= 0) & (high <= 1)).nonzero()[:, 0]
+        pixels = x.flatten(1)
+        # ``aminmax`` takes eight times as long.
+        closer_rows = (closer & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)).nonzero()[:, 0]
         if not len(closer_rows):
             return answers
         nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
