@@ -100,9 +100,7 @@ def plan(
     for entry in matrix.attacks:
         attack = registry.get("attacks", entry.name)
         for norm in matrix.norms_of(entry, attack.attack_card):
-            for name in matrix.labels:
-                if not entry.covers(name):
-                    continue
+            for name in matrix.attacked_by(entry):
                 loaded = defenses[name]
                 reason = _obstacle(loaded, attack, dataset)
                 if reason is not None:

@@ -16,6 +16,7 @@ from bench.errors import UserError, unknown
 from bench.norms import NORMS, Norm
 from bench.registry import Group, Registry, Variants
 
+StudyKind = Literal["lower_bound", "distal", "detection", "reconstruction"]
 PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
 """The keys of a matrix whose entries are plugins."""
 
@@ -44,7 +45,19 @@ class _Entry(_Strict):
 
 
 class DefenseEntry(_Entry):
-    """One defense of a matrix."""
+    """One defense of a matrix.
+
+    Attributes:
+        attacks: only these run on it, by name or label (default: all).
+        studies: only these of the matrix's are made of it (default: all).
+    """
+
+    attacks: tuple[str, ...] | None = None
+    studies: tuple[StudyKind, ...] | None = None
+
+    def admits(self, attack: AttackEntry) -> bool:
+        """True if the attack may run on this defense."""
+        return self.attacks is None or bool({attack.name, attack.label} & {*self.attacks})
 
 
 class AttackEntry(_Entry):
@@ -91,7 +104,7 @@ class Matrix(_Strict):
     chunk: int | None = Field(None, ge=1)
     cell_timeout: float | None = Field(None, gt=0)
     substitute: str = "cnn"
-    studies: tuple[Literal["lower_bound", "distal", "detection", "reconstruction"], ...] = ("lower_bound",)
+    studies: tuple[StudyKind, ...] = ("lower_bound",)
 
     @property
     def labels(self) -> list[str]:
@@ -124,14 +137,21 @@ class Matrix(_Strict):
                 raise ValueError(f"defense {label!r} stands twice; give one a variant")
         seen: set[tuple[str, str, Norm | None]] = set()
         for entry in self.attacks:
-            for defense in self.labels:
+            for defense in self.attacked_by(entry):
                 for norm in entry.norms or (None,):
                     place = (entry.label, defense, norm)
-                    if entry.covers(defense) and place in seen:
+                    if place in seen:
                         raise ValueError(f"attack {entry.label!r} stands twice for {defense!r}; give one a variant")
-                    if entry.covers(defense):
-                        seen.add(place)
+                    seen.add(place)
         return self
+
+    def attacked_by(self, entry: AttackEntry) -> list[str]:
+        """The labels of the defenses that an attack's entry runs on, in order."""
+        return [each.label for each in self.defenses if entry.covers(each.label) and each.admits(entry)]
+
+    def studied(self, kind: StudyKind) -> list[str]:
+        """The labels of the defenses that a kind of study is made of, in order."""
+        return [each.label for each in self.defenses if each.studies is None or kind in each.studies]
 
     def norms_of(self, entry: AttackEntry, card: AttackCard) -> list[Norm]:
         """The norms an entry attacks, in the order of the thresholds."""
@@ -220,6 +240,7 @@ def build_matrix(
         UserError: with one line that names the file, the key, the value and what is allowed.
     """
     data = _with_entries(data)
+    _check_attacks(where, data)
     if samples is not None:
         data["samples"] = samples
     if seed is not None:
@@ -271,6 +292,16 @@ def _selected(entries: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[
     return chosen
 
 
+def _check_attacks(where: str, data: dict[str, Any]) -> None:
+    """Refuses a defense's attack that the whole matrix does not have; what the command line chooses of it may not."""
+    known = {name for entry in _entries(data, "attacks") for name in (str(entry.get("name")), _label(entry))}
+    for defense in _entries(data, "defenses"):
+        named = defense.get("attacks")
+        for attack in map(str, named if isinstance(named, list) else ()):
+            if attack not in known:
+                raise unknown(f"attack of {_label(defense)}", attack, known, where)
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
@@ -302,6 +333,9 @@ def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
         if card.access == "transfer":
             _check_substitute(where, matrix.substitute, registry)
+    if not any(matrix.attacked_by(entry) for entry in matrix.attacks):
+        labels = ", ".join(dict.fromkeys(entry.label for entry in matrix.attacks))
+        raise UserError(f"{where}: its entries let none of {labels} run on any of {', '.join(matrix.labels)}")
 
 
 def _is_defense(name: str, registry: Registry) -> bool:

@@ -153,6 +153,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
         )
         for name, loaded in defenses.items()
         for kind in matrix.studies
+        if name in matrix.studied(kind)
         for norm in _kind(kind).norms_of(loaded.defense)
         if norm is None or norm in matrix.thresholds
     ]

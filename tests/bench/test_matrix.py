@@ -7,7 +7,7 @@ import pytest
 from bench.datasets import load_dataset
 from bench.errors import UserError
 from bench.loading import make_defense
-from bench.matrix import Matrix, build_matrix, matrices, read_matrix, with_settings
+from bench.matrix import StudyKind, build_matrix, matrices, read_matrix, with_settings
 from bench.registry import Registry
 from bench.studies import KINDS
 
@@ -87,6 +87,43 @@ def test_the_same_attack_may_differ_between_defenses():
     assert [entry.covers("cnn") for entry in matrix.attacks] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("attacks", "attacked_by"),
+    [
+        (["pgd:bounded"], ["pgd:bounded"]),
+        (["pgd"], ["pgd", "pgd:bounded"]),
+        (["boundary", "pgd:bounded"], ["boundary", "pgd:bounded"]),
+        ([], []),
+    ],
+)
+def test_a_defense_may_be_for_some_attacks_only_by_name_or_label(attacks, attacked_by):
+    changes = {"attacks": ["pgd", *VALID["attacks"]], "defenses": ["cnn", {"name": "binary_cnn", "attacks": attacks}]}
+    matrix = build(changes=changes.items())
+    assert all("cnn" in matrix.attacked_by(entry) for entry in matrix.attacks)
+    assert {e.label for e in matrix.attacks if "binary_cnn" in matrix.attacked_by(e)} == set(attacked_by)
+
+
+def test_attacks_and_defenses_restrict_each_other():
+    attacks = [{"name": "bim", "defenses": ["cnn"]}, {"name": "bim", "defenses": ["abs"], "budget": 5}, "fgm"]
+    matrix = build(changes={"attacks": attacks, "defenses": ["cnn", {"name": "abs", "attacks": ["bim"]}]}.items())
+    assert [matrix.attacked_by(entry) for entry in matrix.attacks] == [["cnn"], ["abs"], ["cnn"]]
+
+
+def test_a_choice_of_attacks_may_leave_a_defense_with_none_but_not_all_defenses():
+    changes = {"defenses": ["cnn", {"name": "abs", "attacks": ["pgd:bounded"]}]}
+    matrix = build(changes=changes.items(), attacks=["boundary"])
+    assert [matrix.attacked_by(entry) for entry in matrix.attacks] == [["cnn"]]
+    with pytest.raises(UserError, match="matrix test: its entries let none of boundary run on any of abs"):
+        build(changes=changes.items(), attacks=["boundary"], defenses=["abs"])
+
+
+def test_a_defense_may_be_for_some_studies_only():
+    defenses = ["cnn", {"name": "abs", "studies": ["distal"]}, {"name": "binary_abs", "studies": []}]
+    matrix = build(changes={"defenses": defenses, "studies": ["lower_bound", "distal"]}.items())
+    assert matrix.studied("lower_bound") == ["cnn"]
+    assert matrix.studied("distal") == ["cnn", "abs"]
+
+
 def test_a_matrix_that_is_not_there_or_not_toml_is_named(tmp_path):
     with pytest.raises(UserError, match="unknown matrix 'digit'; did you mean 'digits'"):
         read_matrix("digit")
@@ -102,8 +139,7 @@ def test_every_embedded_matrix_is_valid(name):
 
 
 def test_the_studies_of_a_matrix_are_those_there_are():
-    allowed = get_args(get_args(Matrix.model_fields["studies"].annotation)[0])
-    assert allowed == tuple(KINDS)
+    assert get_args(StudyKind) == tuple(KINDS)
 
 
 SMOOTHED = {"name": "variational_smoothing:cnn", "variant": "wide", "parameters": {"radius": 0.2, "steps": 3}}
@@ -138,6 +174,10 @@ def test_a_defense_is_chosen_by_its_label_and_set_on_the_command_line():
         ({**SMOOTHED, "varient": "x"}, "defenses.1: unknown key 'varient'; did you mean 'variant'"),
         ({"name": "abs", "variant": "schott2019"}, "'abs:schott2019' is another defense's name"),
         ({**SMOOTHED, "variant": "ju2020"}, "'variational_smoothing:cnn:ju2020' is another defense's name"),
+        ({"name": "abs", "attacks": ["pdg"]}, "matrix test: unknown attack of abs 'pdg'; did you mean 'pgd'"),
+        ({"name": "abs", "attacks": "pgd"}, "defenses.1.attacks: Input should be a valid tuple .it is 'pgd'"),
+        ({"name": "abs", "attacks": [5]}, "unknown attack of abs '5'"),
+        ({"name": "abs", "studies": ["distals"]}, "defenses.1.studies.0: Input should be 'lower_bound', 'distal'"),
         (5, "defenses.1: Input should be a valid dictionary"),
         ("cnn", "defense 'cnn' stands twice; give one a variant"),
     ],
