@@ -362,9 +362,10 @@ class Oracle:
         return changed
 
     def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The classes (N,) that one further draw of a randomised defense names; counted."""
+        """The classes (N,) that one further draw each of a randomised defense names; counted."""
         self._count(ids, forwards=1)
-        return self._logits(x, ids).argmax(1)
+        batches = zip(torch.split(x, self._batch_size), torch.split(ids, self._batch_size), strict=True)
+        return torch.cat([self._logits(*batch).argmax(1) for batch in batches])
 
     def _module_query(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
         """Logits of rows without ids, and their vector-Jacobian product where gradients are granted and wanted."""
