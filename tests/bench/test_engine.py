@@ -12,7 +12,7 @@ from bench.cards import DefenseCard, attack
 from bench.cells import Cell
 from bench.datasets import Split
 from bench.engine import Substitute, failed_result, run_cell
-from bench.judge import wilson
+from bench.judge import vote, wilson
 from bench.norms import NORMS
 from bench.protocols import ModuleDefense
 
@@ -357,3 +357,17 @@ def test_what_transfers_is_proposed_once_for_all_defenses_and_not_counted():
         assert records["status"].tolist() == ["found"] * 4 + ["clean_error"]
         assert records["forwards"].tolist() == [1] * 4 + [0]
     assert proposed == [5], "all samples of the chunk, also those that the defense errs on"
+
+
+def test_an_image_is_drawn_ten_times_at_once_until_its_error_rate_is_known():
+    """The first image is always right, the second wrong in half of its draws, whatever order they are asked in."""
+    asked, tosses = [], iter(range(1000))
+
+    def predict(rows):
+        asked.append(rows.tolist())
+        return torch.tensor([next(tosses) % 2 if row else 0 for row in rows.tolist()])
+
+    verdict = vote(predict, torch.tensor([0, 0]), 2, 95)
+    assert [sorted(rows) for rows in asked] == [[0] * 10 + [1] * 10, *[[1] * 10] * 8, [1] * 5]
+    assert verdict.draws.tolist() == [10, 95]
+    assert verdict.success_rate.tolist() == pytest.approx([0, 47 / 95])
