@@ -43,7 +43,8 @@ class Checkpoint:
 
 
 def zoo() -> Path:
-    """The folder of the checkpoints that come with the package: ``<dataset>/<defense>.safetensors`` and ``.json``."""
+    """The folder of the checkpoints that come with the package: ``<dataset>/<defense>.safetensors`` and ``.json``; a
+    defense around another one has only the latter."""
     return Path(str(files("defenses"))) / "weights"
 
 
@@ -142,15 +143,40 @@ def write_to_zoo(
     return _write(folder / dataset.name / f"{_stem(defense)}.safetensors", half if keeps else state, card)
 
 
+def write_wrapped_card(
+    defense: Defense, base: Trainable, dataset: Dataset, checkpoint: Checkpoint, device: torch.device, folder: Path
+) -> Checkpoint:
+    """Writes the card of a defense around ``base``, whose ``checkpoint`` lies in a zoo's ``folder``: it has no weights
+    of its own, but a clean accuracy with these."""
+    _load_state(base, checkpoint)
+    defense.to(device)
+    options = f"--dataset {dataset.name} --seed {checkpoint.card['seed']} --into defenses/weights"
+    card = {
+        "defense": defense.card.name,
+        "dataset": dataset.name,
+        "wraps": checkpoint.card["defense"],
+        "command": f"assay train {defense.card.name} {options}",
+        "device": str(device),
+        "torch": torch.__version__,
+        "clean_accuracy": clean_accuracy(defense, dataset.test, device),
+        "sha256": checkpoint.card["sha256"],
+    }
+    path = folder / dataset.name / f"{_stem(defense)}.json"
+    _write_card(path, card)
+    return Checkpoint(path, card)
+
+
 def _write(path: Path, state: Mapping[str, Tensor], card: dict[str, Any]) -> Checkpoint:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary))
     card = {**card, "sha256": _sha256(path)}
-    write_atomically(
-        path.with_suffix(".json"), lambda temporary: temporary.write_text(json.dumps(card, indent=1) + "\n")
-    )
+    _write_card(path.with_suffix(".json"), card)
     return Checkpoint(path, card)
+
+
+def _write_card(path: Path, card: Mapping[str, Any]) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(card, indent=1) + "\n"))
 
 
 def _load_state(defense: Trainable, checkpoint: Checkpoint) -> None:

@@ -281,9 +281,10 @@ def train(
     """Train a defense, unless its checkpoint is there, and say where it is and how accurate.
 
     An interrupted training goes on from where it was. With --into the checkpoint that comes with Assay does not count:
-    the defense is trained here, or taken from the cache of what was.
+    the defense is trained here, or taken from the cache of what was. Of a defense around another one, that one is
+    trained; with --into the zoo also gets a card with the accuracy of the two.
     """
-    from bench.checkpoints import clean_accuracy, ensure_trained, write_to_zoo
+    from bench.checkpoints import clean_accuracy, ensure_trained, write_to_zoo, write_wrapped_card
     from bench.datasets import load_dataset
     from bench.loading import make_defense
     from bench.protocols import Trainable
@@ -292,7 +293,8 @@ def train(
 
     data = load_dataset(dataset, data_dir)
     torch_device = choose_device(device)
-    loaded = make_defense(defense, data, Registry(plugin or [])).learner
+    named = make_defense(defense, data, Registry(plugin or []))
+    loaded = named.learner
     learner, digest = loaded.defense, loaded.plugin.digest
     if not isinstance(learner, Trainable):
         learner.to(torch_device)
@@ -304,6 +306,9 @@ def train(
         checkpoint = write_to_zoo(learner, data, checkpoint, torch_device, into)
     accuracy, path = checkpoint.card["clean_accuracy"], checkpoint.path
     typer.echo(f"{loaded.card.name} on {dataset}: clean accuracy {accuracy:.2%}, checkpoint {path}")
+    if into is not None and named is not loaded:
+        wrapped = write_wrapped_card(named.defense, learner, data, checkpoint, torch_device, into)
+        typer.echo(f"{defense} on {dataset}: clean accuracy {wrapped.card['clean_accuracy']:.2%}, card {wrapped.path}")
 
 
 @app.command()

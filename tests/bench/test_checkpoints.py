@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import bench.checkpoints
 from bench.checkpoints import Checkpoint, clean_accuracy, ensure_trained, find_checkpoint, write_to_zoo, zoo, zoo_cards
+from bench.cli import app
 from bench.datasets import load_dataset
 from bench.errors import UserError
 from bench.loading import make_defense, needs_training
@@ -34,6 +36,18 @@ class Linear(torch.nn.Module):
 @defense("linear", datasets=["digits"], version=VERSION)
 def linear():
     return Linear()
+
+class Zero(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def logits(self, x):
+        return self.base.logits(x) * 0 + torch.eye(10)[0]
+
+@defense("zero:linear", datasets=["digits"], wraps="linear")
+def zero(base):
+    return Zero(base)
 """
 
 
@@ -96,6 +110,22 @@ def test_a_card_says_how_to_remake_the_weights(filled):
     assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256"} <= set(card)
 
 
+def test_a_defense_around_another_has_its_accuracy_in_the_zoo_and_no_weights(make, tmp_path):
+    make()
+    plugin, dataset = ["--plugin", str(tmp_path / "linear.py")], ["--dataset", "digits"]
+    trained = CliRunner().invoke(app, ["train", "zero:linear", *plugin, *dataset, "--into", str(tmp_path / "zoo")])
+    files = sorted(path.name for path in (tmp_path / "zoo" / "digits").iterdir())
+    assert files == ["linear.json", "linear.safetensors", "zero-linear.json"]
+    base, card = zoo_cards()
+    accuracy = (load_dataset("digits").test.labels == 0).float().mean().item()
+    assert card["clean_accuracy"] == pytest.approx(accuracy)
+    assert (card["defense"], card["wraps"], card["sha256"]) == ("zero:linear", "linear", base["sha256"])
+    assert card["command"] == "assay train zero:linear --dataset digits --seed 0 --into defenses/weights"
+    assert f"zero:linear on digits: clean accuracy {accuracy:.2%}, card" in trained.stdout
+    listed = bench.list_defenses([tmp_path / "linear.py"]).set_index("name")["trained"]
+    assert listed["zero:linear"] == f"digits {accuracy:.2%}"
+
+
 @pytest.mark.parametrize("changed", [{"version": 2}, {"seed": 1}])
 def test_weights_of_another_recipe_are_not_used(filled, make, changed):
     defense = make(changed.get("version", 1))
@@ -119,16 +149,16 @@ def test_a_corrupt_file_of_the_zoo_is_named(filled, make):
         ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
 
 
-ZOO = [(card["dataset"], card["defense"]) for card in zoo_cards()]
-
-
-@pytest.mark.parametrize(("dataset", "name"), ZOO)
-def test_the_zoos_weights_fit_the_present_recipe(dataset, name, data_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("card", zoo_cards(), ids=lambda card: f"{card['dataset']}-{card['defense']}")
+def test_the_zoos_weights_fit_the_present_recipe(card, request, tmp_path, monkeypatch):
     monkeypatch.setenv("ASSAY_CACHE", str(tmp_path))
-    data = load_dataset(dataset, None if dataset == "digits" else data_dir)
+    name, dataset = card["defense"], card["dataset"]
+    data = load_dataset(dataset, None if dataset == "digits" else request.getfixturevalue("data_dir"))
     made = make_defense(name, data, Registry())
     assert not needs_training(made, data, 0)
-    ensure_trained(made.defense, data, 0, CPU, "")
+    used = ensure_trained(made.learner.defense, data, 0, CPU, "")
+    # Of a defense around another one, the card says the accuracy with these.
+    assert card["sha256"] == used.card["sha256"]
 
 
 def test_the_zoo_stays_small():
