@@ -35,16 +35,19 @@ from defenses.abs.model import LatentClassifier
 from defenses.abs.vae import side_by_side
 from defenses.eabs.inference import DiscriminatorPenalty, folded_layers, prior_distributions
 from defenses.eabs.networks import BETA, Autoencoders, Decoder
-from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
+from defenses.eabs.settings import CITATION, DATASETS, Setting, noise_of, setting_of
 
 BATCH_SIZE = 50
 A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
 VERSION = 2
 """Of the cards of all that is trained with the discriminative loss; raising it trains them anew."""
 member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
-SEARCH = Search(starts=8000, iterations=20, learning_rate=0.05, variance=0.5)
-"""Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
-makes the likelihood's variance 1/2."""
+
+
+def search_for(setting: Setting) -> Search:
+    """Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
+    makes the likelihood's variance 1/2."""
+    return Search(starts=8000, iterations=setting.iterations, learning_rate=0.05, variance=0.5)
 
 
 class ExtendedABS(LatentClassifier):
@@ -54,16 +57,13 @@ class ExtendedABS(LatentClassifier):
         dataset: gives classes and image size.
         autoencoders: trained, or to be trained.
         variational: optimise the mean and the deviation of a distribution of the latent (section 3.3).
-        search: effort of inference.
     """
 
-    def __init__(
-        self, dataset: Dataset, autoencoders: Autoencoders, *, variational: bool, search: Search = SEARCH
-    ) -> None:
+    def __init__(self, dataset: Dataset, autoencoders: Autoencoders, *, variational: bool) -> None:
         channels, size, _ = dataset.shape
-        super().__init__(channels * size**2, dataset.classes * search.iterations)
-        self.search = search
         self.setting = setting_of(dataset)
+        self.search = search_for(self.setting)
+        super().__init__(channels * size**2, dataset.classes * self.search.iterations)
         self.autoencoders = autoencoders
         self.variational = variational
         self._penalty: DiscriminatorPenalty | None = None

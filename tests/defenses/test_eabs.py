@@ -14,7 +14,7 @@ from bench.randomness import Streams
 from bench.registry import Registry
 from bench.training import Trainer
 from defenses.abs.descent import divergence, prior_draws
-from defenses.eabs import SEARCH, Trained, networks
+from defenses.eabs import Trained, networks, search_for
 from defenses.eabs.inference import prior_distributions
 from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
 from defenses.eabs.settings import SETTINGS
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
 SVHN = Dataset("svhn", 10, (3, 32, 32))
 GTSRB = Dataset("gtsrb_top10", 10, (3, 32, 32))
-FEW = dataclasses.replace(SEARCH, starts=20, iterations=6)
+FEW = dataclasses.replace(search_for(SETTINGS[8]), starts=20, iterations=6)
 FAMILY = ["eabs", "abs:ju2020", "a_abs", "d_abs", "v_abs", "ad_abs", "av_abs", "dv_abs"]
 VARIATIONAL = {"eabs", "v_abs", "av_abs", "dv_abs"}
 
@@ -155,7 +155,7 @@ def test_four_trainings_serve_eight_models(name):
     assert isinstance(loaded.defense, HasInputGradient)
     assert isinstance(loaded.defense, HasReconstruction)
     assert isinstance(loaded.defense, HasInnerSteps)
-    assert loaded.defense.inner_steps == 10 * SEARCH.iterations
+    assert loaded.defense.inner_steps == 10 * SETTINGS[8].iterations
 
 
 @pytest.mark.parametrize(
