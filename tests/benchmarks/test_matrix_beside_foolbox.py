@@ -1,4 +1,5 @@
-"""The embedded matrix beside a plain script that calls foolbox's attacks for each defense, in one process each.
+"""The embedded matrix, on the defenses that all its attacks are for, beside a plain script that calls foolbox's attacks
+for each of them, in one process each.
 
 The script has the attacks that foolbox has, at foolbox's defaults but for Boundary (5000 steps) and PGD (40); bounded
 ones on a ladder of epsilons. The matrix has more: estimated gradients, Latent Descent, bounded PGD. Foolbox's Pointwise
@@ -82,9 +83,10 @@ class _OwnDerivative(torch.autograd.Function):
 
 
 def test_the_digits_matrix(benchmark, report, tmp_path):
-    """Seconds of the whole matrix, with judging and ledger, against the script's; medians where both have one."""
+    """Seconds of their part of the matrix, with judging and ledger, against the script's; medians of both."""
     nets = {name: bench.load_defense(name, dataset="digits") for name in DEFENSES}
-    frame = benchmark.pedantic(bench.run, ("digits",), {"out": tmp_path / "run", "runner": "serial"}, rounds=1)
+    options = {"defenses": DEFENSES, "out": tmp_path / "run", "runner": "serial"}
+    frame = benchmark.pedantic(bench.run, ("digits",), options, rounds=1)
     whole = benchmark.stats.stats.min
     assert not frame["status"].isin(["failed", "violation"]).any()
     test = bench.load_dataset("digits").test
