@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +61,8 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on masking evidence, and name it.")] = False,
 ) -> None:
     """Run a matrix: train what is untrained, run the cells that are missing, write the report."""
+    import torch
+
     from bench.running import choose_device, default_out, execute, prepare, process_count
 
     chosen_runner, torch_device = _choice("--runner", runner), choose_device(device)
@@ -79,7 +82,7 @@ def run(
     if not index.exists() or index.stat().st_mtime_ns < _newest(folder):
         from reports import write_report
 
-        index = write_report(folder, folder / "report")
+        index = write_report(folder, folder / "report", process_count(workers, chosen_runner, torch.device("cpu")))
     typer.echo(f"Report: {index}")
     doubted = strict and _name_doubts(folder)
     refuted = bool(planned.studies) and _name_refuted(folder)
@@ -178,7 +181,14 @@ def report(
         loaded, targets = [combined(loaded)], [out]
     for found, target in zip(loaded, targets, strict=True):
         chosen = selected(found, _split(norms), _split(attacks))
-        written = write_run_report(chosen, target, formats=_split(formats) or FORMATS, baseline=baseline, papers=papers)
+        written = write_run_report(
+            chosen,
+            target,
+            formats=_split(formats) or FORMATS,
+            baseline=baseline,
+            papers=papers,
+            processes=len(os.sched_getaffinity(0)),
+        )
         typer.echo(f"Report: {written}")
 
 

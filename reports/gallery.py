@@ -80,10 +80,10 @@ def gallery(run: Run, norm: Norm) -> Gallery:
         heading = Picture((clean,), f"image {sample}, label {label}", (f"label {label}",))
         pictures = [
             _picture(found.get((sample, defense)), images, norm, f"image {sample}, {defense}")
-            for defense in run.defenses
+            for defense in run.defenses_in(norm)
         ]
         rows.append((heading, [_with_difference(picture, clean) for picture in pictures]))
-    return Gallery(f"smallest_{norm}", "clean", run.defenses, rows)
+    return Gallery(f"smallest_{norm}", "clean", run.defenses_in(norm), rows)
 
 
 def quantile_gallery(run: Run, norm: Norm) -> Gallery:
@@ -99,13 +99,13 @@ def quantile_gallery(run: Run, norm: Norm) -> Gallery:
     rows = []
     for i, q in enumerate(QUANTILES):
         title = {0.0: "nearest", 0.5: "median", 1.0: "farthest"}.get(q, f"{q:.0%}")
-        found = [chosen[defense][i] if defense in chosen else None for defense in run.defenses]
+        found = [chosen[defense][i] if defense in chosen else None for defense in run.defenses_in(norm)]
         pictures = [
             _quantile_picture(run, record, images, norm, f"{title}, {defense}")
-            for record, defense in zip(found, run.defenses, strict=True)
+            for record, defense in zip(found, run.defenses_in(norm), strict=True)
         ]
         rows.append((Picture((), title, (title,)), pictures))
-    return Gallery(f"quantiles_{norm}", "distance", run.defenses, rows)
+    return Gallery(f"quantiles_{norm}", "distance", run.defenses_in(norm), rows)
 
 
 def distal_gallery(run: Run) -> Gallery | None:
@@ -178,7 +178,8 @@ def gallery_figure(gallery: Gallery) -> Figure:
             for left, (_, width), picture in zip(lefts, columns, shown, strict=False):
                 for i, image in enumerate(picture.images):
                     place = (left + i, left + i + 0.97, top + 1, top)
-                    axes.imshow(_pixels(image), interpolation="nearest", extent=place)
+                    # None: a PDF holds the pixels themselves, and drawing it does not take seconds.
+                    axes.imshow(_pixels(image), interpolation="none", extent=place)
                 axes.text(left + width / 2, top + 1.04, "\n".join(picture.lines), ha="center", va="top")
         axes.set(xlim=(-0.3, lefts[-1]), ylim=(1.45 * len(gallery.rows), -0.3))
     return figure

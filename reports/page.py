@@ -11,7 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from bench.norms import Norm
-from reports.figures import Plot, to_svg
+from reports.figures import Plot
 from reports.gallery import Gallery
 from reports.problems import problems
 from reports.render import print_table
@@ -66,6 +66,11 @@ class Section:
         return NORM_LABELS[self.norm]
 
     @property
+    def figures(self) -> dict[str, Figure]:
+        """The figures by name, which is the stem of their files."""
+        return {f"curves_{self.norm}": self.curves, **{plot.name: plot.figure for plot in self.plots}}
+
+    @property
     def galleries(self) -> list[Gallery]:
         """All galleries of the section."""
         return [self.gallery, self.quantiles, *([self.reconstructions] if self.reconstructions else [])]
@@ -80,12 +85,14 @@ class Section:
 def page(
     run: Run,
     sections: Sequence[Section],
+    drawn: Mapping[str, bytes],
     appendix: Sequence[Table],
     distal: tuple[Table, Gallery] | None = None,
     files: Sequence[str] = (),
 ) -> str:
-    """The page as HTML: ``sections`` in order, then distal adversarials where they were studied, then the tables of
-    ``appendix``, then where the numbers come from. ``files`` are the formats in which each table lies beside it."""
+    """The page as HTML: ``sections`` in order, with their figures as ``drawn`` (SVG files by name), then distal
+    adversarials where they were studied, then the tables of ``appendix``, then where the numbers come from. ``files``
+    are the formats in which each table lies beside it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports"),
         autoescape=True,
@@ -93,7 +100,7 @@ def page(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals.update(print_table=print_table, svg_uri=svg_uri)
+    environment.globals.update(print_table=print_table, svg_uri=lambda name: svg_uri(drawn[name]))
     return environment.get_template("index.html.j2").render(
         run=run,
         sections=sections,
@@ -106,9 +113,9 @@ def page(
     )
 
 
-def svg_uri(figure: Figure) -> str:
-    """A figure as a ``data:`` URI."""
-    return "data:image/svg+xml;base64," + base64.b64encode(to_svg(figure)).decode("ascii")
+def svg_uri(svg: bytes) -> str:
+    """An SVG file as a ``data:`` URI."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
 def _provenance(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from bench.errors import unknown
 from bench.norms import Norm
 from reports.accuracies import ablation_tables, accuracy_table
 from reports.appendix import attacks_table, cost_table, defenses_table, masking_table
-from reports.figures import curve_figure, plots, write_figure
+from reports.drawing import draw
+from reports.figures import curve_figure, plots
 from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
 from reports.leaderboard import leaderboard
 from reports.page import Section, page
@@ -28,16 +29,16 @@ FORMATS = (*_RENDERERS, "figures", "html")
 """What a report consists of; the page shows its figures itself."""
 
 
-def write_report(run_dir: Path, out_dir: Path) -> Path:
+def write_report(run_dir: Path, out_dir: Path, processes: int = 1) -> Path:
     """Writes the report of the run in ``run_dir`` (which holds ``ledger/``) and returns the path of its page.
 
     ``out_dir`` receives ``index.html``, each table as ``*.csv``, ``*.md`` and ``*.tex``, and ``figures/``. The same
-    ledger gives the same files, byte for byte.
+    ledger gives the same files, byte for byte. Figures are drawn in ``processes`` (see `reports.drawing.draw`).
 
     Raises:
         UserError: when there is no ledger or it is damaged.
     """
-    return write_run_report(load_run(run_dir), out_dir)
+    return write_run_report(load_run(run_dir), out_dir, processes=processes)
 
 
 def write_run_report(
@@ -47,6 +48,7 @@ def write_run_report(
     formats: Sequence[str] = FORMATS,
     baseline: str | None = None,
     papers: Sequence[str] = tuple(PAPERS),
+    processes: int = 1,
 ) -> Path:
     """`write_report` for a run that is already in memory; returns ``out_dir`` where no page is written.
 
@@ -56,6 +58,7 @@ def write_run_report(
         formats: what is written (`FORMATS`).
         baseline: a defense that the others are laid beside.
         papers: whose numbers are laid beside the run's, where they have some (`reports.published.PAPERS`).
+        processes: that draw the figures (see `reports.drawing.draw`).
 
     Raises:
         UserError: for a format, a baseline or a paper that does not exist.
@@ -86,20 +89,22 @@ def write_run_report(
             (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
     if "csv" in formats:
         _write_brackets(run, sections, out_dir)
+    shown = {name: figure for section in sections for name, figure in section.figures.items()}
+    figures = dict(shown)
     if "figures" in formats:
-        for section in sections:
-            write_figure(section.curves, out_dir / "figures" / f"curves_{section.norm}")
-            for plot in section.plots:
-                write_figure(plot.figure, out_dir / "figures" / plot.name)
-        galleries = [shown for section in sections for shown in section.galleries]
-        for shown in [*galleries, *([pictures] if pictures else [])]:
-            if shown.rows and shown.defenses:
-                write_figure(gallery_figure(shown), out_dir / "figures" / shown.name)
+        galleries = [each for section in sections for each in section.galleries] + ([pictures] if pictures else [])
+        figures |= {each.name: gallery_figure(each) for each in galleries if each.rows and each.defenses}
+    drawn = draw(
+        figures,
+        out_dir / "figures" if "figures" in formats else None,
+        shown if "html" in formats else (),
+        processes,
+    )
     if "html" not in formats:
         return out_dir
     index = out_dir / "index.html"
     distal = (distals, pictures) if distals and pictures else None
-    index.write_text(page(run, sections, appendix, distal, formats), encoding="utf-8")
+    index.write_text(page(run, sections, drawn, appendix, distal, formats), encoding="utf-8")
     return index
 
 
@@ -117,15 +122,15 @@ def _beside(table: Table, numbers: Iterable[tuple[str, Numbers]]) -> list[Table]
 
 
 def _section(run: Run, norm: Norm, baseline: str | None, papers: Sequence[str]) -> Section:
-    summary = summary_table(run, norm)
+    summary, defenses = summary_table(run, norm), run.defenses_in(norm)
     return Section(
         norm=norm,
         leaderboard=leaderboard(run, norm),
         summary=summary,
         published=_beside(summary, ((paper, published_numbers(run, norm, paper)) for paper in papers)),
         strength=strength_table(run, norm),
-        mcnemar=mcnemar_table(run, norm) if len(run.defenses) > 1 else None,
-        baseline=baseline_table(run, norm, baseline) if baseline and len(run.defenses) > 1 else None,
+        mcnemar=mcnemar_table(run, norm) if len(defenses) > 1 else None,
+        baseline=baseline_table(run, norm, baseline) if baseline in defenses and len(defenses) > 1 else None,
         ranking=ranking_table(run, norm),
         sweeps=[sweep_table(run, norm, parameter, sweep) for parameter, sweep in sweeps(run, norm)],
         bracket=bracket_table(run, norm),

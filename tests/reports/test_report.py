@@ -1,3 +1,4 @@
+import multiprocessing
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -81,6 +82,16 @@ def test_the_report_comes_from_the_ledger_alone(report, tmp_path):
     again = write_run_report(every_status(), tmp_path / "again")
     for path in report.parent.rglob("*.*"):
         assert path.read_bytes() == (again.parent / path.relative_to(report.parent)).read_bytes()
+
+
+def test_several_processes_draw_the_same_files(report, tmp_path):
+    again = write_run_report(every_status(), tmp_path, processes=2)
+    assert again.read_bytes() == report.read_bytes()
+    figures = [path.relative_to(report.parent) for path in (report.parent / "figures").iterdir()]
+    assert {path: (tmp_path / path).read_bytes() for path in figures} == {
+        path: (report.parent / path).read_bytes() for path in figures
+    }
+    assert not multiprocessing.active_children()
 
 
 def test_a_folder_without_a_ledger_is_the_users_mistake(tmp_path):
