@@ -4,7 +4,7 @@ part of a defense contributes (Table 5)."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +15,14 @@ from reports.statistics import wilson_interval
 from reports.tables import (
     BOLD,
     CLEAN,
+    NO_CELL,
     NORM_LABELS,
+    NOT_PLANNED,
     Cell,
     Table,
     accuracy_quantity,
     all_attacks,
+    clean_row,
     laid_out,
     measured_on,
 )
@@ -33,19 +36,18 @@ def accuracy_table(run: Run, summaries: Mapping[Norm, Table], strengths: Mapping
         summaries: `reports.tables.summary_table` of each norm.
         strengths: `reports.tables.strength_table` of each norm.
     """
-    rows: dict[str, list[Cell]] = {}
+    rows = {CLEAN: [_with_interval(cell, len(run.samples)) for cell in clean_row(run, run.defenses)]}
     rules = []
     for norm, summary in summaries.items():
-        if not rows:
-            rows[CLEAN] = [_with_interval(cell, len(run.samples)) for cell in summary.row(CLEAN).values()]
         rules.append(len(rows))
         for label in map(str, strengths[norm].frame.index):
             name = label if label == all_attacks(norm) else f"{label}, {NORM_LABELS[norm]}"
             bold = summary.row(label)
-            rows[name] = [
-                replace(cell, values=cell.values[3:6], significant=bold[defense].significant)
+            cells = {
+                defense: replace(cell, values=cell.values[3:6], significant=bold[defense].significant)
                 for defense, cell in strengths[norm].row(label).items()
-            ]
+            }
+            rows[name] = [cells.get(defense, Cell(text=NO_CELL, notes=(NOT_PLANNED,))) for defense in run.defenses]
     return Table(
         name="accuracy",
         title="Accuracy under attack",
@@ -67,7 +69,10 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
     for entry in run.manifest["defenses"]:
         if entry.get("family"):
             families.setdefault(entry["family"], {})[entry["name"]] = list(entry["parts"])
-    columns = [CLEAN, *(all_attacks(norm) for norm in run.norms)]
+
+    def columns_of(members: Collection[str]) -> list[str]:
+        return [CLEAN, *(all_attacks(norm) for norm in run.norms if set(members) & set(run.defenses_in(norm)))]
+
     return [
         Table(
             name=f"ablation_{re.sub(r'[^a-z0-9]', '', family.lower())}{i or ''}",
@@ -75,11 +80,11 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
             caption=f"Parts of {family} and what they contribute. {_caption(run)}",
             frame=laid_out(
                 "defense",
-                ["parts", *columns],
+                ["parts", *columns_of(members)],
                 {
                     name: [
                         Cell(text=", ".join(parts) or "none"),
-                        *(replace(accuracies.row(row)[name], significant=False) for row in columns),
+                        *(replace(accuracies.row(row)[name], significant=False) for row in columns_of(members)),
                     ]
                     for name, parts in sorted(members.items(), key=lambda member: len(member[1]))
                 },

@@ -25,7 +25,7 @@ from reports.statistics import (
     median_distance,
     wilson_interval,
 )
-from reports.sweeps import Sweep, sweep_table, sweeps
+from reports.sweeps import Sweep, sweep_table, sweeps, swept
 from reports.tables import NORM_LABELS, minimised, passes_and_seconds
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -77,7 +77,7 @@ def plots(run: Run, norm: Norm) -> list[Plot]:
             distance_figure(run, norm),
         )
     ]
-    if len(run.defenses) > 1:
+    if len(run.defenses_in(norm)) > 1:
         found.append(
             Plot(
                 f"significance_{norm}",
@@ -120,9 +120,9 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
     known = {name: values for name, values in by_defense.items() if values.notna().all()}
     right = _right_end(list(known.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(run.defenses)), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(run.defenses_in(norm))), layout="constrained")
         axes = figure.add_subplot()
-        for i, defense in enumerate(run.defenses):
+        for i, defense in enumerate(run.defenses_in(norm)):
             style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "linewidth": 1.6}
             if defense in known:
                 epsilons, accuracies = accuracy_distortion_curve(known[defense])
@@ -165,9 +165,9 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
     by_defense = {name: own["distance"].to_numpy(float) for name, own in smallest.groupby("defense")}
     right = 1.15 * _right_end(list(by_defense.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 1.0 + 0.42 * len(run.defenses)), layout="constrained")
+        figure = Figure(figsize=(5.0, 1.0 + 0.42 * len(run.defenses_in(norm))), layout="constrained")
         axes = figure.add_subplot()
-        for i, defense in enumerate(run.defenses):
+        for i, defense in enumerate(run.defenses_in(norm)):
             values = by_defense.get(defense, np.empty(0))
             seen = values[values <= right]
             # Evenly spread within the strip, in an order that has nothing to do with the distance.
@@ -188,8 +188,8 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
                 fontsize=8,
             )
         axes.axvline(run.threshold(norm), **_THRESHOLD_LINE)
-        axes.set(xlim=(0, right), ylim=(len(run.defenses) - 0.5, -0.5), xlabel=_distance_label(norm))
-        axes.set_yticks(range(len(run.defenses)), run.defenses)
+        axes.set(xlim=(0, right), ylim=(len(run.defenses_in(norm)) - 0.5, -0.5), xlabel=_distance_label(norm))
+        axes.set_yticks(range(len(run.defenses_in(norm))), run.defenses_in(norm))
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     return figure
 
@@ -199,7 +199,7 @@ def significance_figure(run: Run, norm: Norm) -> Figure:
     frame = mcnemar_table(run, norm).frame
     values = np.array([[cell.values[1] if cell.values else np.nan for cell in row] for row in frame.to_numpy()])
     with mpl.rc_context(_STYLE):
-        side = 1.6 + 0.5 * len(run.defenses)
+        side = 1.6 + 0.5 * len(run.defenses_in(norm))
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
         axes = figure.add_subplot()
         shown = axes.imshow(
@@ -221,10 +221,10 @@ def cost_figure(run: Run, norm: Norm) -> Figure:
     """Mean passes against the median distance of each minimal attack, for each defense; those that no cheaper one beats
     are joined."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.6 + 0.1 * len(run.defenses)), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.6 + 0.1 * len(run.defenses_in(norm))), layout="constrained")
         axes = figure.add_subplot()
-        costs = [np.array(sorted(_costs(run, norm, defense))).reshape(-1, 2) for defense in run.defenses]
-        for i, (defense, points) in enumerate(zip(run.defenses, costs, strict=True)):
+        costs = [np.array(sorted(_costs(run, norm, defense))).reshape(-1, 2) for defense in run.defenses_in(norm)]
+        for i, (defense, points) in enumerate(zip(run.defenses_in(norm), costs, strict=True)):
             style = {**_color(i), "marker": MARKERS[i % len(MARKERS)]}
             axes.scatter(points[:, 0], points[:, 1], s=22, alpha=0.85, label=defense, **style)
             if len(points):
@@ -241,13 +241,13 @@ def cost_figure(run: Run, norm: Norm) -> Figure:
 
 
 def sweep_figure(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Figure:
-    """Accuracy of each defense against the parameter of an attack."""
-    table = sweep_table(run, norm, parameter, sweep)
+    """Accuracy of each of a sweep's defenses against the parameter of an attack."""
+    table, defenses = sweep_table(run, norm, parameter, sweep), swept(run, sweep)
     rows = [(value, table.row(f"{value:g}")) for value, _ in sweep]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.0 + 0.1 * len(run.defenses)), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.0 + 0.1 * len(defenses)), layout="constrained")
         axes = figure.add_subplot()
-        for i, defense in enumerate(run.defenses):
+        for i, defense in enumerate(defenses):
             steps = [(value, *cells[defense].values) for value, cells in rows if cells[defense].values]
             values, accuracies, low, high = np.array(steps).reshape(-1, 4).T
             style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "marker": MARKERS[i % len(MARKERS)]}

@@ -39,7 +39,7 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
                 "doubts": signs_of(defense_doubts(run, norm, name)),
                 "gaps": gaps_of(run, norm, name),
             }
-            for name in run.defenses
+            for name in run.defenses_in(norm)
         ],
         "attacks": [
             {

@@ -25,6 +25,7 @@ from reports.tables import (
     measured_on,
     minimised,
     signs_of,
+    spared,
 )
 
 
@@ -34,22 +35,22 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
 
     Compared is survival at the threshold, on the samples whose distance is known for both defenses.
     """
-    smallest = run.smallest(norm)
-    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
-    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in run.defenses}
-    pairs = [(first, second) for row, first in enumerate(run.defenses) for second in run.defenses[:row]]
+    smallest, defenses = run.smallest(norm), run.defenses_in(norm)
+    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=defenses)
+    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in defenses}
+    pairs = [(first, second) for row, first in enumerate(defenses) for second in defenses[:row]]
     cells = [_mcnemar_cell(run, norm, distances[first], distances[second], doubts) for first, second in pairs]
     adjusted = holm([cell.values[0] if cell.values else np.nan for cell in cells])
     shown = {
         pair: replace(cell, values=(*cell.values, p), significant=bool(p < ALPHA)) if cell.values else cell
         for pair, cell, p in zip(pairs, cells, adjusted, strict=True)
     }
-    columns = run.defenses[:-1]
-    rows = {first: [shown.get((first, second), Cell()) for second in columns] for first in run.defenses[1:]}
+    columns = defenses[:-1]
+    rows = {first: [shown.get((first, second), Cell()) for second in columns] for first in defenses[1:]}
     known = distances.dropna()
     q, p = cochran_q(~within(known, run.threshold(norm))) if len(known) else (np.nan, np.nan)
     all_equal = (
-        f"Cochran's Q that all {len(run.defenses)} do: {q:.3g}, p = {p:.2g}, on the {len(known)} known for all. "
+        f"Cochran's Q that all {len(defenses)} do: {q:.3g}, p = {p:.2g}, on the {len(known)} known for all. "
         if len(known)
         else ""
     )
@@ -71,10 +72,10 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
 def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
     """Every other defense beside one: the difference of the medians with its paired bootstrap interval, the difference
     of the accuracies, and McNemar's test that these are equal, under the per-sample minimum over attacks."""
-    smallest = run.smallest(norm)
-    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=run.defenses)
-    others = [defense for defense in run.defenses if defense != baseline]
-    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in run.defenses}
+    smallest, defenses = run.smallest(norm), run.defenses_in(norm)
+    distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=defenses)
+    others = [defense for defense in defenses if defense != baseline]
+    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in defenses}
     tests = [_mcnemar_cell(run, norm, distances[other], distances[baseline], doubts) for other in others]
     adjusted = holm([cell.values[0] if cell.values else np.nan for cell in tests])
     rows: dict[str, list[Cell]] = {}
@@ -119,5 +120,6 @@ def _mcnemar_cell(
     notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
     names = (str(first.name), str(second.name))
     notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, name)]
+    notes += [f"{name} is spared some attacks" for name in names if spared(run, norm, name)]
     p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
     return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))

@@ -99,6 +99,12 @@ class Run:
             for epsilon, of_defense in cells.get(attack["name"], {None: {}}).items()
         ]
 
+    @once_per_run
+    def defenses_in(self, norm: Norm) -> list[str]:
+        """The defenses of which ``norm`` says something: an attack in it is for them, or is not applicable to them."""
+        rows = self.attack_rows(norm)
+        return [name for name in self.defenses if any(row.concerns(name) for row in rows)]
+
     @cached_property
     def clean_distances(self) -> dict[str, pd.Series]:
         """`reports.statistics.clean_distances` of each defense that has records."""
@@ -161,6 +167,10 @@ class AttackRow:
     epsilon: float | None
     cells: Mapping[str, str]
     not_applicable: Mapping[str, str]
+
+    def concerns(self, defense: str) -> bool:
+        """True if the matrix has a place for this attack on the defense."""
+        return defense in self.cells or defense in self.not_applicable
 
     @property
     def label(self) -> str:

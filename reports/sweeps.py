@@ -34,13 +34,19 @@ def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
         values = {value for value, _ in sweep}
         if len(values) >= max(SWEEP_LENGTH, len(longest.get((base, name), [])) + 1):
             longest[base, name] = sorted(sweep, key=lambda step: step[0])
-    return [(name, sweep) for (_, name), sweep in longest.items()]
+    return [(name, sweep) for (_, name), sweep in longest.items() if swept(run, sweep)]
+
+
+def swept(run: Run, sweep: Sweep) -> list[str]:
+    """The defenses of a sweep: those that enough of its attacks are for."""
+    return [name for name in run.defenses if sum(name in row.cells for _, row in sweep) >= SWEEP_LENGTH]
 
 
 def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
-    """Accuracy of each defense for each value of an attack's parameter."""
+    """Accuracy of each of a sweep's defenses for each value of an attack's parameter."""
     base = sweep[0][1].attack.partition(":")[0]
-    rows = {f"{value:g}": [_cell(run, norm, row, defense) for defense in run.defenses] for value, row in sweep}
+    defenses = swept(run, sweep)
+    rows = {f"{value:g}": [_cell(run, norm, row, defense) for defense in defenses] for value, row in sweep}
     return Table(
         name=f"sweep_{norm}_{base}_{parameter}",
         title=f"{NORM_LABELS[norm]}: {base} with more {parameter}",
@@ -48,7 +54,7 @@ def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
             f"Accuracy under {base} within ε = {sweep[0][1].epsilon:g} in {NORM_LABELS[norm]} for each value of its "
             f"parameter {parameter}, on {measured_on(run)}; in brackets Wilson's 95 % confidence intervals."
         ),
-        frame=laid_out(parameter, run.defenses, rows),
+        frame=laid_out(parameter, defenses, rows),
         quantities=(replace(accuracy_quantity(run), interval=True),),
     )
 

@@ -32,6 +32,7 @@ CLEAN = "clean"
 NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
 NOT_APPLICABLE, NO_CELL = "n/a", "—"
 """What stands in place of numbers that there will never be."""
+NOT_PLANNED = "not in the matrix"
 ALPHA = 0.01
 """Level of tests, the papers' own."""
 BOLD = (
@@ -121,6 +122,12 @@ def all_attacks(norm: Norm) -> str:
     return f"All {NORM_LABELS[norm]} attacks"
 
 
+def clean_row(run: Run, defenses: list[str]) -> list[Cell]:
+    """Accuracies without attack, behind a median that is none."""
+    distances = {name: run.clean_distances[name] for name in defenses if name in run.clean_distances}
+    return _marked({name: _clean_cell(run, name) for name in defenses}, run, distances, 0.0)
+
+
 @once_per_run
 def summary_table(run: Run, norm: Norm) -> Table:
     """Median distance and accuracy at the threshold of each defense under each attack (Schott et al. 2019, Table 1).
@@ -128,14 +135,19 @@ def summary_table(run: Run, norm: Norm) -> Table:
     A bounded attack has an accuracy at its epsilon and no median. The last row is the per-sample minimum over attacks.
     """
     attacks = run.attack_rows(norm)
-    rows = {CLEAN: _marked([_clean_cell(run, defense) for defense in run.defenses], run, run.clean_distances, 0.0)}
+    defenses = run.defenses_in(norm)
+    rows = {CLEAN: clean_row(run, defenses)}
     for row in attacks:
-        cells = [_attack_cell(run, norm, row, defense) for defense in run.defenses]
+        cells = {defense: _attack_cell(run, norm, row, defense) for defense in defenses}
         epsilon = run.threshold(norm) if row.epsilon is None else row.epsilon
         rows[row.label] = _marked(cells, run, distances_of(run, norm, row), epsilon)
     smallest = smallest_of(run, norm)
-    cells = [_all_cell(run, norm, defense, smallest.get(defense)) for defense in run.defenses]
-    rows[all_attacks(norm)] = _marked(cells, run, smallest, run.threshold(norm))
+    cells = {defense: _all_cell(run, norm, defense, smallest.get(defense)) for defense in defenses}
+    # Nor does anybody know whether one that was spared attacks is better.
+    rows[all_attacks(norm)] = [
+        replace(cell, significant=False) if spared(run, norm, defense) else cell
+        for defense, cell in zip(defenses, _marked(cells, run, smallest, run.threshold(norm)), strict=True)
+    ]
     caption = (
         f"Median {NORM_LABELS[norm]} distance of the smallest adversarials / accuracy at ε = {run.threshold(norm):g} "
         f"on {measured_on(run)}. A median of ∞: none found for at least half of the images. "
@@ -145,7 +157,7 @@ def summary_table(run: Run, norm: Norm) -> Table:
         name=f"summary_{norm}",
         title=f"{NORM_LABELS[norm]}: median distance / accuracy at ε = {run.threshold(norm):g}",
         caption=caption,
-        frame=laid_out("attack", run.defenses, rows),
+        frame=laid_out("attack", defenses, rows),
         quantities=(
             Quantity("median", DECIMALS[norm]),
             accuracy_quantity(run),
@@ -204,7 +216,7 @@ def strength_table(run: Run, norm: Norm) -> Table:
             f"backward passes / mean seconds per attacked image, on {measured_on(run)}; in brackets 95 % confidence "
             "intervals (between order statistics; Wilson's). Seconds depend on the machine and on what else it does."
         ),
-        frame=laid_out("attack", run.defenses, rows),
+        frame=laid_out("attack", run.defenses_in(norm), rows),
         quantities=(
             Quantity("median", DECIMALS[norm], interval=True),
             replace(accuracy_quantity(run), interval=True),
@@ -225,7 +237,7 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
         if row.epsilon is not None or not row.cells:
             continue
         shown, local, costs = [], [], []
-        for defense in run.defenses:
+        for defense in run.defenses_in(norm):
             records = records_of(run, row, defense)
             if isinstance(records, Cell):
                 shown.append(records)
@@ -236,7 +248,11 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
             local.append(optimality)
             costs.append(passes_and_seconds(run, row, defense))
         known = [value for value in local if not np.isnan(value)]
-        gap = () if len(known) == len(run.defenses) else (f"over {len(known)} of {len(run.defenses)} defenses",)
+        gap = (
+            ()
+            if len(known) == len(run.defenses_in(norm))
+            else (f"over {len(known)} of {len(run.defenses_in(norm))} defenses",)
+        )
         mean = Cell(text="unknown")
         if known:
             passes, seconds = (float(np.nanmean(values)) for values in zip(*costs, strict=True))
@@ -245,7 +261,7 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
     if not rows:
         return None
     order = sorted(rows, key=lambda label: -(rows[label][0].values or (-1.0,))[0])
-    columns = ["all defenses", *run.defenses]
+    columns = ["all defenses", *run.defenses_in(norm)]
     return Table(
         name=f"ranking_{norm}",
         title=f"{NORM_LABELS[norm]}: ranking of the attacks",
@@ -265,16 +281,16 @@ def accuracy_quantity(run: Run) -> Quantity:
     return Quantity("accuracy", 0 if len(run.samples) < 1000 else 1, percent=True)
 
 
-def _marked(cells: list[Cell], run: Run, distances: Mapping[Any, pd.Series], epsilon: float) -> list[Cell]:
-    """A row whose best accuracy, at ``epsilon``, is set off where it is significant (`BOLD`). Of a defense that the row
-    will or may yet say something about, nobody knows whether it is better."""
-    if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL) for cell in cells):
-        return cells
+def _marked(cells: Mapping[str, Cell], run: Run, distances: Mapping[Any, pd.Series], epsilon: float) -> list[Cell]:
+    """A row, by defense, whose best accuracy, at ``epsilon``, is set off where it is significant (`BOLD`). Of a defense
+    that the row will or may yet say something about, nobody knows whether it is better."""
+    if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL) for cell in cells.values()):
+        return list(cells.values())
     survived = pd.DataFrame({name: ~within(values, epsilon) for name, values in distances.items()})
     best = significantly_best(survived, ALPHA) if len(survived) == len(run.samples) else None
     return [
         replace(cell, significant=True) if name == best and cell.values and not cell.doubts else cell
-        for name, cell in zip(run.defenses, cells, strict=True)
+        for name, cell in cells.items()
     ]
 
 
@@ -300,9 +316,13 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
 
 
 def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -> Cell:
-    """The per-sample minimum, with a footnote that names the attacks which could not take part in full."""
+    """The per-sample minimum, with footnotes that name the attacks which could not take part in full, and count those
+    which took part where others were not meant to."""
     gaps = gaps_of(run, norm, defense)
-    notes = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
+    notes: tuple[str, ...] = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
+    if spared(run, norm, defense):
+        rows = run.attack_rows(norm)
+        notes += (f"under {sum(defense in row.cells for row in rows)} of {len(rows)} attacks only",)
     if distances is None:
         return Cell(text="not run yet", notes=notes) if gaps else Cell(text=NO_CELL, notes=("no attack applies",))
     unknown = int(distances.isna().sum())
@@ -311,6 +331,11 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
     median = median_distance(distances) if minimised(run, norm, defense) else np.nan
     doubts = signs_of(defense_doubts(run, norm, defense))
     return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes, doubts=doubts)
+
+
+def spared(run: Run, norm: Norm, defense: str) -> bool:
+    """True if the matrix has attacks of this norm that it keeps from the defense, without need."""
+    return not all(row.concerns(defense) for row in run.attack_rows(norm))
 
 
 def minimised(run: Run, norm: Norm, defense: str) -> bool:
@@ -374,7 +399,7 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
         return Cell(text="not run yet") if records is None else records
     if defense in row.not_applicable:
         return Cell(text=NOT_APPLICABLE, notes=(f"not applicable: {row.not_applicable[defense]}",))
-    return Cell(text=NO_CELL, notes=("not in the matrix",))
+    return Cell(text=NO_CELL, notes=(NOT_PLANNED,))
 
 
 def _invalid(records: pd.DataFrame, norm: Norm) -> str:

@@ -92,6 +92,7 @@ def test_every_image_stands_at_its_distance_or_is_counted():
     maker = RunMaker(["cnn", "abs"], 10)
     maker.attack("pgd", ["L2"])
     maker.cell("cnn", "pgd", "L2", [0.0, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0] + [INF] * 3)
+    maker.na("abs", "pgd", "L2", "gives score access only")
     figure = distance_figure(maker.make(), "L2")
     points = figure.axes[0].collections[0].get_offsets()
     assert sorted(points[:, 0]) == [0.0, 0.5, 1.0, 1.0, 1.5, 1.5, 2.0]
@@ -144,6 +145,25 @@ def test_the_table_of_a_sweep_has_a_row_for_each_value():
     assert (table.name, table.frame.index.name) == ("sweep_L2_pgd_steps", "steps")
     assert [table.row(value)["cnn"].values[0] for value in ("10", "20", "30")] == [0.75, 0.5, 0.25]
     assert table.row("20")["cnn"].values[1:] == accuracy_interval([1.0, 1.0, INF, INF], 1.5)
+
+
+def test_a_sweep_is_of_the_defenses_that_it_was_made_on():
+    maker = RunMaker(["cnn", "abs"], 1)
+    for steps in (1, 2, 3):
+        maker.attack(f"pgd:steps_{steps}", ["L2"], kind="bounded", steps=steps)
+        maker.cell("cnn", f"pgd:steps_{steps}", "L2", [INF])
+    maker.cell("abs", "pgd:steps_2", "L2", [INF])
+    ((name, sweep),) = sweeps(maker.make(), "L2")
+    assert list(sweep_table(maker.make(), "L2", name, sweep).frame) == ["cnn"]
+    assert len(sweep_figure(maker.make(), "L2", name, sweep).axes[0].containers) == 1
+
+
+def test_attacks_that_no_defense_has_met_in_a_row_are_no_sweep():
+    maker = RunMaker(["cnn", "abs"], 1)
+    for steps, defense in ((1, "cnn"), (2, "cnn"), (3, "abs"), (4, "abs")):
+        maker.attack(f"pgd:steps_{steps}", ["L2"], kind="bounded", steps=steps)
+        maker.cell(defense, f"pgd:steps_{steps}", "L2", [INF])
+    assert sweeps(maker.make(), "L2") == []
 
 
 def test_every_plot_says_what_it_shows():

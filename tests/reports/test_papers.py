@@ -120,3 +120,16 @@ def test_an_ablation_names_the_parts_and_begins_with_the_fewest(ju):
     assert list(table.frame.index) == ["adv_l2", "eabs"]
     assert table.row("eabs")["parts"].text == "A, D, V"
     assert table.row("eabs")["All L2 attacks"].values[0] == pytest.approx(24 / 30)
+
+
+def test_an_ablation_leaves_out_norms_in_which_the_family_was_not_attacked():
+    maker = RunMaker(["cnn", "eabs", "ad_abs"], 1)
+    maker.attack("pgd", ["L2", "Linf"])
+    for defense, norm in (("cnn", "Linf"), ("eabs", "L2"), ("ad_abs", "L2")):
+        maker.cell(defense, "pgd", norm, [1.0])
+    maker.member("eabs", "E-ABS", "A", "D", "V")
+    maker.member("ad_abs", "E-ABS", "A", "D")
+    run = maker.make()
+    tables = [{norm: made(run, norm) for norm in run.norms} for made in (summary_table, strength_table)]
+    (table,) = ablation_tables(run, accuracy_table(run, *tables))
+    assert list(table.frame) == ["parts", "clean", "All L2 attacks"]

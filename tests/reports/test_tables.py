@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
+from reports.accuracies import accuracy_table
 from reports.appendix import attacks_table, cost_table, defenses_table
 from reports.pairwise import mcnemar_table
 from reports.problems import problems, refuted_certificates
@@ -106,10 +107,41 @@ def test_bounded_attacks_alone_give_no_median():
 
 
 def test_an_attack_kept_from_a_defense_by_the_matrix_is_told_from_one_that_does_not_apply():
-    maker = RunMaker(["cnn", "abs"], 1)
+    shown = summary_table(spared(), "L2")
+    assert cell(shown, "pgd", "abs").notes == ("not in the matrix",)
+
+
+def spared():
+    """`abs` survives the weaker of two attacks and was spared the other; `mute` was attacked in another norm only."""
+    maker = RunMaker(["cnn", "abs", "mute"], 20)
     maker.attack("pgd", ["L2"])
-    maker.cell("cnn", "pgd", "L2", [1.0])
-    assert cell(summary_table(maker.make(), "L2"), "pgd", "abs").notes == ("not in the matrix",)
+    maker.attack("fgm", ["L2", "Linf"])
+    for defense, attack, norm in (("cnn", "pgd", "L2"), ("cnn", "fgm", "L2"), ("mute", "fgm", "Linf")):
+        maker.cell(defense, attack, norm, [0.1] * 20)
+    maker.cell("abs", "fgm", "L2", [INF] * 20)
+    return maker.make()
+
+
+def test_a_defense_that_was_spared_attacks_says_so_and_is_never_the_best():
+    shown = summary_table(spared(), "L2")
+    assert cell(shown, "fgm", "abs").significant
+    assert cell(shown, "All L2 attacks", "abs").notes == ("under 1 of 2 attacks only",)
+    assert not cell(shown, "All L2 attacks", "abs").significant
+    assert cell(shown, "All L2 attacks", "cnn").notes == ()
+    assert cell(mcnemar_table(spared(), "L2"), "abs", "cnn").notes == ("abs is spared some attacks",)
+
+
+def test_a_norms_tables_have_the_defenses_that_it_says_something_of():
+    run = spared()
+    for norm, defenses in (("L2", ["cnn", "abs"]), ("Linf", ["mute"])):
+        assert run.defenses_in(norm) == defenses
+        assert list(summary_table(run, norm).frame) == defenses
+        assert list(ranking_table(run, norm).frame) == ["all defenses", *defenses]
+    summaries = {norm: summary_table(run, norm) for norm in run.norms}
+    shown = accuracy_table(run, summaries, {norm: strength_table(run, norm) for norm in run.norms})
+    assert list(shown.frame) == run.defenses
+    assert [each.text for each in shown.row("fgm, L∞").values()] == ["—", "—", ""]
+    assert [each.values[0] for each in shown.row("clean").values()] == [1, 1, 1]
 
 
 def test_mcnemar_compares_survival_under_all_attacks():
