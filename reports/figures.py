@@ -26,7 +26,7 @@ from reports.statistics import (
     wilson_interval,
 )
 from reports.sweeps import Sweep, sweep_table, sweeps, swept
-from reports.tables import NORM_LABELS, minimised, passes_and_seconds
+from reports.tables import NORM_LABELS, minimised, passes_and_seconds, with_distances
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which is too light for lines: told apart by colour-blind readers."""
@@ -114,15 +114,17 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
     """Accuracy against epsilon under the per-sample minimum over attacks, with the band of Wilson's 95 % intervals at
     each epsilon (Schott et al. 2019, Figure 2).
 
-    A defense of which an image's distance is unknown (failed attacks) has no curve; the legend says so.
+    A defense of which an image's distance is unknown (failed attacks) has no curve; the legend says so. One that
+    bounded attacks alone met is left out, where there are others.
     """
+    defenses = with_distances(run, norm)
     by_defense = dict(list(run.smallest(norm).groupby("defense")["distance"]))
-    known = {name: values for name, values in by_defense.items() if values.notna().all()}
+    known = {name: by_defense[name] for name in defenses if name in by_defense and by_defense[name].notna().all()}
     right = _right_end(list(known.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(run.defenses_in(norm))), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(defenses)), layout="constrained")
         axes = figure.add_subplot()
-        for i, defense in enumerate(run.defenses_in(norm)):
+        for i, defense in enumerate(defenses):
             style = {**_color(i), "linestyle": LINE_STYLES[i % len(LINE_STYLES)], "linewidth": 1.6}
             if defense in known:
                 epsilons, accuracies = accuracy_distortion_curve(known[defense])
@@ -161,13 +163,13 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
 def distance_figure(run: Run, norm: Norm) -> Figure:
     """Every image's distance under the per-sample minimum over attacks, a strip per defense (after Schott et al. 2019,
     Figure 8)."""
-    smallest = run.smallest(norm)
+    smallest, defenses = run.smallest(norm), with_distances(run, norm)
     by_defense = {name: own["distance"].to_numpy(float) for name, own in smallest.groupby("defense")}
     right = 1.15 * _right_end(list(by_defense.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 1.0 + 0.42 * len(run.defenses_in(norm))), layout="constrained")
+        figure = Figure(figsize=(5.0, 1.0 + 0.42 * len(defenses)), layout="constrained")
         axes = figure.add_subplot()
-        for i, defense in enumerate(run.defenses_in(norm)):
+        for i, defense in enumerate(defenses):
             values = by_defense.get(defense, np.empty(0))
             seen = values[values <= right]
             # Evenly spread within the strip, in an order that has nothing to do with the distance.
@@ -188,8 +190,8 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
                 fontsize=8,
             )
         axes.axvline(run.threshold(norm), **_THRESHOLD_LINE)
-        axes.set(xlim=(0, right), ylim=(len(run.defenses_in(norm)) - 0.5, -0.5), xlabel=_distance_label(norm))
-        axes.set_yticks(range(len(run.defenses_in(norm))), run.defenses_in(norm))
+        axes.set(xlim=(0, right), ylim=(len(defenses) - 0.5, -0.5), xlabel=_distance_label(norm))
+        axes.set_yticks(range(len(defenses)), defenses)
         axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     return figure
 
@@ -220,11 +222,12 @@ def significance_figure(run: Run, norm: Norm) -> Figure:
 def cost_figure(run: Run, norm: Norm) -> Figure:
     """Mean passes against the median distance of each minimal attack, for each defense; those that no cheaper one beats
     are joined."""
+    defenses = with_distances(run, norm)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.6 + 0.1 * len(run.defenses_in(norm))), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.6 + 0.1 * len(defenses)), layout="constrained")
         axes = figure.add_subplot()
-        costs = [np.array(sorted(_costs(run, norm, defense))).reshape(-1, 2) for defense in run.defenses_in(norm)]
-        for i, (defense, points) in enumerate(zip(run.defenses_in(norm), costs, strict=True)):
+        costs = [np.array(sorted(_costs(run, norm, defense))).reshape(-1, 2) for defense in defenses]
+        for i, (defense, points) in enumerate(zip(defenses, costs, strict=True)):
             style = {**_color(i), "marker": MARKERS[i % len(MARKERS)]}
             axes.scatter(points[:, 0], points[:, 1], s=22, alpha=0.85, label=defense, **style)
             if len(points):

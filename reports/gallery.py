@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bench.norms import Norm
 from reports.runs import Run
-from reports.tables import NORM_LABELS
+from reports.tables import NORM_LABELS, with_distances
 
 SHOWN = 6
 """Images that a gallery shows."""
@@ -88,8 +88,8 @@ def gallery(run: Run, norm: Norm) -> Gallery:
 
 def quantile_gallery(run: Run, norm: Norm) -> Gallery:
     """For each defense the smallest adversarials of the images at some quantiles of its finite distances, clean errors
-    left out (Schott et al. 2019, Figures 5 to 7)."""
-    smallest = run.smallest(norm)
+    left out (Schott et al. 2019, Figures 5 to 7). Distances that bounded attacks alone found are none of its own."""
+    smallest, defenses = run.smallest(norm), with_distances(run, norm)
     attacked = smallest[np.isfinite(smallest["distance"]) & (smallest["distance"] > 0)]
     chosen = {}
     for name, own in attacked.groupby("defense"):
@@ -99,13 +99,13 @@ def quantile_gallery(run: Run, norm: Norm) -> Gallery:
     rows = []
     for i, q in enumerate(QUANTILES):
         title = {0.0: "nearest", 0.5: "median", 1.0: "farthest"}.get(q, f"{q:.0%}")
-        found = [chosen[defense][i] if defense in chosen else None for defense in run.defenses_in(norm)]
+        found = [chosen[defense][i] if defense in chosen else None for defense in defenses]
         pictures = [
             _quantile_picture(run, record, images, norm, f"{title}, {defense}")
-            for record, defense in zip(found, run.defenses_in(norm), strict=True)
+            for record, defense in zip(found, defenses, strict=True)
         ]
         rows.append((Picture((), title, (title,)), pictures))
-    return Gallery(f"quantiles_{norm}", "distance", run.defenses_in(norm), rows)
+    return Gallery(f"quantiles_{norm}", "distance", defenses, rows)
 
 
 def distal_gallery(run: Run) -> Gallery | None:

@@ -22,10 +22,10 @@ from reports.tables import (
     accuracy_quantity,
     gaps_of,
     laid_out,
+    meant_for,
     measured_on,
     minimised,
     signs_of,
-    spared,
 )
 
 
@@ -120,6 +120,7 @@ def _mcnemar_cell(
     notes = [] if valid.sum() == samples else [f"on the {valid.sum()} of {samples} images valid for both"]
     names = (str(first.name), str(second.name))
     notes += [f"not all attacks on {name} are complete" for name in names if gaps_of(run, norm, name)]
-    notes += [f"{name} is spared some attacks" for name in names if spared(run, norm, name)]
+    if meant_for(run, norm, names[:1]) != meant_for(run, norm, names[1:]):
+        notes.append("not under the same attacks")
     p = mcnemar(~within(first[valid], epsilon), ~within(second[valid], epsilon))
     return Cell((p,), notes=tuple(notes), doubts=tuple(f"{name}: {sign}" for name in names for sign in doubts[name]))

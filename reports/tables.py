@@ -6,7 +6,7 @@ Every cell of a table says numbers or, where there are none, why.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -321,8 +321,8 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
     gaps = gaps_of(run, norm, defense)
     notes: tuple[str, ...] = (f"incomplete: {'; '.join(gaps)}",) if gaps else ()
     if spared(run, norm, defense):
-        rows = run.attack_rows(norm)
-        notes += (f"under {sum(defense in row.cells for row in rows)} of {len(rows)} attacks only",)
+        met, there_are = meant_for(run, norm, [defense]), meant_for(run, norm, run.defenses)
+        notes += (f"under {len(met)} of {len(there_are)} attacks only",)
     if distances is None:
         return Cell(text="not run yet", notes=notes) if gaps else Cell(text=NO_CELL, notes=("no attack applies",))
     unknown = int(distances.isna().sum())
@@ -334,14 +334,27 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
 
 
 def spared(run: Run, norm: Norm, defense: str) -> bool:
-    """True if the matrix has attacks of this norm that it keeps from the defense, without need."""
-    return not all(row.concerns(defense) for row in run.attack_rows(norm))
+    """True if the matrix keeps attacks of this norm from the defense, without need."""
+    return meant_for(run, norm, [defense]) != meant_for(run, norm, run.defenses)
+
+
+def meant_for(run: Run, norm: Norm, defenses: Sequence[str]) -> set[str]:
+    """The attacks of a norm that the matrix has a place for on one of the defenses, by name: variants of an attack are
+    the same one."""
+    rows = run.attack_rows(norm)
+    return {row.attack.partition(":")[0] for row in rows if any(row.concerns(defense) for defense in defenses)}
 
 
 def minimised(run: Run, norm: Norm, defense: str) -> bool:
     """True if a minimal attack ran on the defense: adversarials of bounded ones lie near their epsilon and alone say
     nothing about the smallest."""
     return any(row.epsilon is None and row.cells.get(defense) in run.facts for row in run.attack_rows(norm))
+
+
+def with_distances(run: Run, norm: Norm) -> list[str]:
+    """The defenses of a norm but for those that bounded attacks alone met; all of them where there are no others."""
+    bounded = {name for name in smallest_of(run, norm) if not minimised(run, norm, name)}
+    return [name for name in run.defenses_in(norm) if name not in bounded] or run.defenses_in(norm)
 
 
 def signs_of(doubts: list[Doubt]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from reports.figures import (
     to_svg,
     write_figure,
 )
+from reports.gallery import quantile_gallery
 from reports.statistics import accuracy_interval
 from reports.sweeps import sweep_table, sweeps
 
@@ -52,6 +53,19 @@ def test_a_curve_ends_with_the_ball_where_only_bounded_attacks_ran():
     maker.attack("pgd", ["L2"], kind="bounded")
     maker.cell("cnn", "pgd", "L2", [1.4, INF])
     assert curves(curve_figure(maker.make(), "L2"))["cnn"].get_xdata()[-1] == 1.5
+
+
+def test_a_defense_that_bounded_attacks_alone_met_is_left_out_where_there_are_others():
+    maker = RunMaker(["cnn", "eabs", "mute"], 2)
+    maker.attack("pgd", ["L2"])
+    maker.attack("pgd:bounded", ["L2"], kind="bounded")
+    maker.cell("cnn", "pgd", "L2", [1.0, 2.0])
+    maker.cell("eabs", "pgd:bounded", "L2", [1.4, INF])
+    maker.na("mute", "pgd", "L2", "gives score access only")
+    run = maker.make()
+    assert list(curves(curve_figure(run, "L2"))) == ["cnn", "mute (no results)"]
+    assert [label.get_text() for label in distance_figure(run, "L2").axes[0].get_yticklabels()] == ["cnn", "mute"]
+    assert quantile_gallery(run, "L2").defenses == ["cnn", "mute"]
 
 
 def test_l0_is_in_pixels():
