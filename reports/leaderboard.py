@@ -11,7 +11,7 @@ from bench.norms import TOLERANCE, Norm
 from reports.masking import defense_doubts
 from reports.runs import Run
 from reports.statistics import accuracy_at
-from reports.tables import DECIMALS, NORM_LABELS, accuracy_quantity, gaps_of, signs_of
+from reports.tables import DECIMALS, NORM_LABELS, accuracy_quantity, gaps_of, signs_of, spared
 
 LARGEST = 250_000
 """Records from which on a page would be too large with their distances in it; it then has no leaderboards."""
@@ -38,6 +38,7 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
                 "clean": _number(accuracy_at(run.clean_distances.get(name, ()), 0.0)),
                 "doubts": signs_of(defense_doubts(run, norm, name)),
                 "gaps": gaps_of(run, norm, name),
+                "spared": spared(run, norm, name),
             }
             for name in run.defenses_in(norm)
         ],

@@ -37,8 +37,8 @@ function printedDistance(value, digits) {
 
 function standing(data, attacks, epsilon, defense) {
   const used = attacks.filter(attack => Object.hasOwn(attack.distances, defense.name));
-  const row = { name: defense.name, doubts: defense.doubts, gaps: defense.gaps, clean: defense.clean,
-    used: used.length, accuracy: null, median: null, unknown: 0 };
+  const row = { name: defense.name, doubts: defense.doubts, gaps: defense.gaps,
+    spared: defense.spared, clean: defense.clean, used: used.length, accuracy: null, median: null, unknown: 0 };
   if (!used.length) return row;
   const { smallest, unknown } = worstCase(data, used, defense.name);
   if (unknown) return { ...row, unknown };
@@ -70,7 +70,8 @@ function leaderboard(place) {
     { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—"
         : printedDistance(row.median, data.decimals) },
     { key: "clean", title: "clean accuracy", text: row => row.clean === null ? "—" : percent(row.clean) },
-    { key: "used", title: "attacks", text: row => row.gaps.length ? `${row.used} (incomplete)` : row.used },
+    { key: "used", title: "attacks", text: row => [String(row.used), row.spared && "(spared others)",
+        row.gaps.length && "(incomplete)"].filter(Boolean).join(" ") },
   ];
   let sorted = columns[1], up = false;
 

@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from synthetic_runs import every_defense, every_status
+from synthetic_runs import RunMaker, every_defense, every_status
 
 from reports.render import print_numbers
 from reports.report import write_run_report
@@ -187,3 +187,13 @@ def test_unknown_distances_give_no_numbers(browser, tmp_path):
     assert rows["nearest_neighbour"][-1].endswith("(incomplete)")
     assert rows["nearest_neighbour"][0] == "unknown (1/5)"
     assert rows["cnn"][0] == "20%"
+
+
+def test_the_leaderboard_tells_who_was_spared_attacks(browser, tmp_path):
+    maker = RunMaker(["cnn", "abs"], 4)
+    for attack, defenses in (("fgm", ["cnn", "abs"]), ("pgd", ["cnn"])):
+        maker.attack(attack, ["L2"])
+        for defense in defenses:
+            maker.cell(defense, attack, "L2", [0.5] * 4)
+    browser.get(write_run_report(maker.make(), tmp_path, formats=["html"]).as_uri())
+    assert {row[0]: row[-1] for row in leaderboard_rows(browser)} == {"cnn": "2", "abs": "1 (spared others)"}
