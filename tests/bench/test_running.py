@@ -296,7 +296,7 @@ def test_variants_of_a_defense_run_side_by_side_with_parameters_of_their_own(tmp
     matrix = tmp_path / "sigmas.toml"
     matrix.write_text(f"""
 dataset = "digits"
-samples = 3
+samples = 10
 defenses = ["{smoothed}", {{ name = "{smoothed}", variant = "loud", parameters = {{ sigma = 2.0 }} }}]
 attacks = [{{ name = "gaussian_noise", parameters = {{ repetitions = 1, rungs = 2 }}, defenses = ["{smoothed}:loud"] }},
            {{ name = "uniform_noise", norms = ["Linf"], parameters = {{ repetitions = 1, rungs = 2 }} }}]
@@ -307,7 +307,6 @@ thresholds = {{ L2 = 1.0, Linf = 0.2 }}
     assert set(records["defense"]) == {smoothed, f"{smoothed}:loud"}
     assert set(records.loc[records["attack"] == "gaussian_noise", "defense"]) == {f"{smoothed}:loud"}
     errors = (records["status"] == "clean_error").groupby(records["defense"]).mean()
-    assert errors[smoothed] == 0
-    assert errors[f"{smoothed}:loud"] > 0
+    assert errors[f"{smoothed}:loud"] >= errors[smoothed] + 0.3
     listed = {defense["name"]: defense["parameters"] for defense in load_manifest(tmp_path / "run")["defenses"]}
     assert listed == {smoothed: {"sigma": 0.2}, f"{smoothed}:loud": {"sigma": 2.0}}
