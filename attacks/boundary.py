@@ -136,7 +136,7 @@ def smoothed(noise: Tensor) -> Tensor:
     radius = int(SMOOTHING * noise.shape[-1])
     width = 2 * radius + 1
     padded = torch.nn.functional.pad(noise, (radius,) * 4)
-    # Rows, then columns: several times faster than ``avg_pool2d``.
+    # Rows, then columns: ``avg_pool2d`` is slower.
     rows = torch.stack([padded[..., k : k + noise.shape[-1]] for k in range(width)]).sum(0)
     return torch.stack([rows[..., k : k + noise.shape[-2], :] for k in range(width)]).sum(0) / width**2
 

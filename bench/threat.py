@@ -46,7 +46,7 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
     """
     if norm == "L0":
         return (a != b).any(dim=1).flatten(1).sum(1).double()
-    difference = a.double().sub_(b).flatten(1)
+    difference = (a.double() - b).flatten(1)
     if norm == "L2":
         return difference.square_().sum(1).sqrt_()
     return difference.abs_().amax(1)

@@ -67,3 +67,12 @@ def test_snapping_keeps_the_binarised_image_and_is_nearest_among_those_that_do(c
     assert torch.equal(snapped >= 0.5, candidate >= 0.5)
     for norm in NORMS:
         assert (distance(snapped, x, norm) <= distance(candidate, x, norm)).all()
+
+
+@pytest.mark.parametrize("norm", ["L0", "L2", "Linf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_measuring_a_distance_leaves_the_images_as_they_are(norm, dtype):
+    a, b = torch.full((2, 1, 2, 2), 0.75, dtype=dtype), torch.full((2, 1, 2, 2), 0.5, dtype=dtype)
+    distance(a, b, norm)
+    assert (a == 0.75).all()
+    assert (b == 0.5).all()
