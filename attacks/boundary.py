@@ -21,7 +21,7 @@ CLASS_BISECTIONS = 5
 NOISE_TRIES = 50
 START_BISECTIONS = 12
 ADAPTATION = 1.5
-CHECK_EVERY = 2
+CHECK_EVERY = 4
 """Every so many steps the spherical candidate is asked about too, and the step sizes are adapted."""
 SPHERICAL_QUEUE, SOURCE_QUEUE = 10, 5
 """Outcomes of which success rates are taken."""
@@ -40,7 +40,7 @@ SMOOTHING = 1 / 16
     access="decision",
     stochastic=True,
     budget=8000,
-    version=3,
+    version=4,
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
 )
 def boundary(

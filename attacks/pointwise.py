@@ -68,7 +68,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
     asked = torch.zeros_like(position)
     rows = torch.arange(len(ids), device=ids.device)
     while True:
-        rows = rows[untried[rows].any(1)]
+        rows = rows[untried.any(1)[rows]]
         rows = rows[oracle.affordable(ids[rows])]
         if not len(rows):
             return z
@@ -98,7 +98,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
 def next_in_cycle(candidates: Tensor, position: Tensor) -> Tensor:
     """Index (N,) of the first True of each row of ``candidates`` (N, P) after ``position`` (N,), wrapping around."""
     later = candidates & (torch.arange(candidates.shape[1], device=position.device) > position[:, None])
-    return torch.where(later.any(1), later.byte().argmax(1), candidates.byte().argmax(1))
+    return (candidates.byte() + later).argmax(1)
 
 
 def moved_back(z: Tensor, x: Tensor, rows: Tensor, pixel: Tensor, share: Tensor) -> Tensor:

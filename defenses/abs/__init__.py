@@ -28,7 +28,7 @@ from defenses.abs.vae import Architecture, Decoder, VAEs, kl_weight, side_by_sid
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
 """Intensity at which Binary ABS binarises: a pixel at or above it becomes 1 (section 3)."""
-BATCH_SIZE = 50
+BATCH_SIZE = 100
 VERSION = 3
 """Of all four cards; raising it trains ``abs`` anew."""
 RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
