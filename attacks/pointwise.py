@@ -98,6 +98,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
 def next_in_cycle(candidates: Tensor, position: Tensor) -> Tensor:
     """Index (N,) of the first True of each row of ``candidates`` (N, P) after ``position`` (N,), wrapping around."""
     later = candidates & (torch.arange(candidates.shape[1], device=position.device) > position[:, None])
+    # 2 for the later ones, 1 for those before; ``argmax`` gives the first of equals.
     return (candidates.byte() + later).argmax(1)
 
 
