@@ -9,6 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
 from synthetic_runs import RunMaker, every_defense, every_status
 
 from reports.render import print_numbers
@@ -38,6 +39,13 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
+def visit(browser, address):
+    """Open a page. On a busy machine the driver's `get` alone may return while the last page is still shown."""
+    browser.get(address)
+    loaded = "return document.URL === arguments[0] && document.readyState === 'complete'"
+    WebDriverWait(browser, 60).until(lambda browser: browser.execute_script(loaded, address))
+
+
 @pytest.fixture(scope="module", params=["complete", "published", "incomplete"])
 def page(request, browser, tmp_path_factory):
     run = {
@@ -47,7 +55,7 @@ def page(request, browser, tmp_path_factory):
     }[request.param]()
     index = write_run_report(run, tmp_path_factory.mktemp("report"))
     shutil.move(index, index.parent.with_suffix(".html"))  # alone: nothing beside it to load
-    browser.get(index.parent.with_suffix(".html").as_uri())
+    visit(browser, index.parent.with_suffix(".html").as_uri())
     return browser
 
 
@@ -127,7 +135,7 @@ def reported(tmp_path_factory):
 @pytest.fixture
 def choosing(browser, reported):
     run, address = reported
-    browser.get(address)
+    visit(browser, address)
     widen(browser, DESKTOP)
     return run
 
@@ -181,7 +189,7 @@ def test_a_part_of_a_name_picks_defenses(browser, choosing):
 
 
 def test_unknown_distances_give_no_numbers(browser, tmp_path):
-    browser.get(write_run_report(every_status(), tmp_path, formats=["html"]).as_uri())
+    visit(browser, write_run_report(every_status(), tmp_path, formats=["html"]).as_uri())
     rows = {row[0].removesuffix("†"): row[1:] for row in leaderboard_rows(browser)}
     assert rows["binary_cnn"][0] == "unknown (2/5)"
     assert rows["nearest_neighbour"][-1].endswith("(incomplete)")
@@ -195,5 +203,5 @@ def test_the_leaderboard_tells_who_was_spared_attacks(browser, tmp_path):
         maker.attack(attack, ["L2"])
         for defense in defenses:
             maker.cell(defense, attack, "L2", [0.5] * 4)
-    browser.get(write_run_report(maker.make(), tmp_path, formats=["html"]).as_uri())
+    visit(browser, write_run_report(maker.make(), tmp_path, formats=["html"]).as_uri())
     assert {row[0]: row[-1] for row in leaderboard_rows(browser)} == {"cnn": "2", "abs": "1 (spared others)"}
