@@ -72,17 +72,16 @@ def boundary(
         smooth = k // CHECK_EVERY % 2 == 1
         noise = biased(draws[k % DRAWS_AT_ONCE, active], z[active] - x[active], smooth=smooth)
         sphere_point, candidate = propose(x[active], z[active], noise, spherical[active], source[active])
-        if k % CHECK_EVERY == 0:
+        asked = active
+        checking = k % CHECK_EVERY == 0
+        if checking:
             still = oracle.decision(sphere_point, active) != y[active]
             on_sphere.push(active, still)
-        else:
-            still = torch.ones_like(active, dtype=torch.bool)
-        asked = active[still]
-        hit = oracle.decision(candidate[still], asked) != y[asked]
-        if k % CHECK_EVERY == 0:
+            asked, candidate = active[still], candidate[still]
+        hit = oracle.decision(candidate, asked) != y[asked]
+        z[asked[hit]] = candidate[hit]
+        if checking:
             towards.push(asked, hit)
-        z[asked[hit]] = candidate[still][hit]
-        if k % CHECK_EVERY == 0:
             spherical_factor = on_sphere.factors(*SPHERICAL_RATES)
             spherical *= spherical_factor
             source *= spherical_factor * towards.factors(*SOURCE_RATES)
@@ -151,7 +150,8 @@ def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_
     sphere_point = (x + (orthogonal - to_source) / per_image((1 + spherical_step**2).sqrt())).clamp(0, 1)
     back = x - sphere_point
     # Clipping leaves the sphere: the step ends at (1 - source_step) times the distance all the same.
-    reach = (source_step * distance + length(back) - distance).clamp_min(0) / length(back)
+    away = length(back)
+    reach = (source_step * distance + away - distance).clamp_min(0) / away
     return sphere_point, (sphere_point + per_image(reach) * back).clamp(0, 1)
 
 

@@ -58,7 +58,8 @@ def per_image(values: Tensor) -> Tensor:
 
 def length(x: Tensor) -> Tensor:
     """Euclidean length (N,) of each image."""
-    lengths: Tensor = x.flatten(1).norm(dim=1)
+    # ``norm`` goes the same way more slowly.
+    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return lengths
 
 

@@ -14,6 +14,12 @@ from bench.oracle import Oracle
 
 CITATION = "Rauber, Brendel & Bethge 2017, Foolbox; reference attacks of Schott et al. 2019"
 
+REACH = 1.5
+"""Additive noise is tried up to this multiple of the first scale that is adversarial: some of it is closer."""
+AT_ONCE = 4
+"""Densities of salt and pepper noise that are asked about at once: few images climb, and a pass over few costs as much
+as one over some more. The first hit is the same, those above it are asked about in vain."""
+
 Draw = Callable[[Tensor, Sequence[int]], Tensor]
 """Draws noise of a shape for samples (N,)."""
 
@@ -24,7 +30,7 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     access="decision",
     stochastic=True,
     budget=1000,
-    version=2,
+    version=3,
     citation=CITATION,
 )
 def gaussian_noise(
@@ -34,7 +40,7 @@ def gaussian_noise(
     return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
 
 
-@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, version=2, citation=CITATION)
+@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, version=3, citation=CITATION)
 def uniform_noise(
     oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 4
 ) -> Tensor:
@@ -51,33 +57,34 @@ def additive_noise(
 ) -> Tensor:
     """Noise, clipped to [0, 1], on a grid of ``rungs`` scales up to 1: the first one that is adversarial.
 
-    Each further repetition climbs with fresh noise, up to the best scale so far. The closest of all is then moved back
-    by up to a rung, in ``bisections`` halvings.
+    The repetitions climb side by side, each with noise of its own: until it hits, or a bit beyond the first hit of all.
+    Noise that would not be closer is not asked about. The closest hit is then moved back by about a rung, in
+    ``bisections`` halvings.
     """
     scales = torch.linspace(0, 1, rungs + 1)[1:].to(x)
-    top = torch.full((len(x),), rungs - 1, device=x.device)
-    last = x.clone()
-    for _ in range(repetitions):
-        climbing = oracle.ids
-        for k, scale in enumerate(scales):
-            climbing = climbing[(top[climbing] >= k) & oracle.affordable(climbing)]
-            if not len(climbing):
-                break
-            last[climbing] = (x[climbing] + scale * draw(climbing, x.shape[1:])).clamp(0, 1)
-            closer = oracle.threat.distance(last[climbing], x[climbing]) < oracle.closest_distance[climbing]
-            asked = climbing[closer]
-            hit = torch.zeros_like(closer)
-            hit[closer] = oracle.decision(last[asked], asked) != y[asked]
-            top[climbing[hit]] = k
-            climbing = climbing[~hit]
+    first = torch.full((len(x),), torch.inf, device=x.device)
+    climbing = oracle.ids.repeat(repetitions)
+    for scale in scales:
+        climbing = climbing[scale <= REACH * first[climbing]]
+        climbing = climbing[oracle.affordable(climbing)]
+        if not len(climbing):
+            break
+        noisy = (x[climbing] + scale * draw(climbing, x.shape[1:])).clamp(0, 1)
+        closer = oracle.threat.distance(noisy, x[climbing]) < oracle.closest_distance[climbing]
+        asked = climbing[closer]
+        hit = torch.zeros_like(closer)
+        hit[closer] = oracle.decision(noisy[closer], asked) != y[asked]
+        first[climbing[hit]] = first[climbing[hit]].clamp_max(scale)
+        climbing = climbing[~hit]
     found = oracle.ids[oracle.found]
-    closest, clean = oracle.closest(last)[found], x[found]
-    rung_below = clean + per_image(top[found] / (top[found] + 1)) * (closest - clean)
+    loudest = (x + draw(oracle.ids, x.shape[1:])).clamp(0, 1)
+    closest, clean = oracle.closest(loudest)[found], x[found]
+    rung_below = clean + per_image(1 - 1 / (rungs * first[found])) * (closest - clean)
     bisect(oracle, rung_below, closest, y[found], found, bisections)
-    return oracle.closest(last)
+    return oracle.closest(loudest)
 
 
-@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, version=2, citation=CITATION)
+@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, version=3, citation=CITATION)
 def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
     """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
 
@@ -85,14 +92,12 @@ def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 
     asked about.
     """
     bottom, top = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
-    last = x.clone()
     for _ in range(repetitions):
-        noisy, density = first_hit(oracle, x, y, oracle.ids, bottom, top, rungs, only_closer=True)
-        last = torch.where(per_image((noisy != x).flatten(1).any(1)), noisy, last)
+        _, density = first_hit(oracle, x, y, oracle.ids, bottom, top, rungs, at_once=AT_ONCE, only_closer=True)
         hit = torch.isfinite(density)
         bottom = torch.where(hit, density / 2, bottom)
         top = torch.where(hit, (1.2 * density).clamp_max(1), top)
-    return oracle.closest(last)
+    return oracle.closest(densest(oracle, x))
 
 
 def first_hit(
@@ -104,7 +109,8 @@ def first_hit(
     top: Tensor,
     rungs: int,
     *,
-    only_closer: bool,
+    at_once: int = 1,
+    only_closer: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Climbs ``rungs`` densities from ``bottom`` (R,) to ``top`` (R,), with fresh noise at each, until the image is
     adversarial.
@@ -117,31 +123,40 @@ def first_hit(
         bottom: density of each row that is not tried any more, in [0, 1).
         top: highest density of each row, in (0, 1].
         rungs: number of densities.
+        at_once: how many densities are asked about in one query.
         only_closer: do not ask about noise at or beyond the sample's closest adversarial so far.
 
     Returns:
-        The last noisy image of each row (R, C, H, W) and its density (R,) where it is adversarial, else infinity.
+        The noisy image of each row (R, C, H, W) and its density (R,) where it is adversarial, else the clean image and
+        infinity.
     """
-    last, density = x.clone(), torch.full_like(top, torch.inf)
+    first, density = x.clone(), torch.full_like(top, torch.inf)
     climbing = torch.arange(len(ids), device=ids.device)
-    for k in range(1, rungs + 1):
+    for steps in torch.split(torch.arange(1, rungs + 1, device=ids.device), at_once):
+        climbing = climbing[~torch.isfinite(density[climbing])]
         climbing = climbing[oracle.affordable(ids[climbing])]
         if not len(climbing):
             break
-        now = torch.lerp(bottom[climbing], top[climbing], k / rungs)
-        noisy = salted(x[climbing], now, oracle.random.uniform(ids[climbing], x.shape[2:]))
-        distance = oracle.threat.distance(noisy, x[climbing])
+        rows = climbing.repeat(len(steps))
+        now = torch.lerp(bottom[rows], top[rows], steps.repeat_interleave(len(climbing)) / rungs)
+        noisy = salted(x[rows], now, oracle.random.uniform(ids[rows], x.shape[2:]))
+        distance = oracle.threat.distance(noisy, x[rows])
         worth = distance > 0
         if only_closer:
-            worth &= distance < oracle.closest_distance[ids[climbing]]
-        asked = climbing[worth]
-        last[asked] = noisy[worth]
-        if not len(asked):
+            worth &= distance < oracle.closest_distance[ids[rows]]
+        if not worth.any():
             continue
-        hit = oracle.decision(noisy[worth], ids[asked]) != y[asked]
-        density[asked[hit]] = now[worth][hit]
-        climbing = climbing[~torch.isfinite(density[climbing])]
-    return last, density
+        rows, now, noisy = rows[worth], now[worth], noisy[worth]
+        hit = oracle.decision(noisy, ids[rows]) != y[rows]
+        density.scatter_reduce_(0, rows[hit], now[hit], "amin")
+        lowest = hit & (now == density[rows])
+        first[rows[lowest]] = noisy[lowest]
+    return first, density
+
+
+def densest(oracle: Oracle, x: Tensor) -> Tensor:
+    """Salt and pepper on every pixel of ``x`` (n, C, H, W): what is proposed where nothing is found."""
+    return salted(x, torch.ones(len(x), device=x.device), oracle.random.uniform(oracle.ids, x.shape[2:]))
 
 
 def salted(x: Tensor, density: Tensor, u: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.lines import bisect
-from attacks.noise import first_hit
+from attacks.noise import densest, first_hit
 from bench.cards import attack
 from bench.oracle import Oracle
 
@@ -16,14 +16,14 @@ LINE_BISECTIONS = 6
 """Halvings of the way to the clean image before the pixels move singly, for the L2 norm."""
 
 
-@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, version=2, citation=CITATION)
+@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, version=3, citation=CITATION)
 def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 100, bisections: int = 10) -> Tensor:
     """One repetition of Pointwise from salt and pepper noise on ``rungs`` densities; see `undo`."""
     return _pointwise(oracle, x, y, 1, rungs, bisections)
 
 
 @attack(
-    "pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, version=2, citation=CITATION
+    "pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, version=3, citation=CITATION
 )
 def pointwise_10x(
     oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 10
@@ -35,7 +35,7 @@ def pointwise_10x(
 def _pointwise(oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, rungs: int, bisections: int) -> Tensor:
     ids = oracle.ids.repeat(repetitions)
     densities = torch.zeros(len(ids)).to(x), torch.ones(len(ids)).to(x)
-    start, density = first_hit(oracle, x[ids], y[ids], ids, *densities, rungs, only_closer=False)
+    start, density = first_hit(oracle, x[ids], y[ids], ids, *densities, rungs)
     rows = torch.isfinite(density)
     ids, noisy = ids[rows], start[rows]
     reset = undo(oracle, x[ids], y[ids], noisy, ids, bisections=0)
@@ -43,7 +43,7 @@ def _pointwise(oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, rungs: in
         # Pixels moved one by one would leave all that can be gained to the first ones.
         reset = bisect(oracle, x[ids], reset, y[ids], ids, LINE_BISECTIONS)
         undo(oracle, x[ids], y[ids], reset, ids, bisections=bisections)
-    return oracle.closest(start[: len(x)])
+    return oracle.closest(densest(oracle, x))
 
 
 def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, *, bisections: int) -> Tensor:

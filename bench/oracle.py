@@ -335,8 +335,7 @@ class Oracle:
         closer_rows = (closer & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)).nonzero()[:, 0]
         if not len(closer_rows):
             return answers
-        nearest_first = closer_rows[torch.argsort(distances[closer_rows], stable=True)]
-        by_sample = nearest_first[torch.argsort(ids[nearest_first], stable=True)]
+        by_sample = _nearest_first(closer_rows, distances, ids)
         if self._confirmation is None:
             winners = by_sample[first_of_each(ids[by_sample])]
         else:
@@ -388,6 +387,14 @@ class Oracle:
             return products
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian
+
+
+def _nearest_first(rows: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
+    """Rows (N,), the nearest of each sample first and the samples in order."""
+    if (ids[rows].diff() > 0).all():
+        return rows
+    rows = rows[torch.argsort(distances[rows], stable=True)]
+    return rows[torch.argsort(ids[rows], stable=True)]
 
 
 def _derivatives(cotangents: Tensor, products: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:

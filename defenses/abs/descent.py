@@ -12,6 +12,7 @@ a posterior of width 1. `Variational` moves the mean and the deviation of a norm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +38,9 @@ MAX_NORM = 5.0
 """Latents of ABS stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
 ROWS = 100
 """Images or latents that are decoded at once at most: bounds the memory and keeps activations in the cache."""
+PARTS = 10
+"""In so many parts starting points are compared, or in as many as their number can be divided into."""
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
-
 
 Pruning = tuple[tuple[int, float], ...]
 """Pairs (steps taken, gap), the first for 0 steps: a class whose scaled energy then lies further than the gap above the
@@ -72,7 +74,7 @@ def prior_draws(count: int, latent: int) -> Tensor:
 
 def clip_norm(z: Tensor, maximum: float) -> Tensor:
     """Scales rows of ``z`` (..., L) longer than ``maximum`` down to it, in place; their direction stays."""
-    return z.mul_(maximum / z.norm(dim=-1, keepdim=True).clamp_min(maximum))
+    return z.mul_(maximum / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(maximum))
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ class _Group:
         # The value but for ||x||^2, which the starting points share.
         values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
         if count == 1:
-            lowest, rows = (found[:, None] for found in values.min(2))
+            lowest, rows = (found[:, None] for found in _smallest(values))
         else:
             lowest, rows = (found.mT for found in values.topk(count, 2, largest=False))
         return self.starts[rows.flatten(1)], lowest[:, 0] + x.square().sum(1)
@@ -405,6 +407,17 @@ class Inference:
             values.append(torch.cat([value for value, _ in ends], 1))
             decoded.append(torch.cat([reconstruction for _, reconstruction in ends], 1))
         return torch.cat(values), images(torch.cat(decoded), x.shape[-1])
+
+
+def _smallest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The least of the values (K, N, S) along the last dimension and an index of it, both (K, N).
+
+    Parts of that dimension are compared value by value first: ``amin`` is fast there, ``min`` with its index is not.
+    """
+    parts = values.reshape(*values.shape[:2], math.gcd(values.shape[2], PARTS), -1)
+    lowest, place = parts.amin(2).min(2)
+    candidates = parts.gather(3, place[..., None, None].expand(*parts.shape[:3], 1))[..., 0]
+    return lowest, candidates.argmin(2) * parts.shape[3] + place
 
 
 def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: float) -> list[tuple[slice, Descent]]:
