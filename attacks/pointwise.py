@@ -58,8 +58,11 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
     z = adversarial.clone()
     smallest = 0.5**bisections
     order = oracle.random.permutation(ids, x.shape[2:].numel())
-    # Both in the row's random order.
+    # Both in the row's random order, but for the changed pixels, which come first: the others are left out.
     changed = (z != x).any(1).flatten(1).gather(1, order)
+    columns = changed.byte().argsort(dim=1, descending=True, stable=True)
+    columns = columns[:, : max(changed.sum(1).tolist(), default=0)]
+    order, changed = order.gather(1, columns), changed.gather(1, columns)
     untried = changed.clone()
     position = torch.full((len(ids),), -1, device=ids.device)
     # The search on the row's pixel: moved this share of the way back it is adversarial (best), is not (worst).
