@@ -34,7 +34,7 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     citation=CITATION,
 )
 def gaussian_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 4
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 8
 ) -> Tensor:
     """Gaussian noise of standard deviations up to 1; see `additive_noise`."""
     return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
@@ -42,7 +42,7 @@ def gaussian_noise(
 
 @attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, version=3, citation=CITATION)
 def uniform_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 4
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 8
 ) -> Tensor:
     """Uniform noise of half-widths up to 1; see `additive_noise`."""
 
@@ -58,8 +58,8 @@ def additive_noise(
     """Noise, clipped to [0, 1], on a grid of ``rungs`` scales up to 1: the first one that is adversarial.
 
     The repetitions climb side by side, each with noise of its own: until it hits, or a bit beyond the first hit of all.
-    Noise that would not be closer is not asked about. The closest hit is then moved back by about a rung, in
-    ``bisections`` halvings.
+    Noise that would not be closer is not asked about. The closest hit, whose noise was not tried at lower scales, is
+    then moved back towards the clean image in ``bisections`` halvings.
     """
     scales = torch.linspace(0, 1, rungs + 1)[1:].to(x)
     first = torch.full((len(x),), torch.inf, device=x.device)
@@ -76,11 +76,9 @@ def additive_noise(
         hit[closer] = oracle.decision(noisy[closer], asked) != y[asked]
         first[climbing[hit]] = first[climbing[hit]].clamp_max(scale)
         climbing = climbing[~hit]
-    found = oracle.ids[oracle.found]
     loudest = (x + draw(oracle.ids, x.shape[1:])).clamp(0, 1)
-    closest, clean = oracle.closest(loudest)[found], x[found]
-    rung_below = clean + per_image(1 - 1 / (rungs * first[found])) * (closest - clean)
-    bisect(oracle, rung_below, closest, y[found], found, bisections)
+    found = oracle.ids[oracle.found]
+    bisect(oracle, x[found], oracle.closest(loudest)[found], y[found], found, bisections)
     return oracle.closest(loudest)
 
 
