@@ -130,7 +130,7 @@ def first_hit(
     """
     first, density = x.clone(), torch.full_like(top, torch.inf)
     climbing = torch.arange(len(ids), device=ids.device)
-    for steps in torch.split(torch.arange(1, rungs + 1, device=ids.device), at_once):
+    for steps in torch.split(torch.arange(1, rungs + 1).to(top), at_once):
         climbing = climbing[~torch.isfinite(density[climbing])]
         climbing = climbing[oracle.affordable(ids[climbing])]
         if not len(climbing):
