@@ -18,7 +18,7 @@ REACH = 1.5
 """Additive noise is tried up to this multiple of the first scale that is adversarial: some of it is closer."""
 AT_ONCE = 4
 """Densities of salt and pepper noise that are asked about at once: few images climb, and a pass over few costs as much
-as one over some more. The first hit is the same, those above it are asked about in vain."""
+as one over some more. The lowest hit counts; what was asked above it is the price."""
 
 Draw = Callable[[Tensor, Sequence[int]], Tensor]
 """Draws noise of a shape for samples (N,)."""
