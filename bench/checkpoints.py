@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from bench.arithmetic import exact_float32, rows_per_pass
 from bench.atomic import write_atomically
 from bench.cache import cache_dir
 from bench.datasets import Dataset, Split
@@ -128,10 +129,11 @@ def _train(
 def write_to_zoo(
     defense: Defense, dataset: Dataset, checkpoint: Checkpoint, device: torch.device, folder: Path
 ) -> Checkpoint:
-    """Writes a loaded checkpoint into a zoo's ``folder``, in half precision unless that moves clean accuracy."""
+    """Writes a loaded checkpoint into a zoo's ``folder``, in half precision unless that moves clean accuracy; weights
+    below the names that a defense calls ``coarse`` in eight bits."""
     assert isinstance(defense, Trainable)
     state = load_tensors(checkpoint.path)
-    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    half = _halved(state, getattr(defense, "coarse", ()))
     defense.load_state_dict(_single(half))
     defense.to(device)
     accuracy = clean_accuracy(defense, dataset.test, device)
@@ -188,6 +190,16 @@ def _load_state(defense: Trainable, checkpoint: Checkpoint) -> None:
     load_into(defense, _single(state), path)
 
 
+def _halved(state: Mapping[str, Tensor], coarse: tuple[str, ...]) -> dict[str, Tensor]:
+    def halved(key: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        # Vectors, such as variances, may be too large for eight bits, and are small to store.
+        return value.to(torch.float8_e4m3fn) if key.startswith(coarse) and value.dim() > 1 else value.half()
+
+    return {key: halved(key, value) for key, value in state.items()}
+
+
 def _single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
@@ -210,8 +222,9 @@ def _stem(defense: Any) -> str:
 @torch.no_grad()
 def clean_accuracy(defense: Defense, split: Split, device: torch.device) -> float:
     """Share of a split's images that a defense on ``device`` classifies right, at one draw if it is randomised."""
+    exact_float32()
     right = 0
-    for rows in torch.split(torch.arange(len(split.labels)), defense.card.batch_size):
+    for rows in torch.split(torch.arange(len(split.labels)), rows_per_pass(defense.card.batch_size, device)):
         rng = [Streams(0, rows.tolist(), "clean accuracy", device).rows(torch.arange(len(rows)))]
         logits = defense.logits(split.images[rows].to(device), *(rng if defense.card.randomized else []))
         right += int((logits.argmax(1).cpu() == split.labels[rows]).sum())

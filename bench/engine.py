@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.arithmetic import rows_per_pass
 from bench.cards import AttackCard, card_of
 from bench.cells import Cell
 from bench.datasets import Dataset
@@ -184,7 +185,7 @@ def _oracle(
         random=Streams(cell.seed, keys, f"attack {cell.attack} {cell.norm}", x.device),
         noise=Streams(cell.seed, keys, f"queries {cell.attack} {cell.norm}", x.device),
         budget=cell.budget,
-        batch_size=cell.batch_size,
+        batch_size=rows_per_pass(cell.batch_size, x.device),
         pool=pool,
         transferred=transferred,
         deadline=deadline,
@@ -216,7 +217,7 @@ def _proposed(
             random=Streams(cell.seed, indices, f"substitute {card.name} {cell.norm}", x.device),
             noise=Streams(cell.seed, indices, f"substitute queries {card.name} {cell.norm}", x.device),
             budget=card.budget,
-            batch_size=substitute.defense.card.batch_size,
+            batch_size=rows_per_pass(substitute.defense.card.batch_size, x.device),
             deadline=deadline,
         )
         substitute.proposals[key] = attack(oracle, x.clone(), y.clone()).detach()

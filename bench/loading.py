@@ -15,6 +15,7 @@ from queue import Empty, Queue
 
 import torch
 
+from bench.arithmetic import exact_float32
 from bench.cards import DefenseCard
 from bench.checkpoints import ensure_trained, find_checkpoint
 from bench.datasets import Dataset, load_dataset
@@ -106,6 +107,7 @@ def load_trained(
     if isinstance(learner.defense, Trainable):
         ensure_trained(learner.defense, dataset, seed, device, learner.plugin.digest, progress)
     loaded.defense.to(device)
+    exact_float32()
     return loaded
 
 

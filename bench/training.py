@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.arithmetic import fast_float32
 from bench.atomic import write_atomically
 from bench.datasets import Split
 from bench.progress import Bar
@@ -27,9 +28,16 @@ TRAINING_THREADS = 1
 """Threads of every training, whatever the machine: float arithmetic depends on it."""
 KEEP_EVERY = 30.0
 """Seconds after which the end of an epoch is kept, for an interrupted training to go on from."""
+READ_EVERY = 20
+"""Steps after which the loss is read and shown: reading it waits for a GPU."""
+WARM_UP = 3
+"""Steps before one is recorded: libraries choose algorithms and allocate in the first ones."""
 
-BatchLoss = Callable[[Tensor, Tensor, float], Tensor]
-"""Maps images (N, C, H, W), labels (N,) and the share of training done (0 to 1) to a scalar loss."""
+Share = float | Tensor
+"""A share between 0 and 1, as a number or as a float32 tensor without dimensions."""
+BatchLoss = Callable[[Tensor, Tensor, Any], Tensor]
+"""Maps images (N, C, H, W), labels (N,) and the share of training done (a number, or a `Share` if the loss is
+recordable, see `Trainer.minimise`) to a scalar loss."""
 Objective = tuple[Iterable[nn.Parameter], BatchLoss]
 """Parameters, and the loss that they descend."""
 
@@ -76,11 +84,16 @@ class Trainer:
         learning_rate: float,
         adversary: Objective | None = None,
         mixed_precision: bool = False,
+        recordable: bool = False,
     ) -> None:
         """Minimises ``loss`` by Adam over shuffled batches, the learning rate falling to zero along a half cosine.
 
         An ``adversary`` (a discriminator) takes a step after each step of ``parameters``, on the same batch. With
         ``mixed_precision`` losses are computed in bfloat16 where torch's autocast finds that safe.
+
+        A loss is ``recordable`` if what is computed, and in which shapes, does not depend on the data or the share
+        done. On a GPU its steps are recorded as a CUDA graph and replayed, since starting many small kernels takes
+        longer than running them; it gets the share as a tensor there.
 
         The last, smaller batch of an epoch is left out (batch normalisation would see it as one of its own), unless it
         is the only one. Advances the progress by one.
@@ -88,15 +101,16 @@ class Trainer:
         Raises:
             FloatingPointError: when the loss stops being finite.
         """
-        objectives = [(parameters, loss), *([adversary] if adversary else [])]
-        optimisers = [(torch.optim.Adam(own, lr=learning_rate), descended) for own, descended in objectives]
-        order = torch.Generator().manual_seed(self.seed)
         images, labels = data.images.to(self.device), data.labels.to(self.device)
         batch_size = min(batch_size, len(images))
+        objectives = [(parameters, loss), *([adversary] if adversary else [])]
+        stepping = _Stepping if not recordable or self.device.type == "cpu" else _RecordedStepping
+        taken = stepping(images, labels, objectives, learning_rate, mixed_precision)
+        order = torch.Generator().manual_seed(self.seed)
         steps = epochs * (len(images) // batch_size)
         self._calls += 1
         before, started = self.seconds, time.monotonic()
-        first, spent = self._resume([optimiser for optimiser, _ in optimisers], order)
+        first, spent = self._resume(taken.optimisers, order)
         last_kept, step, value = started, first * (len(images) // batch_size), 0.0
         self.progress.advance(first / epochs)
         for epoch in range(first, epochs):
@@ -105,23 +119,17 @@ class Trainer:
                 if len(rows) < batch_size:
                     continue
                 done = step / steps
-                values = []
-                for optimiser, descended in optimisers:
-                    for group in optimiser.param_groups:
-                        group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-                    optimiser.zero_grad(set_to_none=True)
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed_precision):
-                        batch_loss = descended(images[rows], labels[rows], done)
-                    batch_loss.backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
-                    values.append(batch_loss.item())
-                step, value = step + 1, sum(values)
+                total = taken.step(rows, done, learning_rate * 0.5 * (1 + math.cos(math.pi * done)))
+                if step % READ_EVERY == 0:
+                    value = float(total)
+                step += 1
                 self.progress.advance(1 / steps, note=f"epoch {epoch + 1}/{epochs}, loss {value:.4g}")
+            value = float(total)
             if not math.isfinite(value):
                 raise FloatingPointError(f"training diverged: the loss is {value}")
             if time.monotonic() - last_kept > KEEP_EVERY:
                 last_kept = time.monotonic()
-                self._keep(epoch + 1, spent + last_kept - started, [optimiser for optimiser, _ in optimisers], order)
+                self._keep(epoch + 1, spent + last_kept - started, taken.optimisers, order)
         self.epochs, self.seconds = self.epochs + epochs, before + spent + time.monotonic() - started
 
     def _file(self) -> Path | None:
@@ -171,6 +179,93 @@ class Trainer:
         return state["epoch"], state["seconds"]
 
 
+class _Stepping:
+    """Steps of Adam down one objective after the other, each on the same rows of ``images`` and ``labels``."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        objectives: Sequence[Objective],
+        learning_rate: float,
+        mixed_precision: bool,
+    ) -> None:
+        self._images, self._labels = images, labels
+        self._losses = [loss for _, loss in objectives]
+        self._mixed_precision = mixed_precision
+        self.optimisers = [self._optimiser(parameters, learning_rate) for parameters, _ in objectives]
+
+    def step(self, rows: Tensor, done: float, learning_rate: float) -> Tensor:
+        """A step on ``rows`` (B,) when the share ``done`` of training is over; the sum of the losses."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate
+        return self._descend(rows, done)
+
+    def _optimiser(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=learning_rate)
+
+    def _descend(self, rows: Tensor, done: Share) -> Tensor:
+        values = []
+        for optimiser, loss in zip(self.optimisers, self._losses, strict=True):
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._mixed_precision):
+                value = loss(self._images[rows], self._labels[rows], done)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            values.append(value.detach())
+        return torch.stack(values).sum()
+
+
+class _RecordedStepping(_Stepping):
+    """The same on a GPU, recorded as a CUDA graph after a few steps and replayed from then on."""
+
+    _graph: torch.cuda.CUDAGraph | None = None
+    _taken = 0
+
+    def step(self, rows: Tensor, done: float, learning_rate: float) -> Tensor:
+        """See `_Stepping.step`."""
+        if not self._taken:
+            self._prepare(rows)
+        self._taken += 1
+        self._rows.copy_(rows)
+        self._done.fill_(done)
+        self._learning_rate.fill_(learning_rate)
+        if self._taken <= WARM_UP:
+            main = torch.accelerator.current_stream(rows.device)
+            self._side.wait_stream(main)
+            with self._side:
+                total = self._descend(self._rows, self._done)
+            main.wait_stream(self._side)
+            return total
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._total = self._descend(self._rows, self._done)
+        self._graph.replay()
+        return self._total
+
+    def _prepare(self, rows: Tensor) -> None:
+        """Makes what the graph reads; not before the first step, since resuming sets learning rates."""
+        device = rows.device
+        self._rows, self._done = rows.clone(), torch.zeros((), device=device)
+        self._learning_rate = torch.zeros((), device=device)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self._learning_rate
+        # The first steps are not taken on the main stream: a gradient's accumulation stays where it first happened.
+        self._side = torch.Stream(device)
+
+    def _optimiser(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=learning_rate, capturable=True, fused=True)
+
+
+def ramp(done: Share, length: float) -> Share:
+    """The share of the first ``length`` of training that is over, when ``done`` of all training is."""
+    share = done / length
+    return share.clamp_max(1) if isinstance(share, Tensor) else min(1.0, share)
+
+
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
     """Seeded global torch state and a fixed number of threads, both restored afterwards."""
@@ -178,6 +273,7 @@ def reproducible(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.set_num_threads(TRAINING_THREADS)
+        fast_float32()
         try:
             yield
         finally:

@@ -1,5 +1,6 @@
 """Where trained states come from: the cache, the zoo, or training."""
 
+import copy
 import json
 
 import pytest
@@ -90,6 +91,23 @@ def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
     assert defense.layer.weight.dtype == torch.float32
     assert torch.equal(defense.layer.weight.half(), load_file(filled.path)["layer.weight"])
     assert filled.card["clean_accuracy"] == clean_accuracy(defense, load_dataset("digits").test, CPU)
+
+
+def test_coarse_matrices_are_kept_in_eight_bits(make, tmp_path):
+    dataset, defense = load_dataset("digits"), make()
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    defense.coarse = ("layer.",)
+    card = {**checkpoint.card, "clean_accuracy": clean_accuracy(rounded(defense), dataset.test, CPU)}
+    written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, card), CPU, tmp_path / "zoo")
+    kept = {key: tensor.dtype for key, tensor in load_file(written.path).items()}
+    assert kept == {"layer.weight": torch.float8_e4m3fn, "layer.bias": torch.float16}
+
+
+def rounded(defense):
+    """The linear defense with weights of eight bits."""
+    coarse = copy.deepcopy(defense)
+    coarse.layer.weight.data = defense.layer.weight.to(torch.float8_e4m3fn).float()
+    return coarse
 
 
 def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):

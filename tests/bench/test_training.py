@@ -7,9 +7,10 @@ from torch import nn
 import bench.training
 from bench.datasets import Split
 from bench.progress import Silent
-from bench.training import Trainer, reproducible
+from bench.training import Trainer, ramp, reproducible
 
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
 class Interrupted(Exception):
@@ -156,3 +157,34 @@ def test_a_loss_that_stops_being_finite_ends_the_training(data):
         Trainer(CPU, 0, Silent()).minimise(
             layer.parameters(), lambda x, y, done: layer(x).sum() / 0, data, epochs=1, batch_size=10, learning_rate=0.1
         )
+
+
+def test_a_ramp_rises_to_one_and_stays_there():
+    assert [ramp(done, 0.5) for done in (0.0, 0.25, 0.5, 0.9)] == [0, 0.5, 1, 1]
+    assert ramp(torch.tensor(0.25), 0.5) == 0.5
+    assert ramp(torch.tensor(0.9), 0.5) == 1
+
+
+@needs_gpu
+def test_recorded_steps_are_those_taken_one_by_one(data):
+    """With a share done that the loss depends on, batch normalisation and an adversary."""
+
+    def weights(recordable):
+        net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        judge = nn.Linear(2, 1)
+        with reproducible(0):
+            trainer = Trainer(torch.device("cuda"), 0, Silent())
+            trainer.initialise(nn.ModuleList([net, judge]))
+            trainer.minimise(
+                net.parameters(),
+                lambda x, y, done: ramp(done, 0.5) * nn.functional.cross_entropy(net(x), y) + judge(net(x)).mean(),
+                data,
+                epochs=10,
+                batch_size=10,
+                learning_rate=0.01,
+                adversary=(judge.parameters(), lambda x, y, done: -judge(net(x).detach()).mean()),
+                recordable=recordable,
+            )
+        return torch.cat([parameter.detach().flatten().cpu() for parameter in [*net.parameters(), *judge.parameters()]])
+
+    torch.testing.assert_close(weights(True), weights(False), rtol=1e-3, atol=1e-4)
