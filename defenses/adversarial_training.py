@@ -14,7 +14,7 @@ from bench import defense
 from bench.datasets import Dataset, Split
 from bench.norms import Norm
 from bench.threat import project
-from bench.training import Trainer
+from bench.training import Share, Trainer, ramp
 from defenses.eabs.cnn import EncoderCNN
 
 CITATION = (
@@ -65,15 +65,16 @@ def madry_net(dataset: Dataset, maps: tuple[int, int], kernel: int, hidden: int)
 
 
 MADRY = Setting(
-    net=partial(madry_net, maps=(32, 64), kernel=5, hidden=1024),
+    net=partial(madry_net, maps=(32, 64), kernel=5, hidden=128),
     epsilon=0.3,
-    steps=4,
-    reach=2.0,
-    epochs=5,
-    batch_size=64,
+    steps=8,
+    reach=2.5,
+    epochs=25,
+    batch_size=128,
     learning_rate=1e-3,
 )
-"""Madry et al.'s MNIST net with a short schedule (they take 40 steps of 0.01 and about 80 epochs)."""
+"""Madry et al.'s MNIST net, whose first fully connected layer has an eighth of their 1024 neurons (13 MB), with a
+shorter schedule (they take 40 steps of 0.01 and about 80 epochs)."""
 JU = Setting(net=EncoderCNN, epsilon=1.5, steps=5, reach=2.0, epochs=10, batch_size=128, learning_rate=2e-3)
 """The E-ABS paper's CNN (Ju & Wagner 2020, section 4.3, which does not give the ball)."""
 SMALL = Setting(
@@ -129,8 +130,8 @@ class AdversariallyTrained(nn.Module):
         """Minimises the cross-entropy on adversarial images, made anew for each batch, by Adam."""
         setting = self.setting
 
-        def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
-            epsilon = setting.epsilon * min(1.0, done / WARM_UP)
+        def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
+            epsilon = setting.epsilon * ramp(done, WARM_UP)
             adversarial = perturb(self.net, x, y, self.norm, epsilon, setting.steps, setting.reach)
             return F.cross_entropy(self(adversarial), y)
 
@@ -142,6 +143,7 @@ class AdversariallyTrained(nn.Module):
             epochs=setting.epochs,
             batch_size=setting.batch_size,
             learning_rate=setting.learning_rate,
+            recordable=True,
         )
 
 
@@ -150,7 +152,7 @@ def perturb(
     x: Tensor,
     y: Tensor,
     norm: Norm,
-    epsilon: float,
+    epsilon: Tensor | float,
     steps: int,
     reach: float = 2.5,
 ) -> Tensor:
@@ -168,7 +170,7 @@ def perturb(
     return adversarial
 
 
-@defense("adv_linf", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=4)
+@defense("adv_linf", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=5)
 def adv_linf(dataset: Dataset) -> AdversariallyTrained:
     """Trained against Linf perturbations: up to 0.3 on MNIST, 0.1 on the others."""
     return AdversariallyTrained(dataset, "Linf")

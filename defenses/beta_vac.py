@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bench import defense
 from bench.datasets import Dataset, Split
-from bench.training import Trainer
+from bench.training import Share, Trainer
 
 CITATION = "Maggipinto, Terzi & Susto 2020, beta-Variational Classifiers Under Attack"
 LATENT = 100
@@ -152,7 +152,7 @@ class BetaVariationalClassifier(nn.Module):
         """The mean over pixels of (x - `decoded`)^2, (N,), of images (N, C, H, W)."""
         return (x - self.decoded(x)).square().flatten(1).mean(1)
 
-    def loss(self, x: Tensor, y: Tensor, done: float) -> Tensor:
+    def loss(self, x: Tensor, y: Tensor, done: Share) -> Tensor:
         """Minus equation 5, its sign corrected, when the share ``done`` of training is over: the mean over rows of
         beta |KL[q(z|x) || N(0, 1)] - C| + ||x - D(z)||^2 / 2 - log p(y|z) with one z ~ q(z|x), plus the
         regularisation, for images (N, C, H, W) of classes (N,)."""
@@ -182,10 +182,11 @@ class BetaVariationalClassifier(nn.Module):
             batch_size=self.setting.batch_size,
             learning_rate=self.setting.learning_rate,
             mixed_precision=True,
+            recordable=True,
         )
 
 
-def capacity(setting: Setting, done: float) -> float:
+def capacity(setting: Setting, done: Share) -> Share:
     """C when the share ``done`` of training is over: from 0 to its final value linearly (section 2)."""
     return setting.capacity * done
 

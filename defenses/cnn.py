@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bench import defense
 from bench.datasets import Dataset, Split
-from bench.training import Trainer
+from bench.training import Share, Trainer
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
@@ -77,13 +77,21 @@ class ConvolutionalNet(nn.Module):
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Minimises the cross-entropy and the squared weights by Adam."""
 
-        def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
+        def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
             loss = F.cross_entropy(self(x + self.noise * torch.randn_like(x) if self.noise else x), y)
             squares = (cast(nn.Conv2d, layer).weight.square().sum() for layer in self.convolutions)
             return loss + WEIGHT_PENALTY * sum(squares, torch.zeros((), device=x.device))
 
         trainer.initialise(self)
-        trainer.minimise(self.parameters(), loss, data, epochs=EPOCHS[self.size], batch_size=64, learning_rate=2e-3)
+        trainer.minimise(
+            self.parameters(),
+            loss,
+            data,
+            epochs=EPOCHS[self.size],
+            batch_size=64,
+            learning_rate=2e-3,
+            recordable=True,
+        )
 
 
 @defense("cnn", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=3)

@@ -18,18 +18,19 @@ from bench.errors import UserError
 from bench.norms import Norm
 from bench.protocols import Defense, LowerBound
 from bench.randomness import Streams
-from bench.training import Trainer
+from bench.training import Share, Trainer
 from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
-from defenses.abs.descent import MAX_NORM, AtPoint, Inference, NormalPrior, Pruning, Search, Starts, prior_draws
+from defenses.abs.descent import MAX_NORM, AtPoint, NormalPrior
 from defenses.abs.model import BOUND_NOTE, LatentClassifier
-from defenses.abs.vae import Architecture, Decoder, VAEs, kl_weight, side_by_side
+from defenses.abs.search import Inference, Pruning, Search, Starts, prior_draws
+from defenses.abs.vae import Architecture, Decoder, Encoder, VAEs, kl_weight, side_by_side
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
 """Intensity at which Binary ABS binarises: a pixel at or above it becomes 1 (section 3)."""
 BATCH_SIZE = 100
-VERSION = 3
+VERSION = 4
 """Of all four cards; raising it trains ``abs`` anew."""
 RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
 """The authors' weights below a data folder."""
@@ -49,6 +50,8 @@ BINARY_PRUNING = (
 the end, on some hundreds of clean images, of points at decision boundaries, and of noise."""
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
+GRAPH_ROWS = 512
+"""Up to so many images a GPU decides faster by all logits, replayed, than it finds hopeless classes."""
 SCALAR_IMAGES = 1000
 """Training images that the class scalars are estimated on."""
 
@@ -136,7 +139,7 @@ class AnalysisBySynthesis(LatentClassifier):
 
     Args:
         dataset: gives classes, channels and image size (one of `SETTINGS`).
-        vaes: trained, or to be trained.
+        decoder: of all classes; trained, or to be trained.
         gamma: class scalars (K,); 1 where none are given.
         binary: binarise the input at inference (not in training: Binary ABS shares the weights of ABS).
     """
@@ -144,7 +147,7 @@ class AnalysisBySynthesis(LatentClassifier):
     gamma: Tensor
 
     def __init__(
-        self, dataset: Dataset, vaes: VAEs | None = None, gamma: Tensor | None = None, *, binary: bool = False
+        self, dataset: Dataset, decoder: Decoder | None = None, gamma: Tensor | None = None, *, binary: bool = False
     ) -> None:
         channels, size, _ = dataset.shape
         self.setting = SETTINGS[size]
@@ -153,7 +156,7 @@ class AnalysisBySynthesis(LatentClassifier):
         self.pruning = self.setting.binary_pruning if binary else self.setting.pruning
         if binary:
             self.bound_norms = ("L0", "L2", "Linf")
-        self.vaes = vaes or VAEs(self.setting.architecture, dataset.classes, channels)
+        self.decoder = decoder or Decoder(self.setting.architecture, dataset.classes)
         self.register_buffer("gamma", torch.ones(dataset.classes) if gamma is None else gamma)
 
     def make_inference(self) -> Inference:
@@ -161,7 +164,7 @@ class AnalysisBySynthesis(LatentClassifier):
         search = self.setting.search
         draws = prior_draws(search.starts, self.setting.architecture.latent).to(self.gamma.device)
         starts = Starts(draws, draws, search.variance * draws.square().sum(1)[None])
-        return Inference(folded_layers(self.vaes.decoder), ELU, starts, search)
+        return Inference(folded_layers(self.decoder), ELU, starts, search)
 
     def objective(self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True) -> AtPoint:
         """See `LatentClassifier`."""
@@ -176,7 +179,10 @@ class AnalysisBySynthesis(LatentClassifier):
         return self.gamma
 
     def decide(self, x: Tensor) -> Tensor:
-        """The largest logit's class (N,) of images (N, C, H, W), without the energies of hopeless classes."""
+        """The largest logit's class (N,) of images (N, C, H, W), without the energies of hopeless classes where that is
+        faster."""
+        if x.is_cuda and len(x) <= GRAPH_ROWS:
+            return self.logits(x).argmax(1)
         return self.inference().decide(self.seen(x), self.objective, self.gamma, self.pruning)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
@@ -217,25 +223,29 @@ class Trained(AnalysisBySynthesis):
 
     def binarized(self) -> AnalysisBySynthesis:
         """Binary ABS with these weights and class scalars, which it shares."""
-        return AnalysisBySynthesis(self._dataset, self.vaes, self.binary_gamma, binary=True)
+        return AnalysisBySynthesis(self._dataset, self.decoder, self.binary_gamma, binary=True)
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Trains the VAE of each class on its images, and estimates the class scalars of Binary ABS."""
         self._inference = None
-        trainer.initialise(self)
-        setting = self.setting
+        setting, classes = self.setting, self._dataset.classes
+        with torch.device("meta"):
+            encoder = Encoder(setting.architecture, classes, self._dataset.shape[0])
+        vaes = VAEs(encoder.to_empty(device=trainer.device), self.decoder)
+        trainer.initialise(vaes)
 
-        def loss(x: Tensor, y: Tensor, done: float) -> Tensor:
-            return self.vaes.loss(x, setting.search.variance, kl_weight(done))
+        def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
+            return vaes.loss(x, setting.search.variance, kl_weight(done))
 
-        images = side_by_side(data.images, data.labels, self.vaes.decoder.classes)
+        images = side_by_side(data.images, data.labels, classes)
         trainer.minimise(
-            self.vaes.parameters(),
+            vaes.parameters(),
             loss,
             Split(images, torch.arange(len(images))),
             epochs=setting.epochs,
             batch_size=setting.batch_size,
             learning_rate=setting.learning_rate,
+            recordable=True,
         )
         self.eval().requires_grad_(False)
         binary = self.binarized()
@@ -327,7 +337,7 @@ def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
         raise UserError(f"weights {path}: no such file; set --data-dir or ASSAY_DATA to the folder that has it")
     model = AnalysisBySynthesis(dataset, binary=binary)
     model.pruning = BINARY_PRUNING if binary else PRUNING
-    tensors = load_tensors(path)
+    tensors = {name: tensor for name, tensor in load_tensors(path).items() if ".Encoder." not in name}
     released = {ours: _released_names(ours, dataset.classes) for ours in model.state_dict() if _is_released(ours)}
     own = model.state_dict()
     check_shapes(
@@ -346,11 +356,10 @@ def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
 
 
 def _is_released(ours: str) -> bool:
-    return ours.startswith("vaes.") and not ours.endswith("num_batches_tracked")
+    return ours.startswith("decoder.") and not ours.endswith("num_batches_tracked")
 
 
 def _released_names(ours: str, classes: int) -> list[str]:
     """The authors' names of the tensors (``3.Decoder.conv_0.weight``) that one of ours holds, one for each class."""
-    _, part, rest = ours.split(".", 2)
-    rest = rest.replace("convolutions.", "conv_").replace("normalisations.", "bn_")
-    return [f"{c}.{part.capitalize()}.{rest}" for c in range(classes)]
+    rest = ours.removeprefix("decoder.").replace("convolutions.", "conv_").replace("normalisations.", "bn_")
+    return [f"{c}.Decoder.{rest}" for c in range(classes)]

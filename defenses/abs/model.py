@@ -13,7 +13,9 @@ from bench.norms import Norm
 from bench.protocols import LowerBound, VectorJacobian
 from bench.randomness import RowStreams, Streams
 from defenses.abs import bounds
-from defenses.abs.descent import Inference, Objective
+from defenses.abs.descent import Objective
+from defenses.abs.graphs import Replayed
+from defenses.abs.search import Inference
 
 RESTARTS = 5
 """Starts of each class's search in the bounds (but for Linf, for each epsilon); the best end counts."""
@@ -42,6 +44,7 @@ class LatentClassifier(nn.Module, ABC):
         self.pixels = pixels
         self.inner_steps = inner_steps
         self._inference: Inference | None = None
+        self._replayed = Replayed(self.infer_rows)
 
     @abstractmethod
     def make_inference(self) -> Inference:
@@ -59,6 +62,16 @@ class LatentClassifier(nn.Module, ABC):
 
     def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
         """Energies (N, K) and reconstructions (N, K, C, H, W) under every class of images as the model sees them."""
+        self.inference()
+        energies, reconstructions = self._replayed(seen, *self.noise(*rng))
+        return energies, reconstructions
+
+    def noise(self, *rng: RowStreams) -> tuple[Tensor, ...]:
+        """What inference draws, rows (N, ...): nothing, unless the model is randomised."""
+        return ()
+
+    def infer_rows(self, seen: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`infer` with its draws."""
         return self.inference().all_classes(seen, self.objective)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -129,6 +142,7 @@ class LatentClassifier(nn.Module, ABC):
         """Inference, made when it is first needed."""
         if self._inference is None:
             self._inference = self.make_inference()
+            self._replayed.forget()
         return self._inference
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.training import Share, ramp
+
 Layer = tuple[int, int, int]
 """Feature maps, kernel size and stride of a (transposed) convolution without padding."""
 
@@ -80,14 +82,13 @@ class Decoder(nn.Module):
 
 
 class VAEs(nn.Module):
-    """Encoders and decoders of all classes; only the decoders are used at inference."""
+    """Encoders and decoders of all classes, to be trained together."""
 
-    def __init__(self, architecture: Architecture, classes: int, channels: int) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
-        self.encoder = Encoder(architecture, classes, channels)
-        self.decoder = Decoder(architecture, classes)
+        self.encoder, self.decoder = encoder, decoder
 
-    def loss(self, x: Tensor, variance: float, kl_weight: float) -> Tensor:
+    def loss(self, x: Tensor, variance: float, kl_weight: Tensor | float) -> Tensor:
         """Minus the evidence lower bound with a weighted divergence, times twice the likelihood's variance and but
         for a constant: ||x - G_c(z)||^2 + 2 variance kl_weight KL[q(z|x, c) || N(0, 1)] with z ~ q(z|x, c), the mean
         over rows of the sum over classes, for images (N, K, C, H, W) of class c at [:, c]."""
@@ -99,10 +100,10 @@ class VAEs(nn.Module):
         return loss
 
 
-def kl_weight(done: float) -> float:
+def kl_weight(done: Share) -> Share:
     """The weight of the divergence when the share ``done`` of training is over: from 10 down to 1 linearly over the
     first half (the paper: "gradually decreased from a factor of 10 to 1 over 50 epochs")."""
-    return max(1.0, 10.0 - 18.0 * done)
+    return 10 - 9 * ramp(done, 0.5)
 
 
 def side_by_side(images: Tensor, labels: Tensor, classes: int) -> Tensor:

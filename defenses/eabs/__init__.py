@@ -20,18 +20,9 @@ from bench.protocols import Defense
 from bench.randomness import RowStreams
 from bench.training import Trainer
 from defenses.abs.decoders import RELU
-from defenses.abs.descent import (
-    AtPoint,
-    Inference,
-    NormalPrior,
-    Objective,
-    Search,
-    Starts,
-    Variational,
-    divergence,
-    prior_draws,
-)
+from defenses.abs.descent import AtPoint, NormalPrior, Objective, Variational, divergence
 from defenses.abs.model import LatentClassifier
+from defenses.abs.search import Inference, Search, Starts, prior_draws
 from defenses.abs.vae import side_by_side
 from defenses.eabs.inference import DiscriminatorPenalty, folded_layers, prior_distributions
 from defenses.eabs.networks import BETA, Autoencoders, Decoder
@@ -104,14 +95,20 @@ class ExtendedABS(LatentClassifier):
         penalty = self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance)
         return AtPoint(penalty if penalised else NormalPrior(0.0), slack=slack)
 
-    def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
-        """See `LatentClassifier`."""
+    def noise(self, *rng: RowStreams) -> tuple[Tensor, ...]:
+        """A standard normal draw for each iteration, class and image, (N, T, K, L), where inference is variational."""
         if not self.variational:
-            return super().infer(seen)
+            return ()
         shape = (self.search.iterations, len(self.autoencoders.decoders), self.setting.architecture.latent)
-        noise = rng[0].normal(shape).movedim(0, 2).contiguous()
+        return (rng[0].normal(shape),)
+
+    def infer_rows(self, seen: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LatentClassifier`."""
+        if not noise:
+            return super().infer_rows(seen)
+        drawn = noise[0].movedim(0, 2).contiguous()
         return self.inference().all_classes(
-            seen, lambda classes, rows: self._at_draws(classes, noise[:, classes, rows]), self._proposals(seen)
+            seen, lambda classes, rows: self._at_draws(classes, drawn[:, classes, rows]), self._proposals(seen)
         )
 
     def _at_draws(
@@ -149,6 +146,8 @@ class Trained(ExtendedABS):
             noise=noise_of(dataset),
         )
         super().__init__(dataset, autoencoders, variational=variational)
+        # An encoder for each class does no more than propose one of thousands of starting points, and only to V.
+        self.coarse = () if discriminative else ("autoencoders.encoders.",)
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns."""
@@ -159,7 +158,7 @@ class Trained(ExtendedABS):
         if not parts.discriminative:
             images = side_by_side(data.images, data.labels, len(parts.decoders))
             data = Split(images, torch.arange(len(images)))
-            epochs, batch_size = setting.epochs_apart, batch_size // 4
+            epochs, batch_size = setting.epochs_apart, setting.batch_size_apart
         adversary = (parts.discriminators.parameters(), lambda x, y, done: parts.discriminator_loss(x, y))
         trainer.minimise(
             chain(parts.encoders.parameters(), parts.decoders.parameters()),
@@ -170,6 +169,7 @@ class Trained(ExtendedABS):
             learning_rate=setting.learning_rate,
             adversary=adversary if parts.adversarial else None,
             mixed_precision=True,
+            recordable=True,
         )
 
 

@@ -12,18 +12,15 @@ from bench.training import Trainer
 from defenses.eabs.networks import convolutions, output_width
 from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
 
-EPOCHS = 20
-"""Passes over the training images; the paper takes 500."""
-
 
 class EncoderCNN(nn.Sequential):
     """E-ABS's convolutions and a linear layer to the logits."""
 
     def __init__(self, dataset: Dataset) -> None:
-        architecture = setting_of(dataset).architecture
-        channels, size, _ = dataset.shape
-        width = output_width(architecture, size)
-        super().__init__(convolutions(architecture, channels), nn.Linear(width, dataset.classes))
+        setting, (channels, size, _) = setting_of(dataset), dataset.shape
+        width = output_width(setting.architecture, size)
+        super().__init__(convolutions(setting.architecture, channels), nn.Linear(width, dataset.classes))
+        self.setting = setting
         self.noise = noise_of(dataset)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -38,9 +35,10 @@ class EncoderCNN(nn.Sequential):
             self.parameters(),
             lambda x, y, done: F.cross_entropy(self(x + self.noise * torch.randn_like(x)), y),
             data,
-            epochs=EPOCHS,
+            epochs=self.setting.epochs_cnn,
             batch_size=128,
-            learning_rate=2e-3,
+            learning_rate=self.setting.learning_rate,
+            recordable=True,
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defenses.abs.decoders import Dense, FoldedLayers, Transposed, folded
-from defenses.abs.descent import PRIOR_SEED
+from defenses.abs.search import PRIOR_SEED
 from defenses.eabs.networks import BETA, Decoder, Discriminator
 
 SLOPE = 0.01

@@ -22,8 +22,8 @@ BETA = 1.0
 GAMMA = 10.0
 """Weight of the discriminative loss (section 3.2)."""
 RIVALS = 2
-"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss: decoding is nearly
-all of what training costs."""
+"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss on a CPU, where
+decoding is nearly all of what training costs."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ class Autoencoders(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,), with a
-        few classes in place of all that are not the image's.
+        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,), on a CPU
+        with a few classes in place of all that are not the image's.
 
         With one encoder for each class it is the sum over classes c of eq. 3, for images (N, K, C, H, W) of class c
         at [:, c].
@@ -163,15 +163,24 @@ class Autoencoders(nn.Module):
                 losses.append(cost(x[:, c], decoder(z)) + penalty)
             return torch.stack(losses).sum(0).mean()
         z, penalty = self._encoded(0, x)
-        drawn, share = self._with_rivals(y)
-        costs = torch.full(drawn.shape, torch.inf, device=x.device)
-        for c, decoder in enumerate(self.decoders):
-            rows = drawn[:, c].nonzero()[:, 0]
-            costs = costs.index_put((rows, torch.full_like(rows, c)), cost(x[rows], decoder(z[rows])))
+        # A GPU is faster at the same work for every class than at choosing.
+        costs, share = (self._costs(x, z), 1.0) if x.is_cuda else self._drawn_costs(x, z, y)
         own = costs.gather(1, y[:, None])[:, 0]
         # The rivals' exponentials, divided by their share, sum up to those of all other classes on average.
         logits = (-costs - math.log(share)).scatter(1, y[:, None], -own[:, None])
         return (own + penalty + GAMMA * F.cross_entropy(logits, y, reduction="none")).mean()
+
+    def _costs(self, x: Tensor, z: Tensor) -> Tensor:
+        """c(x, G_k(z)) (N, K) of images (N, C, H, W) and their latents (N, L)."""
+        return torch.stack([cost(x, decoder(z)) for decoder in self.decoders], 1)
+
+    def _drawn_costs(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
+        """`_costs` of the classes ``y`` (N,) and some rivals, infinite of the others; and the rivals' share."""
+        drawn, share = self._with_rivals(y)
+        classes, rows = drawn.T.nonzero(as_tuple=True)
+        of_classes = torch.split(rows, drawn.sum(0).tolist())
+        costs = [cost(x[own], decoder(z[own])) for own, decoder in zip(of_classes, self.decoders, strict=True)]
+        return torch.full(drawn.shape, torch.inf, device=x.device).index_put((rows, classes), torch.cat(costs)), share
 
     def _with_rivals(self, y: Tensor) -> tuple[Tensor, float]:
         """True (N, K) at the classes ``y`` (N,) and at `RIVALS` others, drawn at random; and their share of the
@@ -204,7 +213,8 @@ class Autoencoders(nn.Module):
         encoder, classes = self.encoders[c], x.shape[1]
         mode = encoder.training
         encoder.eval()
-        z = sample(*encoder(x[:, (c + 1 + y[0] % (classes - 1)) % classes]))
+        other = (c + 1 + y[:1] % (classes - 1)) % classes
+        z = sample(*encoder(x.index_select(1, other)[:, 0]))
         encoder.train(mode)
         return z
 

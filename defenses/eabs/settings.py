@@ -22,7 +22,9 @@ class Setting:
         architecture: layer sizes.
         epochs: of training with a shared encoder, in passes over all images.
         epochs_apart: of training each class by itself, in passes over the largest class.
-        batch_size: of training; a quarter of it for each class by itself.
+        epochs_cnn: of training the CNN, in passes over all images.
+        batch_size: of training.
+        batch_size_apart: of training each class by itself.
         learning_rate: Adam's in training.
         iterations: of inference, from the best of the starting points.
     """
@@ -30,7 +32,9 @@ class Setting:
     architecture: Architecture
     epochs: int
     epochs_apart: int
+    epochs_cnn: int = 20
     batch_size: int = 128
+    batch_size_apart: int = 32
     learning_rate: float = 2e-3
     iterations: int = 20
 
@@ -70,6 +74,7 @@ SETTINGS: dict[int, Setting] = {
         epochs=60,
         epochs_apart=60,
         batch_size=64,
+        batch_size_apart=16,
         # Starting points are dense in few dimensions: five iterations decide as twenty do.
         iterations=5,
     ),
@@ -87,6 +92,8 @@ def setting_of(dataset: Dataset) -> Setting:
     setting = SETTINGS[dataset.shape[1]]
     if dataset.name == "gtsrb_top10":
         return replace(setting, architecture=SMALL_COLOUR)
+    if dataset.name == "fashion_mnist":
+        return replace(setting, epochs_cnn=30)
     return setting
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import bench
 from defenses.abs import SETTINGS, AnalysisBySynthesis
-from defenses.abs.descent import MAX_NORM, prior_draws
+from defenses.abs.descent import MAX_NORM
+from defenses.abs.search import prior_draws
 from defenses.abs.vae import Decoder
 
 SETTING = SETTINGS[28]
@@ -35,7 +36,7 @@ class Plain:
         decoders = []
         for c in range(10):
             decoder = Decoder(SETTING.architecture, 1).eval()
-            state = model.vaes.decoder.state_dict()
+            state = model.decoder.state_dict()
             decoder.load_state_dict({k: v.chunk(10)[c] if v.dim() else v for k, v in state.items()})
             decoders.append(decoder)
         with torch.no_grad():

@@ -24,10 +24,12 @@ from defenses.abs import (
     released_analysis_by_synthesis,
     released_binary_analysis_by_synthesis,
 )
-from defenses.abs.descent import MAX_NORM, clip_norm, prior_draws
-from defenses.abs.vae import kl_weight, side_by_side
+from defenses.abs.descent import MAX_NORM, clip_norm
+from defenses.abs.search import prior_draws
+from defenses.abs.vae import Decoder, Encoder, VAEs, kl_weight, side_by_side
 
 CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
 
 
@@ -50,8 +52,8 @@ def scrambled(dataset, *, binary=False):
 def reference(model, x):
     """Energies (N, K) and reconstructions (N, K, C, H, W) as the paper describes them, in float64."""
     search, latent = model.setting.search, model.setting.architecture.latent
-    decoder = type(model.vaes.decoder)(model.setting.architecture, 10).double().eval()
-    decoder.load_state_dict(model.vaes.decoder.state_dict())
+    decoder = Decoder(model.setting.architecture, 10).double().eval()
+    decoder.load_state_dict(model.decoder.state_dict())
     x = model.seen(x).double()[:, None]
 
     def energy(z):
@@ -123,7 +125,7 @@ def test_the_gradient_holds_the_optimal_latents_fixed(model):
 def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruning):
     """Images near prototypes of several classes, in an order that mixes those finished early and late."""
     z = torch.randn(12, 10, model.setting.architecture.latent, generator=torch.Generator().manual_seed(3))
-    prototypes = model.vaes.decoder(z)[torch.arange(12), torch.arange(12) % 10]
+    prototypes = model.decoder(z)[torch.arange(12), torch.arange(12) % 10]
     x = torch.cat([prototypes, (prototypes + prototypes.roll(1, 0)) / 2])
     model.pruning = pruning
     model.gamma.copy_(torch.linspace(0.8, 1.2, 10)[torch.randperm(10, generator=torch.Generator().manual_seed(4))])
@@ -151,7 +153,7 @@ def test_rows_do_not_depend_on_each_other(model):
 def test_more_rows_than_are_decoded_at_once_come_back_in_order(model, monkeypatch):
     x = images(model, n=7)
     whole = model.logits(x)
-    monkeypatch.setattr("defenses.abs.descent.ROWS", 3)
+    monkeypatch.setattr("defenses.abs.search.ROWS", 3)
     torch.testing.assert_close(model.logits(x), whole, rtol=1e-5, atol=0)
 
 
@@ -221,11 +223,17 @@ def test_each_class_trains_on_its_own_images():
     assert side_by_side(x, y, 2).flatten(1).tolist() == [[1, 0], [4, 2], [1, 3]]
 
 
+def autoencoders(dataset):
+    channels, size, _ = dataset.shape
+    architecture = SETTINGS[size].architecture
+    return VAEs(Encoder(architecture, dataset.classes, channels), Decoder(architecture, dataset.classes))
+
+
 @pytest.mark.parametrize("dataset", [DIGITS, MNIST], ids=lambda dataset: dataset.name)
 def test_the_loss_is_minus_the_evidence_lower_bound(dataset):
     """Where the posterior is the prior, the divergence vanishes and the reconstruction error is left."""
     torch.manual_seed(0)
-    vaes = AnalysisBySynthesis(dataset, binary=False).vaes.eval()
+    vaes = autoencoders(dataset).eval()
     with torch.no_grad():
         vaes.encoder.convolutions[-1].weight.zero_()
         vaes.encoder.convolutions[-1].bias.zero_()
@@ -248,7 +256,7 @@ def test_the_loss_is_minus_the_evidence_lower_bound(dataset):
 
 def test_the_classes_are_trained_apart():
     """The gradient of one class's images reaches that class's weights only."""
-    vaes = AnalysisBySynthesis(DIGITS, binary=False).vaes.train()
+    vaes = autoencoders(DIGITS).train()
     x = torch.rand(4, 10, 1, 8, 8)
     x.requires_grad_(True)
     mean, log_variance = vaes.encoder(x)
@@ -320,9 +328,9 @@ def test_released_weights_end_up_in_their_class(weights):
     dataset, path, tensors = weights
     save_file(tensors, path)
     model = released_analysis_by_synthesis(dataset)
-    third = model.vaes.decoder.convolutions[1].weight.chunk(10)[3]
+    third = model.decoder.convolutions[1].weight.chunk(10)[3]
     assert torch.equal(third, tensors["3.Decoder.conv_1.weight"])
-    assert torch.equal(model.vaes.encoder.normalisations[2].bias.chunk(10)[9], tensors["9.Encoder.bn_2.bias"])
+    assert torch.equal(model.decoder.normalisations[2].bias.chunk(10)[9], tensors["9.Decoder.bn_2.bias"])
     assert torch.equal(model.gamma, torch.ones(10))
     assert torch.equal(released_binary_analysis_by_synthesis(dataset).gamma, torch.tensor(RELEASED_GAMMA))
 
@@ -408,8 +416,25 @@ def test_the_two_class_cifar_model_is_fitted_to_its_images():
         model.setting, search=dataclasses.replace(model.setting.search, starts=20, iterations=3)
     )
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    mean, log_variance = model.vaes.encoder(x[:, None].expand(-1, 2, -1, -1, -1))
+    mean, log_variance = autoencoders(dataset).encoder(x[:, None].expand(-1, 2, -1, -1, -1))
     assert mean.shape == log_variance.shape == (2, 2, 20)
     model.eval().requires_grad_(False)
     assert model.logits(x).shape == (2, 2)
     assert model.reconstruct(x, torch.tensor([0, 1])).shape == x.shape
+
+
+@needs_gpu
+@pytest.mark.parametrize("dataset", [DIGITS, MNIST], ids=lambda dataset: dataset.name)
+def test_on_a_gpu_logits_are_replayed_and_those_of_the_cpu(dataset, monkeypatch):
+    """For several numbers of rows, of which some share a recording, and after the weights have changed."""
+    cheap = dataclasses.replace(SETTINGS[dataset.shape[1]].search, starts=40, iterations=5)
+    monkeypatch.setitem(SETTINGS, dataset.shape[1], dataclasses.replace(SETTINGS[dataset.shape[1]], search=cheap))
+    x = torch.rand(9, *dataset.shape, generator=torch.Generator().manual_seed(1))
+    model = scrambled(dataset)
+    for _ in range(2):
+        expected = model.to(CPU).logits(x)
+        model.to("cuda")
+        for rows in (9, 1, 3, 4, 9):
+            torch.testing.assert_close(model.logits(x[:rows].cuda()).cpu(), expected[:rows], rtol=1e-4, atol=1e-5)
+            assert torch.equal(model.decide(x[:rows].cuda()).cpu(), expected[:rows].argmax(1))
+        model.load_state_dict({key: 1.1 * tensor for key, tensor in model.state_dict().items()})

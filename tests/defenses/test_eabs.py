@@ -13,7 +13,8 @@ from bench.protocols import HasInnerSteps, HasInputGradient, HasReconstruction, 
 from bench.randomness import Streams
 from bench.registry import Registry
 from bench.training import Trainer
-from defenses.abs.descent import divergence, prior_draws
+from defenses.abs.descent import divergence
+from defenses.abs.search import prior_draws
 from defenses.eabs import Trained, networks, search_for
 from defenses.eabs.inference import prior_distributions
 from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
@@ -127,7 +128,7 @@ def test_rows_do_not_depend_on_each_other(name, monkeypatch):
 
     whole = logits(0, 7)
     torch.testing.assert_close(torch.cat([logits(0, 1), logits(1, 5), logits(5, 7)]), whole, rtol=1e-5, atol=0)
-    monkeypatch.setattr("defenses.abs.descent.ROWS", 3)
+    monkeypatch.setattr("defenses.abs.search.ROWS", 3)
     torch.testing.assert_close(logits(0, 7), whole, rtol=1e-5, atol=0)
 
 
@@ -228,6 +229,15 @@ def test_a_few_rivals_stand_for_all_other_classes(monkeypatch):
     torch.testing.assert_close(loss, expected / 2)
 
 
+def test_with_all_rivals_drawn_the_costs_are_those_of_every_class():
+    """What a GPU computes; there are as many rivals as other classes here."""
+    parts, y = parts_of(adversarial=False, discriminative=True).eval(), torch.tensor([0, 2, 1, 1])
+    x, z = torch.rand(4, 1, 8, 8), torch.randn(4, SETTINGS[8].architecture.latent)
+    costs, share = parts._drawn_costs(x, z, y)
+    assert share == 1
+    torch.testing.assert_close(costs, parts._costs(x, z))
+
+
 def test_the_discriminator_tells_encoded_latents_from_the_prior():
     parts, x, y = parts_of(adversarial=True, discriminative=True), torch.rand(4, 1, 8, 8), torch.tensor([0, 2, 1, 0])
     torch.manual_seed(1)
@@ -267,7 +277,7 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     y = torch.arange(200) % 10
     prototypes = torch.rand(10, 1, 8, 8, generator=generator)
     x = (prototypes[y] + 0.05 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
-    quick = dataclasses.replace(SETTINGS[8], epochs=20, epochs_apart=30, batch_size=40)
+    quick = dataclasses.replace(SETTINGS[8], epochs=20, epochs_apart=30, batch_size=40, batch_size_apart=10)
     monkeypatch.setitem(SETTINGS, 8, quick)
     torch.manual_seed(0)
     model = Trained(DIGITS, adversarial=adversarial, discriminative=discriminative)
