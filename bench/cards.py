@@ -44,7 +44,8 @@ class DefenseCard:
         binarization_threshold: intensity at which it binarises its input (pixel >= threshold becomes 1), or None.
         surrogate_gradient: what autograd gives is not the derivative of the logits, on purpose: a straight-through
             estimator, or an inner search that is held fixed. Implied by a threshold and by ``input_gradient``.
-        batch_size: rows of one forward pass; part of a cell's identity, since float arithmetic depends on it.
+        batch_size: rows of one forward pass, on a GPU of a verdict's (see `bench.gpu`); part of a cell's identity,
+            since float arithmetic depends on it.
         version: raised whenever a change can alter results.
         wraps: name of the defense it is built around, or None.
         family: what it is a member of, in ablation studies; empty for none.

@@ -29,7 +29,7 @@ class Cell:
         function: the attack's registered name.
         samples: the first so many images of the test set.
         chunk: samples that are attacked together.
-        batch_size: rows of one forward pass at most.
+        batch_size: rows of one forward pass at most; on a GPU `bench.gpu.rows_per_pass` of them.
         timeout: seconds after which the cell fails; does not change what a finished cell holds.
         state: hashes of everything else that can change the result: data, weights, code.
         substitute: the defense that the attack transfers from, if it does.

@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bench.arithmetic import exact_float32, rows_per_pass
 from bench.atomic import write_atomically
 from bench.cache import cache_dir
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
+from bench.gpu import exact_float32, rows_per_pass
 from bench.progress import Bar, bar
-from bench.protocols import Defense, Trainable
+from bench.protocols import Defense, HasCoarseWeights, Trainable
 from bench.randomness import Streams
 from bench.training import TRAINING_THREADS, Trainer, reproducible
 
@@ -129,17 +129,19 @@ def _train(
 def write_to_zoo(
     defense: Defense, dataset: Dataset, checkpoint: Checkpoint, device: torch.device, folder: Path
 ) -> Checkpoint:
-    """Writes a loaded checkpoint into a zoo's ``folder``, in half precision unless that moves clean accuracy; weights
-    below the names that a defense calls ``coarse`` in eight bits."""
+    """Writes a loaded checkpoint into a zoo's ``folder``, in half precision, and what it calls `coarse` in eight
+    bits, unless that moves clean accuracy."""
     assert isinstance(defense, Trainable)
     state = load_tensors(checkpoint.path)
-    half = _halved(state, getattr(defense, "coarse", ()))
+    coarse = defense.coarse if isinstance(defense, HasCoarseWeights) else ()
+    half = _halved(state, coarse)
     defense.load_state_dict(_single(half))
     defense.to(device)
     accuracy = clean_accuracy(defense, dataset.test, device)
     keeps = abs(accuracy - checkpoint.card["clean_accuracy"]) <= ACCURACY_OF_HALF
     command = f"{checkpoint.card['command']} --into defenses/weights"
-    card = {**checkpoint.card, "command": command, "precision": "half" if keeps else "single"}
+    precision = "; ".join(["half", *(f"{names.rstrip('.')} in eight bits" for names in coarse)])
+    card = {**checkpoint.card, "command": command, "precision": precision if keeps else "single"}
     if keeps:
         card["clean_accuracy"] = accuracy
     return _write(folder / dataset.name / f"{_stem(defense)}.safetensors", half if keeps else state, card)

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.arithmetic import rows_per_pass
 from bench.cards import AttackCard, card_of
 from bench.cells import Cell
 from bench.datasets import Dataset
+from bench.gpu import rows_per_pass
 from bench.judge import Judged, Verdict, classify, judge
 from bench.ledger import COLUMNS
 from bench.norms import NORMS

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.arithmetic import rows_per_pass
 from bench.norms import NORMS, Norm
 from bench.protocols import Defense
 from bench.randomness import Streams
@@ -65,7 +64,7 @@ class Judged:
 
 
 def classify(defense: Defense, x: Tensor, y: Tensor, noise: Streams, ids: Tensor, classes: int) -> Verdict:
-    """Classifies images in batches of exactly `rows_per_pass` rows (padded with the last image, since float arithmetic
+    """Classifies images in batches of exactly the card's size (padded with the last image, since float arithmetic
     depends on the batch shape); a randomised defense on up to `MAX_DRAWS` draws, stopping for an image once the 99 %
     Wilson interval of its error rate excludes one half. Misclassified means an error rate of at least one half.
 
@@ -196,7 +195,7 @@ def _errors(votes: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _logits(defense: Defense, x: Tensor, noise: Streams, ids: Tensor, classes: int) -> Tensor:
-    size = rows_per_pass(defense.card.batch_size, x.device)
+    size = defense.card.batch_size
     parts = []
     for start in range(0, len(x), size):
         batch, batch_ids = x[start : start + size], ids[start : start + size]

@@ -15,11 +15,11 @@ from queue import Empty, Queue
 
 import torch
 
-from bench.arithmetic import exact_float32
 from bench.cards import DefenseCard
 from bench.checkpoints import ensure_trained, find_checkpoint
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
+from bench.gpu import exact_float32
 from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable, as_defense, fingerprint
 from bench.registry import Plugin, Registry, Variants

@@ -242,7 +242,7 @@ class Oracle:
             raise AccessDenied(f"the card declares {self._access} access, the attack asked for {wanted}")
 
     def _admitted(self, ids: Tensor) -> Sequence[Rows]:
-        """The rows that may still be evaluated, in batches of the card's size; as slices, which copy nothing, if all
+        """The rows that may still be evaluated, in batches of the size set; as slices, which copy nothing, if all
         may."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise CellTimeout

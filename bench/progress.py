@@ -47,7 +47,7 @@ class _PlainBar:
     def advance(self, amount: float = 1, note: str = "") -> None:
         self._done += amount
         now = time.monotonic()
-        if self._done == 0 or (now - self._last < self.interval and self._done < self._total):
+        if now - self._last < self.interval and self._done < self._total:
             return
         self._last = now
         left = (now - self._start) / max(self._done, 1e-9) * (self._total - self._done)

@@ -104,6 +104,14 @@ class HasLowerBound(Protocol):
 
 
 @runtime_checkable
+class HasCoarseWeights(Protocol):
+    """A trainable defense some of whose weights need little precision in a zoo."""
+
+    coarse: tuple[str, ...]
+    """How their names begin."""
+
+
+@runtime_checkable
 class HasDetectionScore(Protocol):
     """A defense that suspects adversarials, whether or not it classifies them correctly."""
 

@@ -27,6 +27,7 @@ from bench.engine import (
     run_cell,
 )
 from bench.errors import UserError
+from bench.gpu import rows_per_pass
 from bench.ledger import ledger_dir, write_cell, write_study
 from bench.loading import LoadedDefense, load_trained
 from bench.registry import Registry, Variants
@@ -86,7 +87,7 @@ class Workshop:
             "parameters": cell.parameters,
             "budget": cell.budget,
             "chunk": cell.chunk,
-            "batch_size": cell.batch_size,
+            "batch_size": rows_per_pass(cell.batch_size, torch.device(self._job.device)),
             "state": cell.state,
         }
         write_cell(ledger_dir(self._job.run) / cell.file, result.records, result.adversarials, provenance)

@@ -1,8 +1,9 @@
 """The training loop of all defenses.
 
 A trainable defense implements ``fit(data, trainer)`` and calls `Trainer.initialise` and then `Trainer.minimise` with
-its loss. What is learned depends on the defense, the data and the seed alone: training runs with a stated number of
-threads and its own random state, and one that was interrupted goes on as if it had not been (byte for byte on a CPU).
+its loss. What is learned depends on the defense, the data, the seed and the kind of device alone: training runs with a
+stated number of threads and its own random state, and one that was interrupted goes on as if it had not been (byte for
+byte on a CPU).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.arithmetic import fast_float32
 from bench.atomic import write_atomically
 from bench.datasets import Split
+from bench.gpu import fast_float32, recording
 from bench.progress import Bar
 
 TRAINING_THREADS = 1
@@ -73,6 +74,7 @@ class Trainer:
                 reset()
         self._module = module.to(self.device).requires_grad_(True).train()
 
+    @fast_float32()
     def minimise(
         self,
         parameters: Iterable[nn.Parameter],
@@ -104,22 +106,23 @@ class Trainer:
         images, labels = data.images.to(self.device), data.labels.to(self.device)
         batch_size = min(batch_size, len(images))
         objectives = [(parameters, loss), *([adversary] if adversary else [])]
-        stepping = _Stepping if not recordable or self.device.type == "cpu" else _RecordedStepping
-        taken = stepping(images, labels, objectives, learning_rate, mixed_precision)
+        kind = _RecordedStepper if recordable and self.device.type == "cuda" else _Stepper
+        stepper = kind(images, labels, objectives, learning_rate, mixed_precision)
         order = torch.Generator().manual_seed(self.seed)
         steps = epochs * (len(images) // batch_size)
         self._calls += 1
         before, started = self.seconds, time.monotonic()
-        first, spent = self._resume(taken.optimisers, order)
+        first, spent = self._resume(stepper.optimisers, order)
         last_kept, step, value = started, first * (len(images) // batch_size), 0.0
-        self.progress.advance(first / epochs)
+        if first:
+            self.progress.advance(first / epochs)
         for epoch in range(first, epochs):
             permutation = torch.randperm(len(images), generator=order).to(self.device)
             for rows in torch.split(permutation, batch_size):
                 if len(rows) < batch_size:
                     continue
                 done = step / steps
-                total = taken.step(rows, done, learning_rate * 0.5 * (1 + math.cos(math.pi * done)))
+                total = stepper.step(rows, done, learning_rate * 0.5 * (1 + math.cos(math.pi * done)))
                 if step % READ_EVERY == 0:
                     value = float(total)
                 step += 1
@@ -129,7 +132,7 @@ class Trainer:
                 raise FloatingPointError(f"training diverged: the loss is {value}")
             if time.monotonic() - last_kept > KEEP_EVERY:
                 last_kept = time.monotonic()
-                self._keep(epoch + 1, spent + last_kept - started, taken.optimisers, order)
+                self._keep(epoch + 1, spent + last_kept - started, stepper.optimisers, order)
         self.epochs, self.seconds = self.epochs + epochs, before + spent + time.monotonic() - started
 
     def _file(self) -> Path | None:
@@ -179,7 +182,7 @@ class Trainer:
         return state["epoch"], state["seconds"]
 
 
-class _Stepping:
+class _Stepper:
     """Steps of Adam down one objective after the other, each on the same rows of ``images`` and ``labels``."""
 
     def __init__(
@@ -217,14 +220,14 @@ class _Stepping:
         return torch.stack(values).sum()
 
 
-class _RecordedStepping(_Stepping):
+class _RecordedStepper(_Stepper):
     """The same on a GPU, recorded as a CUDA graph after a few steps and replayed from then on."""
 
     _graph: torch.cuda.CUDAGraph | None = None
     _taken = 0
 
     def step(self, rows: Tensor, done: float, learning_rate: float) -> Tensor:
-        """See `_Stepping.step`."""
+        """See `_Stepper.step`."""
         if not self._taken:
             self._prepare(rows)
         self._taken += 1
@@ -239,8 +242,10 @@ class _RecordedStepping(_Stepping):
             main.wait_stream(self._side)
             return total
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Or it would be recorded to add to gradients of the last step, whose memory is given back.
+            for optimiser in self.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+            with recording(rows.device) as self._graph:
                 self._total = self._descend(self._rows, self._done)
         self._graph.replay()
         return self._total
@@ -273,7 +278,6 @@ def reproducible(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.set_num_threads(TRAINING_THREADS)
-        fast_float32()
         try:
             yield
         finally:

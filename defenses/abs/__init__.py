@@ -51,7 +51,8 @@ the end, on some hundreds of clean images, of points at decision boundaries, and
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
 GRAPH_ROWS = 512
-"""Up to so many images a GPU decides faster by all logits, replayed, than it finds hopeless classes."""
+"""Up to so many images a GPU decides faster by all logits, replayed, than by giving up hopeless classes; the decisions
+are the same."""
 SCALAR_IMAGES = 1000
 """Training images that the class scalars are estimated on."""
 
@@ -227,8 +228,9 @@ class Trained(AnalysisBySynthesis):
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Trains the VAE of each class on its images, and estimates the class scalars of Binary ABS."""
-        self._inference = None
+        self.forget_inference()
         setting, classes = self.setting, self._dataset.classes
+        # Its parameters are drawn by the trainer.
         with torch.device("meta"):
             encoder = Encoder(setting.architecture, classes, self._dataset.shape[0])
         vaes = VAEs(encoder.to_empty(device=trainer.device), self.decoder)
@@ -250,7 +252,7 @@ class Trained(AnalysisBySynthesis):
         self.eval().requires_grad_(False)
         binary = self.binarized()
         x, y = data.images[:SCALAR_IMAGES].to(trainer.device), data.labels[:SCALAR_IMAGES].to(trainer.device)
-        self.binary_gamma.copy_(class_scalars(binary.infer(binary.seen(x))[0], y))
+        self.binary_gamma.copy_(class_scalars(binary.infer_rows(binary.seen(x))[0], y))
 
 
 def folded_layers(decoder: Decoder) -> list[FoldedLayers]:

@@ -10,9 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from bench.gpu import recording
+
 Result = TypeVar("Result")
 MOST_ROWS = 2048
-"""Rows that a GPU computes at once at most: bounds the memory."""
+"""Rows that a GPU is given at once at most (times restarts, where there are any): bounds the memory."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 """Maps tensors with N rows each to tensors with N rows each; no row depends on the others, and nothing waits for the
@@ -21,7 +23,7 @@ GPU."""
 
 def in_streams(jobs: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
     """The results of jobs that do not depend on each other; on a GPU each has a stream of its own."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return [job() for job in jobs]
     main = torch.accelerator.current_stream(device)
     streams = [torch.Stream(device) for _ in jobs]
@@ -58,12 +60,18 @@ class Replayed:
         """The function's values for tensors with N rows each."""
         if not rows[0].is_cuda:
             return self.function(*rows)
+        if len(rows[0]) <= MOST_ROWS:
+            return self._replay(*rows)
         parts = [self._replay(*part) for part in zip(*(torch.split(tensor, MOST_ROWS) for tensor in rows), strict=True)]
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def forget(self) -> None:
         """To be called when what the function reads besides its arguments is no longer the same."""
         self._recordings.clear()
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy makes recordings of its own."""
+        return {"function": self.function, "_recordings": {}}
 
     def _replay(self, *rows: Tensor) -> tuple[Tensor, ...]:
         used = len(rows[0])
@@ -82,8 +90,7 @@ class Replayed:
         # Libraries choose algorithms and allocate at the first call, which must not be recorded.
         self.function(*inputs)
         # Graphs are replayed one at a time and their outputs copied: they can share their memory.
-        others = [recording.graph.pool() for recording in self._recordings.values()]
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=others[0] if others else None):
+        other = next(iter(self._recordings.values()), None)
+        with recording(inputs[0].device, other.graph if other else None) as graph:
             outputs = self.function(*inputs)
         return _Recording(graph, inputs, outputs)

@@ -142,18 +142,23 @@ class LatentClassifier(nn.Module, ABC):
         """Inference, made when it is first needed."""
         if self._inference is None:
             self._inference = self.make_inference()
-            self._replayed.forget()
         return self._inference
+
+    def forget_inference(self) -> None:
+        """To be called when weights change: the next inference is made of the new ones."""
+        self._inference = None
+        self._replayed.forget()
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """See ``torch.nn.Module``."""
-        self._inference = None
+        self.forget_inference()
         return super().load_state_dict(*args, **kwargs)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """See ``torch.nn.Module``."""
-        self._inference = None
-        return super().to(*args, **kwargs)
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # Behind ``to``, ``cuda``, ``float`` and the like, of this module or one around it.
+        self.forget_inference()
+        moved: Self = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return moved
 
 
 def at(values: Tensor, y: Tensor) -> Tensor:

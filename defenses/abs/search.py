@@ -1,4 +1,5 @@
-"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3).
+"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3; Ju &
+Wagner 2020, section 3.3).
 
 For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 + penalty(z), or a normal distribution of
 z minimising its mean. The search starts from the best of many draws from the prior and takes a fixed number of steps of

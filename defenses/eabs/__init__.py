@@ -146,12 +146,13 @@ class Trained(ExtendedABS):
             noise=noise_of(dataset),
         )
         super().__init__(dataset, autoencoders, variational=variational)
-        # An encoder for each class does no more than propose one of thousands of starting points, and only to V.
-        self.coarse = () if discriminative else ("autoencoders.encoders.",)
+        # An encoder for each class does no more than propose one of thousands of starting points, and only to V; those
+        # of 28x28 pixels and more would be most of the zoo.
+        self.coarse = ("autoencoders.encoders.",) if dataset.shape[1] > 8 and not discriminative else ()
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns."""
-        self._inference = None
+        self.forget_inference()
         parts, setting = self.autoencoders, self.setting
         trainer.initialise(self)
         epochs, batch_size = setting.epochs, setting.batch_size

@@ -42,7 +42,7 @@ class EncoderCNN(nn.Sequential):
         )
 
 
-@defense("cnn:ju2020", datasets=DATASETS, citation=CITATION)
+@defense("cnn:ju2020", datasets=DATASETS, citation=CITATION, version=2)
 def cnn(dataset: Dataset) -> EncoderCNN:
     """The CNN of the E-ABS paper, trained with Gaussian noise."""
     return EncoderCNN(dataset)

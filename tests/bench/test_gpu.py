@@ -1,9 +1,10 @@
 """What float arithmetic results depend on."""
 
+import pytest
 import torch
 
 import bench
-from bench.arithmetic import exact_float32, fast_float32, rows_per_pass
+from bench.gpu import fast_float32, rows_per_pass
 
 
 def settings():
@@ -12,13 +13,19 @@ def settings():
 
 
 def test_a_defense_that_was_loaded_is_computed_in_full_float32():
-    """Also where another one was trained before."""
-    fast_float32()
-    assert settings() == (True, True, True, True)
+    torch.backends.cudnn.allow_tf32 = True
     bench.load_defense("nearest_neighbour", dataset="digits")
     assert settings() == (False, False, False, False)
-    fast_float32()
-    exact_float32()
+
+
+def test_training_is_fast_and_what_follows_exact_also_where_it_failed():
+    @fast_float32()
+    def diverge():
+        assert settings() == (True, True, True, True)
+        raise FloatingPointError
+
+    with pytest.raises(FloatingPointError):
+        diverge()
     assert settings() == (False, False, False, False)
 
 
