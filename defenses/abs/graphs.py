@@ -79,11 +79,11 @@ class Replayed:
         size = 1 << (used - 1).bit_length()
         if size not in self._recordings:
             self._recordings[size] = self._record([tensor.new_zeros(size, *tensor.shape[1:]) for tensor in rows])
-        recording = self._recordings[size]
-        for kept, given in zip(recording.inputs, rows, strict=True):
+        known = self._recordings[size]
+        for kept, given in zip(known.inputs, rows, strict=True):
             kept[:used] = given
-        recording.graph.replay()
-        return tuple(output[:used].clone() for output in recording.outputs)
+        known.graph.replay()
+        return tuple(output[:used].clone() for output in known.outputs)
 
     @torch.no_grad()
     def _record(self, inputs: list[Tensor]) -> _Recording:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from measuring import make_cell
+from measuring import make_cell, seconds
+from torch.profiler import ProfilerActivity, profile
 
 from bench.api import load_dataset
 from bench.engine import run_cell
@@ -57,6 +58,23 @@ def test_share_of_a_cell_outside_the_passes(benchmark, report, monkeypatch, cnn,
     report(
         f"{attack} {norm} on {dataset.name}'s cnn, batch 64: share of the time outside the net's passes",
         f"{1 - passes.total / benchmark.stats.stats.total:.0%}",
+    )
+
+
+@pytest.mark.parametrize(("attack", "norm"), [("boundary", "L2"), ("pointwise", "L0")])
+def test_share_of_a_cell_in_python(report, cnn, attack, norm):
+    """What of a cell's time is spent in no operation of torch; the profiler's own cost, some per cent, counts here."""
+    dataset, defense = cnn
+    torch.set_num_threads(1)
+    cell = make_cell(attack, norm, budget=400, dataset=dataset.name)
+    function = Registry().get("attacks", attack).function
+    run_cell(cell, defense, function, dataset, CPU)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        spent = seconds(run_cell, cell, defense, function, dataset, CPU)
+    operations = sum(event.self_cpu_time_total for event in profiled.key_averages()) / 1e6
+    report(
+        f"{attack} {norm} on {dataset.name}'s cnn, batch 64: share of the time in Python (profiled)",
+        f"{1 - operations / spent:.0%}",
     )
 
 
