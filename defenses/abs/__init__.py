@@ -51,8 +51,7 @@ the end, on some hundreds of clean images, of points at decision boundaries, and
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
 GRAPH_ROWS = 512
-"""Up to so many images a GPU decides faster by all logits, replayed, than by giving up hopeless classes; the decisions
-are the same."""
+"""Up to so many images a GPU decides faster by all logits, replayed, than by giving up hopeless classes."""
 SCALAR_IMAGES = 1000
 """Training images that the class scalars are estimated on."""
 

@@ -17,14 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.abs.decoders import (
-    Activation,
-    FoldedDecoder,
-    FoldedLayers,
-    evaluated_together,
-    features,
-    images,
-)
+from defenses.abs.decoders import Activation, FoldedDecoder, FoldedLayers, evaluated_together, features, images
 from defenses.abs.descent import Descent, Objectives
 from defenses.abs.graphs import MOST_ROWS, in_streams
 
