@@ -3,8 +3,16 @@
 from collections.abc import Callable
 
 import pytest
+import torch
+from measuring import NO_GPU
 
 ROWS = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def device(request) -> torch.device:
+    """The CPU, and a GPU where there is one."""
+    return torch.device(request.param)
 
 
 @pytest.fixture

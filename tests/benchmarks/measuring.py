@@ -3,8 +3,19 @@
 import time
 from collections.abc import Callable
 
+import pytest
+import torch
+
 from bench.cells import Cell
 from bench.registry import Registry
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+def finish(device: torch.device) -> None:
+    """Waits until a GPU has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds(function: Callable, *arguments, **keywords) -> float:

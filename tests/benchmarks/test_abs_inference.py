@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from measuring import seconds
+from measuring import NO_GPU, finish, seconds
 from released_abs import classify
 from torch import Tensor
 
@@ -134,7 +134,7 @@ def test_two_processes_beside_two_threads(benchmark, report, data_dir):
     assert ratio > 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@NO_GPU
 @pytest.mark.parametrize("batch", [100, 1])
 def test_on_a_gpu(benchmark, report, model, images, batch):
     """Images per second of `logits` on the first GPU; the model goes back to the CPU afterwards."""
@@ -143,7 +143,7 @@ def test_on_a_gpu(benchmark, report, model, images, batch):
 
     def classify_once() -> None:
         model.logits(x)
-        torch.cuda.synchronize()
+        finish(x.device)
 
     benchmark.pedantic(classify_once, rounds=5, warmup_rounds=2)
     model.to("cpu")

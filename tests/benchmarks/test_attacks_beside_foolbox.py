@@ -49,20 +49,21 @@ class Counted(nn.Module):
 
 
 @pytest.fixture(scope="module", params=["digits", "mnist"])
-def problem(request):
+def problem(request, device):
     data_dir = os.environ.get("ASSAY_DATA")
     if request.param == "mnist" and data_dir is None:
         pytest.skip("ASSAY_DATA is not set: MNIST is not here")
-    defense = bench.load_defense("cnn", dataset=request.param, data_dir=data_dir)
+    defense = bench.load_defense("cnn", dataset=request.param, data_dir=data_dir, device=device.type)
     dataset = bench.load_dataset(request.param, data_dir)
     test, train = dataset.test, dataset.train
-    right = (defense.logits(test.images[:100]).argmax(1) == test.labels[:100]).nonzero()[:SAMPLES, 0]
-    pool = (train.images[:500], train.labels[:500])
-    return Problem(defense, test.images[right], test.labels[right], 10, pool)
+    x, y = test.images[:100].to(device), test.labels[:100].to(device)
+    right = (defense.logits(x).argmax(1) == y).nonzero()[:SAMPLES, 0]
+    pool = (train.images[:500].to(device), train.labels[:500].to(device))
+    return Problem(defense, x[right], y[right], 10, pool)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_beside_foolbox(benchmark, report, request, problem, case):
+def test_beside_foolbox(benchmark, report, request, problem, device, case):
     name, norm, attack, epsilons = CASES[case]
     dataset = request.node.callspec.params["problem"]
     parameters = {"steps": BOUNDARY_STEPS[dataset]} if name == "boundary" else {}
@@ -74,7 +75,7 @@ def test_beside_foolbox(benchmark, report, request, problem, case):
     theirs_spent = time.perf_counter() - started
     passes = (ours.forwards + ours.backwards).mean().item()
     report(
-        f"{case}, cnn on {dataset}",
+        f"{case}, cnn on {dataset}, {device.type}",
         f"median {ours.distance.median():.3g} (foolbox {theirs.median():.3g}), passes {passes:.0f} "
         f"(foolbox {counted.passes / len(problem.x):.0f}), seconds {spent:.1f} (foolbox {theirs_spent:.1f})",
     )

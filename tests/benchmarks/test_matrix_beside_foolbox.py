@@ -82,15 +82,15 @@ class _OwnDerivative(torch.autograd.Function):
         return ctx.vector_jacobian(cotangent), None
 
 
-def test_the_digits_matrix(benchmark, report, tmp_path):
+def test_the_digits_matrix(benchmark, report, tmp_path, device):
     """Seconds of their part of the matrix, with judging and ledger, against the script's; medians of both."""
-    nets = {name: bench.load_defense(name, dataset="digits") for name in DEFENSES}
-    options = {"defenses": DEFENSES, "out": tmp_path / "run", "runner": "serial"}
+    nets = {name: bench.load_defense(name, dataset="digits", device=device.type) for name in DEFENSES}
+    options = {"defenses": DEFENSES, "out": tmp_path / "run", "runner": "serial", "device": device.type}
     frame = benchmark.pedantic(bench.run, ("digits",), options, rounds=1)
     whole = benchmark.stats.stats.min
     assert not frame["status"].isin(["failed", "violation"]).any()
     test = bench.load_dataset("digits").test
-    x, y = test.images[:SAMPLES], test.labels[:SAMPLES]
+    x, y = test.images[:SAMPLES].to(device), test.labels[:SAMPLES].to(device)
     both = {(label.split()[0], plain.norm) for label, plain in PLAIN.items()}
     frame = frame[frame["epsilon"].isna()]
     spent = frame[[pair in both for pair in zip(frame["attack"], frame["norm"], strict=True)]]["seconds"].sum()
@@ -109,7 +109,7 @@ def test_the_digits_matrix(benchmark, report, tmp_path):
                     warnings.simplefilter("ignore")
                     theirs = foolbox_distances(model, x[right], y[right], plain.attack, plain.norm, plain.epsilons)
                 # Not torch's median, which is the lower of two in the middle.
-                median = pd.Series(theirs.numpy()).median()
+                median = pd.Series(theirs.cpu().numpy()).median()
                 rows.append((name, plain.norm, attack, ours[name, plain.norm, attack], median))
             except Exception as error:
                 errors.append(f"{label} on {name}: {type(error).__name__}")
@@ -117,7 +117,7 @@ def test_the_digits_matrix(benchmark, report, tmp_path):
     table = pd.DataFrame(rows, columns=["defense", "norm", "attack", "ours", "foolbox"])
     print(table.to_string())
     larger = table[table["ours"] > 1.01 * table["foolbox"]]
-    report("digits matrix, the attacks that foolbox has: script / ours", f"{theirs_spent / spent:.1f}")
+    report(f"digits matrix, {device.type}, the attacks that foolbox has: script / ours", f"{theirs_spent / spent:.1f}")
     report("  seconds of all of ours, of these, of the script", f"{whole:.0f}, {spent:.0f}, {theirs_spent:.0f}")
     report(
         "  medians larger than 1.01 times foolbox's",

@@ -15,27 +15,25 @@ from bench.engine import run_cell
 from bench.protocols import ModuleDefense
 from bench.registry import Registry
 
-CPU = torch.device("cpu")
-
 
 @pytest.mark.parametrize(
     ("attack", "norm"), [("boundary", "L2"), ("pointwise", "L0"), ("bim", "Linf"), ("deepfool", "L2")]
 )
-def test_samples(benchmark, report, attack, norm):
+def test_samples(benchmark, report, device, attack, norm):
     """Four times the samples, in chunks of the same size."""
     dataset = bench.load_dataset("digits")
-    defense = bench.load_defense("cnn", dataset="digits")
+    defense = bench.load_defense("cnn", dataset="digits", device=device.type)
     function = Registry().get("attacks", attack).function
     few = make_cell(attack, norm, budget=300)
     many = replace(few, samples=256)
-    run_cell(few, defense, function, dataset, CPU)
-    small = seconds(run_cell, few, defense, function, dataset, CPU)
-    large = seconds(benchmark.pedantic, run_cell, (many, defense, function, dataset, CPU), rounds=1)
-    report(f"{attack} {norm}: 4 times the samples take", f"{large / small:.1f} times as long")
+    run_cell(few, defense, function, dataset, device)
+    small = seconds(run_cell, few, defense, function, dataset, device)
+    large = seconds(benchmark.pedantic, run_cell, (many, defense, function, dataset, device), rounds=1)
+    report(f"{attack} {norm}, {device.type}: 4 times the samples take", f"{large / small:.1f} times as long")
     assert large < 5 * small
 
 
-def test_classes(benchmark, report):
+def test_classes(benchmark, report, device):
     """DeepFool takes the derivatives of all logits: 4 times the classes, on a linear classifier."""
     dataset = bench.load_dataset("digits")
     function = Registry().get("attacks", "deepfool").function
@@ -43,19 +41,19 @@ def test_classes(benchmark, report):
     for classes in (10, 40):
         torch.manual_seed(0)
         card = DefenseCard(name="linear", datasets=("digits",))
-        defense = ModuleDefense(card, nn.Sequential(nn.Flatten(), nn.Linear(64, classes)))
-        logits = defense.logits(dataset.test.images)
+        defense = ModuleDefense(card, nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).to(device))
+        logits = defense.logits(dataset.test.images.to(device)).cpu()
         relabelled = Split(dataset.test.images, logits.argmax(1))
         labelled = SimpleNamespace(classes=classes, train=dataset.train, test=relabelled)
         cell = make_cell("deepfool", "L2", budget=10**6)
-        run_cell(cell, defense, function, labelled, CPU)
-        spent.append(seconds(run_cell, cell, defense, function, labelled, CPU))
-    benchmark.pedantic(run_cell, (cell, defense, function, labelled, CPU), rounds=1)
-    report("deepfool L2: 4 times the classes take", f"{spent[1] / spent[0]:.1f} times as long")
+        run_cell(cell, defense, function, labelled, device)
+        spent.append(seconds(run_cell, cell, defense, function, labelled, device))
+    benchmark.pedantic(run_cell, (cell, defense, function, labelled, device), rounds=1)
+    report(f"deepfool L2, {device.type}: 4 times the classes take", f"{spent[1] / spent[0]:.1f} times as long")
     assert spent[1] < 5 * spent[0]
 
 
-def test_cells(benchmark, report, tmp_path):
+def test_cells(benchmark, report, device, tmp_path):
     """What a cell costs that has next to nothing to do, with 1 and 4 defenses and 1 and 4 attacks."""
     spent = {}
     for defenses, attacks in ((1, 1), (1, 4), (4, 1), (4, 4)):
@@ -68,10 +66,11 @@ def test_cells(benchmark, report, tmp_path):
         matrix.write_text(
             f"dataset = 'digits'\nsamples = 1\ndefenses = {names}\nthresholds = {{ L2 = 0.5 }}\n" + "\n".join(entries)
         )
-        bench.run(str(matrix), out=tmp_path / "warm" / matrix.stem, workers=1)
-        spent[defenses, attacks] = seconds(bench.run, str(matrix), out=tmp_path / matrix.stem, workers=1)
-    benchmark.pedantic(bench.run, (str(matrix),), {"out": tmp_path / "last", "workers": 1}, rounds=1)
+        options = {"workers": 1, "device": device.type}
+        bench.run(str(matrix), out=tmp_path / "warm" / matrix.stem, **options)
+        spent[defenses, attacks] = seconds(bench.run, str(matrix), out=tmp_path / matrix.stem, **options)
+    benchmark.pedantic(bench.run, (str(matrix),), {"out": tmp_path / "last", **options}, rounds=1)
     per_cell = (spent[4, 4] - spent[4, 1]) / 12
-    report("a cell with nothing to do costs", f"{1000 * per_cell:.0f} ms")
+    report(f"a cell with nothing to do costs, {device.type}", f"{1000 * per_cell:.0f} ms")
     for (defenses, attacks), s in spent.items():
-        report(f"a run of {defenses} defenses x {attacks} attacks, 1 sample", f"{s:.2f} s")
+        report(f"a run of {defenses} defenses x {attacks} attacks, 1 sample, {device.type}", f"{s:.2f} s")
