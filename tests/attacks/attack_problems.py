@@ -224,7 +224,10 @@ def run(
 
         def transferred(source: Callable[..., Tensor], x: Tensor = x, y: Tensor = y, keys: list[int] = keys) -> Tensor:
             own = card_of(source)
-            streams = {"random": Streams(0, keys, "substitute"), "noise": Streams(0, keys, "substitute queries")}
+            streams = {
+                "random": Streams(0, keys, "substitute", x.device),
+                "noise": Streams(0, keys, "substitute queries", x.device),
+            }
             options = {"classes": problem.classes, "budget": own.budget, "batch_size": 64, **streams}
             on = problem.defense if substitute is None else substitute
             return source(Oracle(on, own.access, ThreatModel(norm), x.clone(), y.clone(), **options), x, y)
@@ -236,8 +239,8 @@ def run(
             x.clone(),
             y.clone(),
             classes=problem.classes,
-            random=Streams(seed, keys, "attack"),
-            noise=Streams(seed, keys, "queries"),
+            random=Streams(seed, keys, "attack", x.device),
+            noise=Streams(seed, keys, "queries", x.device),
             budget=card.budget if budget is None else budget,
             batch_size=64,
             pool=problem.pool,

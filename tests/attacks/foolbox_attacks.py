@@ -25,7 +25,9 @@ def foolbox_distances(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         np.random.seed(0)
-        _, clipped, success = attack(foolbox.PyTorchModel(model, bounds=(0, 1)), x, y, epsilons=epsilons)
+        _, clipped, success = attack(
+            foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, epsilons=epsilons
+        )
     if epsilons is None:
         clipped, success = [clipped], success[None]
     found = torch.stack([distance(images, x, norm) for images in clipped])
