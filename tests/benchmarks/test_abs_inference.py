@@ -69,7 +69,7 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def model(data_dir) -> AnalysisBySynthesis:
-    return bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir)
+    return bench.load_defense("abs:schott2019", dataset="mnist", data_dir=data_dir, device="cpu")
 
 
 @pytest.fixture(scope="module")

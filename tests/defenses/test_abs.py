@@ -282,7 +282,7 @@ def test_training_depends_on_the_seed_alone(monkeypatch):
 
 @pytest.mark.parametrize(("name", "accuracy"), [("abs", 0.96), ("binary_abs", 0.93)])
 def test_accuracy_on_digits(name, accuracy):
-    model = bench.load_defense(name, dataset="digits")
+    model = bench.load_defense(name, dataset="digits", device="cpu")
     test = bench.load_dataset("digits").test
     assert clean_accuracy(model, test, CPU) >= accuracy
 
@@ -290,7 +290,7 @@ def test_accuracy_on_digits(name, accuracy):
 @pytest.mark.parametrize("name", ["abs", "binary_abs"])
 def test_pruned_decisions_on_digits_are_those_of_the_logits(name):
     """On clean images, and on both sides of boundaries half-way to other images and to noise."""
-    model = bench.load_defense(name, dataset="digits")
+    model = bench.load_defense(name, dataset="digits", device="cpu")
     clean = bench.load_dataset("digits").test.images[:200]
     others = torch.cat([clean.roll(1, 0), torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))])
 
@@ -309,7 +309,7 @@ def test_pruned_decisions_on_digits_are_those_of_the_logits(name):
 
 def test_the_confidence_on_clean_digits_has_the_papers_median():
     x = bench.load_dataset("digits").test.images[:300]
-    confidence = bench.load_defense("abs", dataset="digits").confidence(x)
+    confidence = bench.load_defense("abs", dataset="digits", device="cpu").confidence(x)
     torch.testing.assert_close(confidence.sum(1), torch.ones(300))
     assert confidence.amax(1).median() == pytest.approx(0.9, abs=0.05)
 
@@ -377,7 +377,7 @@ def test_missing_weights_say_how_to_get_them(tmp_path, folder):
 def test_released_accuracy_on_the_first_1000_mnist_test_images(name, accuracy, data_dir):
     """As measured on the authors' code; published on all test images: .990."""
     test = bench.load_dataset("mnist", data_dir).test
-    model = bench.load_defense(name, dataset="mnist", data_dir=data_dir)
+    model = bench.load_defense(name, dataset="mnist", data_dir=data_dir, device="cpu")
     logits = torch.cat([model.logits(x) for x in test.images[:1000].split(50)])
     assert (logits.argmax(1) == test.labels[:1000]).float().mean().item() == pytest.approx(accuracy, abs=0.003)
 
@@ -387,7 +387,7 @@ def test_released_accuracy_on_the_first_1000_mnist_test_images(name, accuracy, d
 def test_released_decisions_are_those_of_the_logits_on_clean_images_and_at_the_boundary(name, data_dir):
     """On 2000 test images, and on 500 points on both sides of the boundary, half of them adversarial."""
     test = bench.load_dataset("mnist", data_dir).test
-    model = bench.load_defense(name, dataset="mnist", data_dir=data_dir)
+    model = bench.load_defense(name, dataset="mnist", data_dir=data_dir, device="cpu")
 
     def differences(x):
         exact = torch.cat([model.logits(part).argmax(1) for part in x.split(100)])

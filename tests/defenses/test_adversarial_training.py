@@ -60,7 +60,7 @@ def test_a_vanishing_gradient_leaves_finite_images():
 
 @pytest.mark.parametrize(("name", "norm", "epsilon"), [("adv_linf", "Linf", 0.1), ("adv_l2", "L2", 0.5)])
 def test_on_digits_it_is_accurate_and_withstands_more_than_the_plain_net(name, norm, epsilon):
-    net, plain = (bench.load_defense(defense, dataset="digits") for defense in (name, "cnn"))
+    net, plain = (bench.load_defense(defense, dataset="digits", device="cpu") for defense in (name, "cnn"))
     assert clean_accuracy(net, bench.load_dataset("digits").test, CPU) >= 0.97
     assert accuracy_under_pgd(net, norm, epsilon) >= accuracy_under_pgd(plain, norm, epsilon) + 0.1
 
@@ -68,7 +68,8 @@ def test_on_digits_it_is_accurate_and_withstands_more_than_the_plain_net(name, n
 @pytest.mark.slow
 def test_on_mnist_it_is_accurate_and_robust(data_dir):
     """Published: .988 clean; the schedule is far shorter than the authors'."""
-    net, test = bench.load_defense("adv_linf", dataset="mnist", data_dir=data_dir), bench.load_dataset("mnist").test
+    net = bench.load_defense("adv_linf", dataset="mnist", data_dir=data_dir, device="cpu")
+    test = bench.load_dataset("mnist").test
     assert clean_accuracy(net, test, CPU) >= 0.97
     x, y = test.images[:500], test.labels[:500]
     torch.manual_seed(0)

@@ -196,5 +196,5 @@ def test_it_learns_to_reconstruct_digits(trained):
 
 @pytest.mark.slow
 def test_accuracy_on_mnist(data_dir):
-    model = bench.load_defense("beta_vac", dataset="mnist", data_dir=data_dir)
+    model = bench.load_defense("beta_vac", dataset="mnist", data_dir=data_dir, device="cpu")
     assert clean_accuracy(model, bench.load_dataset("mnist", data_dir).test, CPU) >= 0.98

@@ -83,7 +83,7 @@ def test_training_depends_on_the_seed_alone(monkeypatch):
 @pytest.mark.parametrize(("name", "accuracy"), [("cnn", 0.97), ("binary_cnn", 0.93)])
 def test_accuracy_on_digits(name, accuracy):
     """Binarised 8x8 digits have lost much: a support vector machine reaches 0.96 on them."""
-    net = bench.load_defense(name, dataset="digits")
+    net = bench.load_defense(name, dataset="digits", device="cpu")
     assert clean_accuracy(net, bench.load_dataset("digits").test, CPU) >= accuracy
 
 
@@ -91,5 +91,5 @@ def test_accuracy_on_digits(name, accuracy):
 @pytest.mark.parametrize(("name", "accuracy"), [("cnn", 0.989), ("binary_cnn", 0.983)])
 def test_accuracy_on_mnist(name, accuracy, data_dir):
     """Published: .991 and .985."""
-    net = bench.load_defense(name, dataset="mnist", data_dir=data_dir)
+    net = bench.load_defense(name, dataset="mnist", data_dir=data_dir, device="cpu")
     assert clean_accuracy(net, bench.load_dataset("mnist", data_dir).test, CPU) >= accuracy

@@ -67,7 +67,7 @@ def test_the_state_holds_the_training_images():
 
 def test_accuracy_on_digits():
     digits = bench.load_dataset("digits")
-    net = bench.load_defense("nearest_neighbour", dataset="digits")
+    net = bench.load_defense("nearest_neighbour", dataset="digits", device="cpu")
     assert clean_accuracy(net, digits.test, torch.device("cpu")) >= 0.98
     assert clean_accuracy(net, digits.train, torch.device("cpu")) == 1
 
@@ -75,6 +75,6 @@ def test_accuracy_on_digits():
 @pytest.mark.slow
 def test_accuracy_on_mnist(data_dir):
     """Published: .969 (the error of 1-nearest-neighbour by L2 on all 60,000 images is 3.09 %)."""
-    net = bench.load_defense("nearest_neighbour", dataset="mnist", data_dir=data_dir)
+    net = bench.load_defense("nearest_neighbour", dataset="mnist", data_dir=data_dir, device="cpu")
     accuracy = clean_accuracy(net, bench.load_dataset("mnist", data_dir).test, torch.device("cpu"))
     assert accuracy == pytest.approx(0.9691, abs=0.0005)
