@@ -63,6 +63,17 @@ RADIUS = {"L2": 2.5, "Linf": 0.5}
 CASES = [(name, norm) for name, attack in ATTACKS.items() for norm in card_of(attack).norms]
 
 
+def on_problems(cases: list[tuple[str, str]], *problems: str) -> list[tuple[str, str, str]]:
+    """The cases on each problem, (problem, name, norm): attacks on reconstructions on ``prototypes`` alone, since the
+    others have none."""
+    return [
+        (problem, name, norm)
+        for problem in problems
+        for name, norm in cases
+        if problem == "prototypes" or card_of(ATTACKS[name]).access != "latent"
+    ]
+
+
 class LinearDefense:
     """Logits W x + b of random rows."""
 

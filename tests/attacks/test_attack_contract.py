@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, CASES, SHORT, Problem, run
+from attack_problems import ATTACKS, CASES, SHORT, Problem, on_problems, run
 
 from bench.cards import DefenseCard, card_of
 from bench.norms import within
@@ -45,11 +45,8 @@ def test_the_chunk_does_not_matter(problems, name, norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "norm"), OWN_CASES)
-@pytest.mark.parametrize("problem", ["prototypes", "small_net"])
+@pytest.mark.parametrize(("problem", "name", "norm"), on_problems(OWN_CASES, "prototypes", "small_net"))
 def test_the_chunk_does_not_matter_to_any_sample(problems, problem, name, norm):
-    if card_of(ATTACKS[name]).access == "latent" and problem == "small_net":
-        pytest.skip("a plain net has no reconstructions")
     check_chunks(problems[problem], name, norm, 16, name != "boundary")
 
 

@@ -4,7 +4,6 @@ A gradient counts as two passes, a Jacobian as one pass forward and one back for
 bounded attacks have no search for the smallest epsilon: they are run on a ladder, as a script would, and pay for it.
 """
 
-import os
 import time
 
 import foolbox
@@ -50,9 +49,7 @@ class Counted(nn.Module):
 
 @pytest.fixture(scope="module", params=["digits", "mnist"])
 def problem(request, device):
-    data_dir = os.environ.get("ASSAY_DATA")
-    if request.param == "mnist" and data_dir is None:
-        pytest.skip("ASSAY_DATA is not set: MNIST is not here")
+    data_dir = request.getfixturevalue("data_dir") if request.param == "mnist" else None
     defense = bench.load_defense("cnn", dataset=request.param, data_dir=data_dir, device=device.type)
     dataset = bench.load_dataset(request.param, data_dir)
     test, train = dataset.test, dataset.train
