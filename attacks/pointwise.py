@@ -14,36 +14,103 @@ CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarial
 
 LINE_BISECTIONS = 6
 """Halvings of the way to the clean image before the pixels move singly, for the L2 norm."""
+STARTS = 5
+"""Draws of noise for a single repetition; after each of the first sizes of squares the closer half of them goes on."""
+BOTTOM = 0.9
+"""Further draws climb from this share of the first one's density."""
+SQUARES = (2, 4, 8)
+"""Before single pixels, squares with these fractions of the image's side are reset: much of the noise is where a net
+hardly looks, and neighbours go together."""
 
 
-@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, version=3, citation=CITATION)
-def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 100, bisections: int = 10) -> Tensor:
-    """One repetition of Pointwise from salt and pepper noise on ``rungs`` densities; see `undo`."""
-    return _pointwise(oracle, x, y, 1, rungs, bisections)
+@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, version=4, citation=CITATION)
+def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 50, bisections: int = 10) -> Tensor:
+    """One repetition of Pointwise, from the best of a few draws of salt and pepper noise on ``rungs`` densities; see
+    `undo`."""
+    return _pointwise(oracle, x, y, 1, STARTS, rungs, bisections)
 
 
 @attack(
-    "pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, version=3, citation=CITATION
+    "pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, version=4, citation=CITATION
 )
 def pointwise_10x(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 10
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 50, bisections: int = 10
 ) -> Tensor:
-    """The best of several repetitions of Pointwise, which run side by side."""
-    return _pointwise(oracle, x, y, repetitions, rungs, bisections)
+    """The best of several repetitions of Pointwise, which run side by side, each from one draw of noise."""
+    return _pointwise(oracle, x, y, repetitions, 1, rungs, bisections)
 
 
-def _pointwise(oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, rungs: int, bisections: int) -> Tensor:
+def _pointwise(
+    oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, rungs: int, bisections: int
+) -> Tensor:
     ids = oracle.ids.repeat(repetitions)
-    densities = torch.zeros(len(ids)).to(x), torch.ones(len(ids)).to(x)
-    start, density = first_hit(oracle, x[ids], y[ids], ids, *densities, rungs)
-    rows = torch.isfinite(density)
-    ids, noisy = ids[rows], start[rows]
-    reset = undo(oracle, x[ids], y[ids], noisy, ids, bisections=0)
+    top = torch.ones(len(ids), device=ids.device)
+    noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, rungs)
+    found = torch.isfinite(density)
+    ids, top, noisy, bottom = ids[found], top[found], noisy[found], BOTTOM * density[found]
+    clean, label = x[ids], y[ids]
+    further = [first_hit(oracle, clean, label, ids, bottom, top, rungs)[0] for _ in range(starts - 1)]
+    draws = torch.stack([noisy, *further])
+    for fraction in SQUARES:
+        rows = torch.arange(len(ids), device=ids.device).repeat(len(draws))
+        side = -(-max(x.shape[2:]) // fraction)
+        reset = undo_squares(oracle, clean[rows], label[rows], draws.flatten(0, 1), ids[rows], side)
+        draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
+    z = undo(oracle, clean, label, draws[0], ids, bisections=0)
     if oracle.threat.norm == "L2":
         # Pixels moved one by one would leave all that can be gained to the first ones.
-        reset = bisect(oracle, x[ids], reset, y[ids], ids, LINE_BISECTIONS)
-        undo(oracle, x[ids], y[ids], reset, ids, bisections=bisections)
+        z = bisect(oracle, clean, z, label, ids, LINE_BISECTIONS)
+        undo(oracle, clean, label, z, ids, bisections=bisections)
     return oracle.closest(densest(oracle, x))
+
+
+def _closer_half(oracle: Oracle, x: Tensor, draws: Tensor) -> Tensor:
+    """Of each image's ``draws`` (S, R, C, H, W) the closer half, closest first. A draw that is the clean image, since
+    nothing was found, counts as farthest."""
+    distance = torch.stack([oracle.threat.distance(draw, x) for draw in draws])
+    kept = distance.masked_fill(distance == 0, torch.inf).argsort(dim=0, stable=True)[: max(1, len(draws) // 2)]
+    return draws[kept, torch.arange(len(x), device=x.device)]
+
+
+def undo_squares(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, side: int) -> Tensor:
+    """Resets squares of ``adversarial`` (R, C, H, W) to the clean ``x`` where it stays adversarial.
+
+    One pass in a random order over those squares, of ``side`` pixels on a randomly shifted grid, that hold a part of
+    the changed pixels; one with all of them would give the clean image.
+    """
+    z = adversarial.clone()
+    if side == 1 or not len(z):
+        return z
+    shift = (side * oracle.random.uniform(ids, (2,))).long()
+    row, column = (
+        (torch.arange(size, device=ids.device) + shift[:, axis, None]) // side for axis, size in enumerate(x.shape[2:])
+    )
+    width = x.shape[3] // side + 2
+    square = row[:, :, None] * width + column[:, None, :]
+    changed = (z != x).any(1)
+    held = torch.zeros(len(z), (x.shape[2] // side + 2) * width, device=ids.device)
+    held = held.scatter_add(1, square.flatten(1), changed.flatten(1).to(held))
+    partial = (held > 0) & (held < held.sum(1, keepdim=True))
+    order, partial = _in_random_order(oracle, partial, ids)
+    for chosen, there in zip(order.T, partial.T, strict=True):
+        rows = there.nonzero()[:, 0]
+        rows = rows[oracle.affordable(ids[rows])]
+        if not len(rows):
+            return z
+        inside = (square[rows] == chosen[rows, None, None])[:, None]
+        reset = torch.where(inside, x[rows], z[rows])
+        hit = oracle.decision(reset, ids[rows]) != y[rows]
+        z[rows[hit]] = reset[hit]
+    return z
+
+
+def _in_random_order(oracle: Oracle, wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of the True entries of each row of ``wanted`` (R, P) in a random order, (R, most of them), and whether
+    there is one: short rows are filled up with others."""
+    order = oracle.random.permutation(ids, wanted.shape[1])
+    wanted = wanted.gather(1, order)
+    first = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, : max(wanted.sum(1).tolist(), default=0)]
+    return order.gather(1, first), wanted.gather(1, first)
 
 
 def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, *, bisections: int) -> Tensor:
@@ -57,12 +124,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
     """
     z = adversarial.clone()
     smallest = 0.5**bisections
-    order = oracle.random.permutation(ids, x.shape[2:].numel())
-    # Both in the row's random order, but for the changed pixels, which come first: the others are left out.
-    changed = (z != x).any(1).flatten(1).gather(1, order)
-    columns = changed.byte().argsort(dim=1, descending=True, stable=True)
-    columns = columns[:, : max(changed.sum(1).tolist(), default=0)]
-    order, changed = order.gather(1, columns), changed.gather(1, columns)
+    order, changed = _in_random_order(oracle, (z != x).any(1).flatten(1), ids)
     untried = changed.clone()
     position = torch.full((len(ids),), -1, device=ids.device)
     # The search on the row's pixel: moved this share of the way back it is adversarial (best), is not (worst).

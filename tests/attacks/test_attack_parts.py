@@ -15,7 +15,7 @@ from attacks.gradients import length, steepest, wrong_odds
 from attacks.iterative_gradient import random_start
 from attacks.lines import bisect
 from attacks.noise import salted
-from attacks.pointwise import next_in_cycle, undo
+from attacks.pointwise import next_in_cycle, undo, undo_squares
 from bench.errors import UserError
 from bench.oracle import Oracle
 from bench.randomness import Streams
@@ -157,6 +157,38 @@ def test_pointwise_ends_where_no_pixel_can_be_reset(problems, problem):
         unchanged = reset[:, pixel] == z.flatten(1)[:, pixel]
         correct = chosen.defense.logits(reset.reshape(z.shape)).argmax(1) == chosen.y[ids]
         assert (unchanged | correct).all()
+
+
+@pytest.fixture
+def looks_at_the_middle():
+    """Black images of 12x12, of class 1 where more than half of the middle 4x4 is white."""
+    defense = LinearDefense(144, 2)
+    weight = torch.zeros(2, 12, 12)
+    weight[1, 4:8, 4:8] = 1
+    defense.weight, defense.bias = weight.flatten(1), torch.tensor([8.0, 0])
+    black, zeros = torch.zeros(20, 1, 12, 12), torch.zeros(20, dtype=torch.int64)
+    return Problem(defense, black, zeros, 2, (black, zeros))
+
+
+def test_noise_where_the_net_does_not_look_goes_by_squares(looks_at_the_middle):
+    oracle = oracle_of(looks_at_the_middle, "decision", "L0")
+    x, y, white = looks_at_the_middle.x, looks_at_the_middle.y, torch.ones_like(looks_at_the_middle.x)
+    z = undo_squares(oracle, x, y, white, oracle.ids, 4)
+    assert (looks_at_the_middle.defense.logits(z).argmax(1) == 1).all()
+    assert ((z == 0) | (z == 1)).all()
+    # Only squares that reach into the middle may stay.
+    assert z[..., 0].sum() == z[..., -1].sum() == 0
+    assert (z.flatten(1).sum(1) <= 64).all()
+    assert (oracle.forwards <= 16).all()
+
+
+def test_a_square_that_holds_all_the_noise_is_not_asked_about(looks_at_the_middle):
+    oracle = oracle_of(looks_at_the_middle, "decision", "L0")
+    noisy = looks_at_the_middle.x.clone()
+    noisy[..., 5, 5] = 1
+    z = undo_squares(oracle, looks_at_the_middle.x, looks_at_the_middle.y, noisy, oracle.ids, 4)
+    assert torch.equal(z, noisy)
+    assert (oracle.forwards == 0).all()
 
 
 def test_pointwise_l2_ends_where_no_pixel_can_move_by_the_smallest_step(linear):

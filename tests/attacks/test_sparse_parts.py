@@ -68,4 +68,4 @@ def test_sigma_zero_needs_fewer_passes_than_pointwise_on_many_pixels():
     sparse = run(problem, "sigma_zero", "L0")
     pointwise = run(problem, "pointwise_10x", "L0")
     assert sparse.distance.mean() <= pointwise.distance.mean()
-    assert (sparse.forwards + sparse.backwards).mean() <= 0.5 * pointwise.forwards.mean()
+    assert (sparse.forwards + sparse.backwards).mean() <= 0.6 * pointwise.forwards.mean()

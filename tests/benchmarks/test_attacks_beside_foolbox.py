@@ -14,7 +14,7 @@ from torch import nn
 
 import bench
 
-SAMPLES = 20
+SAMPLES = 60
 POINTWISE = foolbox.attacks.PointwiseAttack(init_attack=SALT_AND_PEPPER, l2_binary_search=False)
 CASES = {
     "salt_and_pepper L0": ("salt_and_pepper", "L0", SALT_AND_PEPPER, None),
