@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 from bench import defense
 from bench.datasets import Dataset, Split
 from bench.training import Trainer
 from defenses.eabs.networks import convolutions, output_width
 from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
+
+COUNTED_AT_ONCE = 1000
+"""Images of a batch when the batch normalisation's statistics are counted."""
 
 
 class EncoderCNN(nn.Sequential):
@@ -29,7 +33,8 @@ class EncoderCNN(nn.Sequential):
         return output
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the cross-entropy on images with Gaussian noise."""
+        """Minimises the cross-entropy on images with Gaussian noise; the batch normalisation's statistics are those of
+        the images themselves, which are classified later, and not of noisy ones."""
         trainer.initialise(self)
         trainer.minimise(
             self.parameters(),
@@ -40,9 +45,10 @@ class EncoderCNN(nn.Sequential):
             learning_rate=self.setting.learning_rate,
             recordable=True,
         )
+        update_bn(torch.split(data.images, COUNTED_AT_ONCE), self, trainer.device)
 
 
-@defense("cnn:ju2020", datasets=DATASETS, citation=CITATION, version=2)
+@defense("cnn:ju2020", datasets=DATASETS, citation=CITATION, version=3)
 def cnn(dataset: Dataset) -> EncoderCNN:
     """The CNN of the E-ABS paper, trained with Gaussian noise."""
     return EncoderCNN(dataset)

@@ -16,6 +16,7 @@ from bench.training import Trainer
 from defenses.abs.descent import divergence
 from defenses.abs.search import prior_draws
 from defenses.eabs import Trained, networks, search_for
+from defenses.eabs.cnn import EncoderCNN
 from defenses.eabs.inference import prior_distributions
 from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
 from defenses.eabs.settings import SETTINGS
@@ -285,3 +286,13 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     model.fit(Split(x, y), Trainer(CPU, 0, Silent()))
     model.eval().requires_grad_(False)
     assert (model.logits(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_the_cnn_normalises_by_the_statistics_of_images_without_noise(monkeypatch):
+    monkeypatch.setitem(SETTINGS, 8, dataclasses.replace(SETTINGS[8], epochs_cnn=1))
+    model, x = EncoderCNN(DIGITS), images(DIGITS, 200)
+    model.fit(Split(x, torch.arange(200) % 10), Trainer(CPU, 0, Silent()))
+    convolution, normalisation, *_ = model[0]
+    seen = convolution(x)
+    torch.testing.assert_close(normalisation.running_mean, seen.mean((0, 2, 3)))
+    torch.testing.assert_close(normalisation.running_var, seen.var((0, 2, 3)))
