@@ -127,7 +127,7 @@ class LatentClassifier(nn.Module, ABC):
     def minima(self, seen: Tensor, *, penalised: bool = True) -> tuple[Tensor, Tensor]:
         """Least energies (N, K) from `RESTARTS` starts, and the absolute errors |x - G_c(z_c)| there, (N, K, D)."""
         objective = partial(self.objective, penalised=penalised)
-        energies, reconstructions = self.inference().all_classes(seen, objective, restarts=RESTARTS)
+        energies, reconstructions = self.inference().minima(seen, objective, RESTARTS)
         return energies, (seen[:, None] - reconstructions).flatten(2).abs()
 
     def _least_energy(self, seen: Tensor, y: Tensor, epsilon: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class LatentClassifier(nn.Module, ABC):
         def objective(classes: slice, rows: slice) -> Objective:
             return self.objective(classes, rows, slack=epsilon[rows, None])
 
-        return _others(self.inference().all_classes(seen, objective)[0], y).amin(1)
+        return _others(self.inference().minima(seen, objective)[0], y).amin(1)
 
     def inference(self) -> Inference:
         """Inference, made when it is first needed."""

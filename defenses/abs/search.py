@@ -41,12 +41,20 @@ class Search:
         iterations: evaluations in the descent; the last one takes no step.
         learning_rate: Adam's.
         variance: of the likelihood p(x|z, c), in squared pixel intensity.
+        minimising: iterations where the minimum itself is asked for, as for lower bounds and reconstructions, if it
+            takes more.
     """
 
     starts: int
     iterations: int
     learning_rate: float
     variance: float
+    minimising: int = 0
+
+    @property
+    def longest(self) -> int:
+        """The most iterations."""
+        return max(self.iterations, self.minimising)
 
 
 def prior_draws(count: int, latent: int) -> Tensor:
@@ -112,15 +120,19 @@ class Inference:
         self._single = _in_order(single, starts, grids)
 
     @torch.no_grad()
-    def all_classes(
-        self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None, restarts: int = 1
-    ) -> tuple[Tensor, Tensor]:
+    def all_classes(self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class.
 
         ``proposals`` (K, N, P) are further parameters to start from where their first value is lower than that of the
-        best start. From ``restarts`` starts for each image and class, the best end is taken.
+        best start.
         """
-        return self._in_parts(self._groups, x, objectives, proposals, restarts)
+        return self._in_parts(self._groups, x, objectives, self._search.iterations, proposals)
+
+    @torch.no_grad()
+    def minima(self, x: Tensor, objectives: Objectives, restarts: int = 1) -> tuple[Tensor, Tensor]:
+        """`all_classes` by as many iterations as a minimum takes; the best end of ``restarts`` descents for each image
+        and class."""
+        return self._in_parts(self._groups, x, objectives, self._search.longest, restarts=restarts)
 
     @torch.no_grad()
     def decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
@@ -167,7 +179,8 @@ class Inference:
         output = torch.empty_like(x)
         for c in torch.unique(y).tolist():
             rows = y == c
-            output[rows] = self._in_parts(self._single[c : c + 1], x[rows], objectives)[1][:, 0]
+            found = self._in_parts(self._single[c : c + 1], x[rows], objectives, self._search.longest)
+            output[rows] = found[1][:, 0]
         return output
 
     def _end(
@@ -176,6 +189,7 @@ class Inference:
         x: Tensor,
         part: slice,
         objectives: Objectives,
+        iterations: int,
         proposals: Tensor | None,
         restarts: int,
     ) -> tuple[Tensor, Tensor]:
@@ -187,13 +201,14 @@ class Inference:
             values = [objective.differentiate(group.decoder, x, start, 0)[0]() for start in (p, proposed)]
             p = torch.where((values[1] < values[0])[..., None], proposed, p)
         descent = Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
-        return _best(*descent.minimise(self._search.iterations), restarts)
+        return _best(*descent.minimise(iterations), restarts)
 
     def _in_parts(
         self,
         groups: Sequence[_Group],
         x: Tensor,
         objectives: Objectives,
+        iterations: int,
         proposals: Tensor | None = None,
         restarts: int = 1,
     ) -> tuple[Tensor, Tensor]:
@@ -202,7 +217,10 @@ class Inference:
         size = _rows_at_once(x)
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            jobs = [partial(self._end, group, rows[part], part, objectives, proposals, restarts) for group in groups]
+            jobs = [
+                partial(self._end, group, rows[part], part, objectives, iterations, proposals, restarts)
+                for group in groups
+            ]
             ends = in_streams(jobs, x.device)
             values.append(torch.cat([value for value, _ in ends], 1))
             decoded.append(torch.cat([reconstruction for _, reconstruction in ends], 1))

@@ -30,15 +30,16 @@ from defenses.eabs.settings import CITATION, DATASETS, Setting, noise_of, settin
 
 BATCH_SIZE = 50
 A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
-VERSION = 2
+VERSION = 3
 """Of the cards of all that is trained with the discriminative loss; raising it trains them anew."""
 member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
 
 
-def search_for(setting: Setting) -> Search:
+def search_for(setting: Setting, *, from_encoder: bool) -> Search:
     """Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
     makes the likelihood's variance 1/2."""
-    return Search(starts=8000, iterations=setting.iterations, learning_rate=0.05, variance=0.5)
+    iterations = setting.iterations_from_encoder if from_encoder else setting.iterations
+    return Search(starts=8000, iterations=iterations, learning_rate=0.05, variance=0.5, minimising=setting.iterations)
 
 
 class ExtendedABS(LatentClassifier):
@@ -53,7 +54,7 @@ class ExtendedABS(LatentClassifier):
     def __init__(self, dataset: Dataset, autoencoders: Autoencoders, *, variational: bool) -> None:
         channels, size, _ = dataset.shape
         self.setting = setting_of(dataset)
-        self.search = search_for(self.setting)
+        self.search = search_for(self.setting, from_encoder=variational and autoencoders.discriminative)
         super().__init__(channels * size**2, dataset.classes * self.search.iterations)
         self.autoencoders = autoencoders
         self.variational = variational
@@ -90,7 +91,7 @@ class ExtendedABS(LatentClassifier):
     ) -> Objective:
         """See `LatentClassifier`; without draws, a variational search is one for the mean."""
         if self.variational:
-            noise = next(self.parameters()).new_zeros(self.search.iterations, 1, 1, 1)
+            noise = next(self.parameters()).new_zeros(1, 1, 1, 1).expand(self.search.longest, -1, -1, -1)
             return self._at_draws(classes, noise, slack, penalised)
         penalty = self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance)
         return AtPoint(penalty if penalised else NormalPrior(0.0), slack=slack)

@@ -27,6 +27,7 @@ class Setting:
         batch_size_apart: of training each class by itself.
         learning_rate: Adam's in training.
         iterations: of inference, from the best of the starting points.
+        iterations_from_encoder: of inference that may start from an encoder trained with the discriminative loss.
     """
 
     architecture: Architecture
@@ -37,6 +38,7 @@ class Setting:
     batch_size_apart: int = 32
     learning_rate: float = 2e-3
     iterations: int = 20
+    iterations_from_encoder: int = 20
 
 
 SMALL_COLOUR = Architecture(
@@ -63,6 +65,8 @@ SETTINGS: dict[int, Setting] = {
         ),
         epochs=40,
         epochs_apart=30,
+        # The loss shapes the decoders where the encoder leads: further steps help the wrong classes more.
+        iterations_from_encoder=5,
     ),
     8: Setting(
         Architecture(
@@ -77,6 +81,7 @@ SETTINGS: dict[int, Setting] = {
         batch_size_apart=16,
         # Starting points are dense in few dimensions: five iterations decide as twenty do.
         iterations=5,
+        iterations_from_encoder=5,
     ),
     32: Setting(COLOUR, epochs=50, epochs_apart=200),
 }

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
 SVHN = Dataset("svhn", 10, (3, 32, 32))
 GTSRB = Dataset("gtsrb_top10", 10, (3, 32, 32))
-FEW = dataclasses.replace(search_for(SETTINGS[8]), starts=20, iterations=6)
+FEW = dataclasses.replace(search_for(SETTINGS[8], from_encoder=False), starts=20, iterations=6, minimising=0)
 FAMILY = ["eabs", "abs:ju2020", "a_abs", "d_abs", "v_abs", "ad_abs", "av_abs", "dv_abs"]
 VARIATIONAL = {"eabs", "v_abs", "av_abs", "dv_abs"}
 
@@ -141,6 +141,26 @@ def test_reconstructions_need_no_draws():
     assert model.reconstruct(x, y).shape == x.shape
     expected = reference(exact, x)[1][torch.arange(3), y]
     torch.testing.assert_close(exact.reconstruct(x, y).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_few_iterations_decide_from_an_encoder_of_the_discriminative_loss(name):
+    search = make_defense(name, MNIST, Registry()).defense.search
+    assert search.iterations == (5 if name in {"eabs", "dv_abs"} else 20)
+    assert search.longest == 20
+
+
+@pytest.mark.parametrize("name", ["eabs", "d_abs"])
+def test_minima_for_bounds_are_searched_for_longer_than_decisions(name):
+    x = images(DIGITS)
+
+    def minima(**iterations):
+        model = scrambled(name, DIGITS)
+        model.search = dataclasses.replace(FEW, **iterations)
+        return model.minima(x)[0]
+
+    assert torch.equal(minima(iterations=6, minimising=8), minima(iterations=8))
+    assert not torch.equal(minima(iterations=6, minimising=8), minima(iterations=6))
 
 
 @pytest.mark.parametrize("name", FAMILY)
