@@ -1,6 +1,12 @@
-"""The Pointwise attack (Schott et al. 2019, section 5): undo salt and pepper noise, pixel by pixel."""
+"""The Pointwise attack (Schott et al. 2019, section 5): undo salt and pepper noise, pixel by pixel.
+
+Two things come before the paper's walk over pixels and save queries: squares of pixels are reset first, and a single
+repetition chooses among a few draws of noise where the reference takes the closest of a thousand.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -53,7 +59,7 @@ def _pointwise(
     draws = torch.stack([noisy, *further])
     for fraction in SQUARES:
         rows = torch.arange(len(ids), device=ids.device).repeat(len(draws))
-        side = -(-max(x.shape[2:]) // fraction)
+        side = math.ceil(max(x.shape[2:]) / fraction)
         reset = undo_squares(oracle, clean[rows], label[rows], draws.flatten(0, 1), ids[rows], side)
         draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
     z = undo(oracle, clean, label, draws[0], ids, bisections=0)
