@@ -191,6 +191,33 @@ def eot_pgd(
     return pgd(oracle, x, y, steps=steps, step=step, restarts=restarts, epsilon=epsilon, bisections=bisections)
 
 
+@attack(
+    "unrolled_pgd",
+    norms=["L2", "Linf"],
+    access="unrolled",
+    kinds=["minimal", "bounded"],
+    stochastic=True,
+    budget=50_000,
+    citation="Tramer, Carlini, Brendel & Madry 2020, On adaptive attacks to adversarial example defenses",
+)
+def unrolled_pgd(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    draws: int = 5,
+    steps: int = 80,
+    step: float = 1 / 8,
+    restarts: int = 5,
+    epsilon: float = 0.3,
+    bisections: int = 12,
+) -> Tensor:
+    """`eot_pgd` through the optimisation that a defense does at inference, whose end other attacks hold fixed."""
+    return eot_pgd(
+        oracle, x, y, draws=draws, steps=steps, step=step, restarts=restarts, epsilon=epsilon, bisections=bisections
+    )
+
+
 def _from_clean(
     oracle: GradientOracle,
     x: Tensor,

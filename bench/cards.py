@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 from bench.errors import UserError, unknown
 from bench.norms import NORMS
 
-Access = Literal["gradient", "score", "decision", "latent", "transfer"]
-"""What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; `latent` is scores and
+Access = Literal["gradient", "unrolled", "score", "decision", "latent", "transfer"]
+"""What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; with `unrolled` access
+the gradients are exact through the optimisation that a defense does at inference; `latent` is scores and
 class-conditional reconstructions; `transfer` is decisions, and what attacks propose on a substitute."""
 Kind = Literal["minimal", "bounded"]
 """An attack that minimises the distance, or one that fills an epsilon ball."""
@@ -23,6 +24,7 @@ GRANTS: dict[str, frozenset[str]] = {
     "decision": frozenset({"decision"}),
     "score": frozenset({"decision", "score"}),
     "gradient": frozenset({"decision", "score", "gradient"}),
+    "unrolled": frozenset({"decision", "score", "gradient"}),
     "latent": frozenset({"decision", "score", "latent"}),
     "transfer": frozenset({"decision", "transfer"}),
 }

@@ -16,7 +16,15 @@ from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, Substitute, run_cell
 from bench.loading import LoadedDefense
 from bench.norms import Norm
-from bench.protocols import Defense, HasDecision, HasInputGradient, HasReconstruction, ModuleDefense
+from bench.protocols import (
+    Defense,
+    HasDecision,
+    HasInputGradient,
+    HasReconstruction,
+    HasUnrolledGradient,
+    ModuleDefense,
+    VectorJacobian,
+)
 from bench.randomness import Streams
 from bench.registry import Plugin
 
@@ -25,6 +33,8 @@ _STEP = 0.01
 """L2 distance to either side of an image over which a derivative is compared with a difference."""
 _DISAGREEMENT = 0.05
 """How far they may differ at half of the samples, relative to the derivative; curvature and kinks make some of it."""
+_UNROLLED_STEP, _UNROLLED_DISAGREEMENT = 0.1, 0.1
+"""The same for derivatives through an optimisation, which stumbles over more kinks, and half of all logits."""
 _EPSILONS: dict[Norm, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
 
 
@@ -68,6 +78,10 @@ class ClassMeans(nn.Module):
         not turn a random walk into another one."""
         flat = self.means.flatten(1).double()
         return (2 * x.flatten(1).double() @ flat.T - flat.square().sum(1)).to(x.dtype)
+
+    def unrolled_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
+        """Its only gradient, since it optimises nothing."""
+        return self.logits(x), lambda cotangent: torch.einsum("nk,kchw->nchw", 2 * cotangent, self.means)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean images of the classes ``y``."""
@@ -140,6 +154,8 @@ def _gradient_checks(defense: Defense, x: Tensor) -> Iterator[Check]:
         gradient = torch.autograd.grad(weighted, leaf)[0]
         if not defense.card.surrogate_gradient and defense.card.binarization_threshold is None:
             yield _agrees_with_differences(defense, x, gradient)
+    if isinstance(defense, HasUnrolledGradient):
+        yield _unrolled_agrees_with_differences(defense, x)
     yield Check("gradients are finite", bool(torch.isfinite(gradient).all()))
     zeros = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     yield Check("gradients are not zero", zeros < len(x), f"zero for {zeros} of {len(x)} samples")
@@ -154,6 +170,32 @@ def _agrees_with_differences(defense: Defense, x: Tensor, gradient: Tensor) -> C
     error = float(((difference - slope).abs() / slope.clamp_min(1e-12)).median())
     detail = f"relative difference {error:.1g}; declare surrogate_gradient=True if that is meant"
     return Check("gradients agree with finite differences", error < _DISAGREEMENT, detail)
+
+
+def _unrolled_agrees_with_differences(defense: Defense, x: Tensor) -> Check:
+    """Compares derivatives of all logits in one direction with central differences: medians, since logits jump where
+    inference follows the derivative of rectified units. In the direction in which they differ most from
+    ``input_gradient``'s, where there is one, and better than these do."""
+    assert isinstance(defense, HasUnrolledGradient)
+    jacobian = _jacobian(defense.unrolled_gradient, defense, x)
+    fixed = _jacobian(defense.input_gradient, defense, x) if isinstance(defense, HasInputGradient) else 0 * jacobian
+    direction = torch.einsum("k,nkd->nd", torch.arange(jacobian.shape[1]).to(x), jacobian - fixed)
+    direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    step = _UNROLLED_STEP * direction.reshape(x.shape)
+    ahead, behind = (_query(defense, x + sign * step, seed=0).double() for sign in (1, -1))
+    differences = (ahead - behind) / (2 * _UNROLLED_STEP)
+    slopes, others = (torch.einsum("nkd,nd->nk", of, direction).double() for of in (jacobian, fixed))
+    scale = slopes.abs().amax(1, keepdim=True).clamp_min(1e-12)
+    error, beside = (float(((differences - given).abs() / scale).median()) for given in (slopes, others))
+    good = error < min(_UNROLLED_DISAGREEMENT, beside)
+    detail = f"difference {error:.1g}, with the end held fixed {beside:.1g}"
+    return Check("unrolled gradients agree with finite differences", good, detail)
+
+
+def _jacobian(gradient: Callable[..., tuple[Tensor, VectorJacobian]], defense: Defense, x: Tensor) -> Tensor:
+    """Derivatives (N, K, D) of all logits."""
+    logits, product = gradient(x, *([_rng(x, 0)] if defense.card.randomized else []))
+    return torch.stack([product(unit.expand_as(logits)) for unit in torch.eye(logits.shape[1])], 1).flatten(2)
 
 
 def _attack_checks(plugin: Plugin) -> Iterator[Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.protocols import Defense, HasInputGradient, VectorJacobian
+from bench.protocols import Defense, HasInputGradient, HasUnrolledGradient, VectorJacobian
 from bench.randomness import RowStreams
 
 
@@ -21,13 +21,21 @@ def mean_logits(defense: Defense, x: Tensor, rng: RowStreams, draws: int) -> Ten
     return torch.stack([drawn_logits(defense, x, rng) for _ in range(passes)]).mean(0)
 
 
-def linearize(defense: Defense, x: Tensor, rng: RowStreams, draws: int) -> tuple[Tensor, VectorJacobian]:
-    """The logits (N, K) at ``x`` (N, C, H, W), averaged as in `mean_logits`, and their vector-Jacobian product."""
-    if not isinstance(defense, HasInputGradient):
+def linearize(
+    defense: Defense, x: Tensor, rng: RowStreams, draws: int, *, unrolled: bool = False
+) -> tuple[Tensor, VectorJacobian]:
+    """The logits (N, K) at ``x`` (N, C, H, W), averaged as in `mean_logits`, and their vector-Jacobian product; through
+    the defense's own optimisation too, if ``unrolled``."""
+    if unrolled:
+        assert isinstance(defense, HasUnrolledGradient)
+        at_draw = defense.unrolled_gradient
+    elif isinstance(defense, HasInputGradient):
+        at_draw = defense.input_gradient
+    else:
         return _differentiated(defense, x, rng, draws)
     if not defense.card.randomized:
-        return defense.input_gradient(x)
-    drawn = [defense.input_gradient(x, rng) for _ in range(draws)]
+        return at_draw(x)
+    drawn = [at_draw(x, rng) for _ in range(draws)]
     mean = torch.stack([logits for logits, _ in drawn]).mean(0)
     return mean, lambda cotangent: torch.stack([product(cotangent) for _, product in drawn]).mean(0)
 

@@ -297,7 +297,8 @@ class Oracle:
 
     def _linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
         """The logits at ``x``, averaged over the draws, and their vector-Jacobian product."""
-        return linearize(self._defense, x, self._noise.rows(ids), self.draws)
+        unrolled = self._access == "unrolled"
+        return linearize(self._defense, x, self._noise.rows(ids), self.draws, unrolled=unrolled)
 
     def _products(
         self, x: Tensor, ids: Tensor, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]

@@ -50,6 +50,15 @@ class HasInputGradient(Protocol):
 
 
 @runtime_checkable
+class HasUnrolledGradient(Protocol):
+    """A defense that optimises at inference, with a derivative through that too, beside its ``input_gradient``."""
+
+    def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
+        """As `HasInputGradient.input_gradient`, but exact wherever the logits are smooth: no step of the optimisation
+        is held fixed."""
+
+
+@runtime_checkable
 class HasDecision(Protocol):
     """A deterministic defense that can decide without computing all logits."""
 
@@ -209,6 +218,10 @@ def offers(defense_card: DefenseCard, defense: object, access: str) -> str | Non
         return None
     if access == "latent":
         return None if isinstance(defense, HasReconstruction) else "has no reconstructions"
+    if access == "unrolled":
+        if not isinstance(defense, HasUnrolledGradient):
+            return "gives no gradient through an optimisation"
+        access = "gradient"
     if order.index(access) <= order.index(defense_card.access):
         return None
     return f"gives {defense_card.access} access only"

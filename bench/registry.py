@@ -64,6 +64,7 @@ BUILTINS: dict[Group, dict[str, str]] = {
         "pgd": "attacks.iterative_gradient",
         "mim": "attacks.iterative_gradient",
         "eot_pgd": "attacks.iterative_gradient",
+        "unrolled_pgd": "attacks.iterative_gradient",
         "apgd_ce": "attacks.apgd",
         "apgd_dlr": "attacks.apgd",
         "apgd_t": "attacks.apgd",

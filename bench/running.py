@@ -17,7 +17,7 @@ from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, wr
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
-from bench.protocols import HasInnerSteps
+from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
@@ -201,6 +201,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "name": name,
                 "citation": loaded.card.citation,
                 "randomized": loaded.card.randomized,
+                "unrolled": all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
                 "parameters": loaded.card.parameters,
                 "family": loaded.card.family,
                 "parts": list(loaded.card.parts),

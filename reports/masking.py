@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
+from bench.cards import GRANTS
 from bench.norms import Norm, within
 from reports.runs import AttackRow, Run, once_per_run
 
 NO_GRADIENTS = "no attack with the defense's gradients"
+NOT_UNROLLED = "no attack through the optimisation that the defense does at inference"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without the defense's gradients come closer than those with them"
 UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
@@ -36,6 +38,8 @@ MARGIN = 0.01
 """Distances that differ by less than this share are equally close."""
 ALPHA = 0.05
 """Level of the one-sided sign test that attacks without gradients come closer."""
+GRADIENTS = tuple(access for access, granted in GRANTS.items() if "gradient" in granted)
+"""Kinds of access that include gradients."""
 _COLUMNS = [
     *("cell", "sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
     *("found_after", "useless_gradients", "forwards", "backwards", "remarks"),
@@ -75,12 +79,14 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     if records.empty:
         return []
     found = [useless_gradients(records), vanished(records), remarks(records)]
-    if all(cell in run.facts for cell, row in rows.items() if row.access == "gradient"):
+    if all(cell in run.facts for cell, row in rows.items() if row.access in GRADIENTS):
         access = records["cell"].map({cell: row.access for cell, row in rows.items()})
-        with_gradients = records[access == "gradient"]
+        with_gradients = records[access.isin(GRADIENTS)]
         if len(with_gradients):
-            without = records[~access.isin(["gradient", "imported"])]
+            without = records[~access.isin([*GRADIENTS, "imported"])]
             found += [beaten(with_gradients, without, norm, run.threshold(norm)), unbroken(with_gradients)]
+            if not (access == "unrolled").any():
+                found.append(not_unrolled(run, norm, defense))
         else:
             found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense)))
     return [doubt for doubt in found if doubt is not None]
@@ -93,6 +99,13 @@ def evidence(run: Run) -> Iterator[tuple[str, Norm, str | None, Doubt]]:
             yield from ((defense, norm, None, doubt) for doubt in defense_doubts(run, norm, defense))
             for row in run.attack_rows(norm):
                 yield from ((defense, norm, row.label, doubt) for doubt in cell_doubts(run, row, defense))
+
+
+def not_unrolled(run: Run, norm: Norm, defense: str) -> Doubt | None:
+    """The defense offers gradients through its own optimisation, and no attack with a result has used them; in L0 there
+    is none that could."""
+    offered = {entry["name"] for entry in run.manifest["defenses"] if entry.get("unrolled", False)}
+    return Doubt(NOT_UNROLLED, "gradients hold its end fixed") if defense in offered and norm != "L0" else None
 
 
 def useless_gradients(records: pd.DataFrame) -> Doubt | None:
@@ -168,7 +181,7 @@ def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, thre
 
 def _why_none(run: Run, norm: Norm, defense: str) -> str:
     """Why no attack with gradients has a result for a defense."""
-    rows = [row for row in run.attack_rows(norm) if row.access == "gradient"]
+    rows = [row for row in run.attack_rows(norm) if row.access in GRADIENTS]
     reasons = [row.not_applicable[defense] for row in rows if defense in row.not_applicable]
     reasons += ["failed" for row in rows if defense in row.cells]
     return "; ".join(dict.fromkeys(reasons)) or "none is in the matrix"

@@ -122,7 +122,7 @@ def _check_equal(first: Run, other: Run) -> None:
 
 def _measured(defense: Mapping[str, Any]) -> dict[str, Any]:
     """What of a manifest's defense its numbers depend on."""
-    return {key: value for key, value in defense.items() if key not in ("citation", "family", "parts")}
+    return {key: value for key, value in defense.items() if key not in ("citation", "unrolled", "family", "parts")}
 
 
 def _with_all_norms(attack: Mapping[str, Any], manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from defenses.abs.decoders import FoldedDecoder, Penalty, excess
 MAX_NORM = 5.0
 """Latents of ABS stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+TINY = torch.finfo(torch.float32).tiny
 
 
 def clip_norm(z: Tensor, maximum: float) -> Tensor:
-    """Scales rows of ``z`` (..., L) longer than ``maximum`` down to it, in place; their direction stays."""
-    return z.mul_(maximum / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(maximum))
+    """Scales rows of ``z`` (..., L) longer than ``maximum`` down to it; their direction stays."""
+    norm: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z * (maximum / norm.clamp_min(maximum))
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Objective(Protocol):
     def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """Values (K, N) and decoded images (K, N, D) at the end."""
 
-    def confine(self, p: Tensor) -> None:
-        """Moves parameters back into the region that is searched, in place."""
+    def confine(self, p: Tensor) -> Tensor:
+        """Parameters moved back into the region that is searched."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,9 @@ class AtPoint:
         decoded = decoder.decode(p)
         return energy(excess(decoded - x, self.slack), self.penalty, p), decoded
 
-    def confine(self, p: Tensor) -> None:
+    def confine(self, p: Tensor) -> Tensor:
         """See `Objective`."""
-        if self.max_norm < torch.inf:
-            clip_norm(p, self.max_norm)
+        return clip_norm(p, self.max_norm) if self.max_norm < torch.inf else p
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ class Variational:
         decoded = decoder.decode(z)
         return self._value(excess(decoded - x, self.slack), z, p), decoded
 
-    def confine(self, p: Tensor) -> None:
+    def confine(self, p: Tensor) -> Tensor:
         """See `Objective`."""
+        return p
 
     def _value(self, error: Tensor, z: Tensor, p: Tensor) -> Tensor:
         energies = energy(error, self.penalty, z)
@@ -157,11 +159,13 @@ Objectives = Callable[[slice, slice], Objective]
 class Descent:
     """Adam on the parameters of images under the K classes of one decoder; pairs of a class and an image may leave.
 
+    Nothing is changed in place, so that autograd can differentiate the end in the images and the start.
+
     Args:
         decoder: of the classes.
         objective: what is minimised.
         x: images as rows (N, D).
-        p: the parameters to start from, (K, N, P); changed in place.
+        p: the parameters to start from, (K, N, P).
         learning_rate: Adam's.
 
     Attributes:
@@ -188,11 +192,12 @@ class Descent:
         """One step along the last gradient."""
         self._taken += 1
         gradient = self._gradient
-        self._mean.lerp_(gradient, 1 - BETA_1)
-        self._square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-        deviation = self._square.sqrt().mul_((1 - BETA_2**self._taken) ** -0.5).add_(EPSILON)
-        self._p.addcdiv_(self._mean, deviation, value=-self._learning_rate / (1 - BETA_1**self._taken))
-        self._objective.confine(self._p)
+        self._mean = torch.lerp(self._mean, gradient, 1 - BETA_1)
+        self._square = torch.addcmul(BETA_2 * self._square, gradient, gradient, value=1 - BETA_2)
+        # The square root has no derivative at 0.
+        deviation = self._square.clamp_min(TINY).sqrt() * (1 - BETA_2**self._taken) ** -0.5 + EPSILON
+        rate = self._learning_rate / (1 - BETA_1**self._taken)
+        self._p = self._objective.confine(torch.addcdiv(self._p, self._mean, deviation, value=-rate))
 
     def keep(self, kept: Tensor) -> None:
         """Drops the pairs for which ``kept`` (K, R) is False."""

@@ -9,7 +9,7 @@ Adam (`defenses.abs.descent`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,15 +18,19 @@ import torch
 from torch import Tensor
 
 from defenses.abs.decoders import Activation, FoldedDecoder, FoldedLayers, evaluated_together, features, images
-from defenses.abs.descent import Descent, Objectives
+from defenses.abs.descent import Descent, Objective, Objectives
 from defenses.abs.graphs import MOST_ROWS, in_streams
 
 PRIOR_SEED = 2019
 ROWS = 100
 """Images or latents that are decoded at once at most on a CPU: bounds the memory and keeps activations in the cache."""
+UNROLLED_ROWS, UNROLLED_ROWS_GPU = 50, 512
+"""Images through whose descent autograd goes at once at most: bounds the memory."""
 PARTS = 10
 """In so many parts starting points are compared, or in as many as their number can be divided into."""
 
+Propose = Callable[[Tensor, slice], Tensor]
+"""Maps images (N, C, H, W) and a range of K classes to parameters (K, N, P) that a descent may start from."""
 Pruning = tuple[tuple[int, float], ...]
 """Pairs (steps taken, gap), the first for 0 steps: a class whose scaled energy then lies further than the gap above the
 lowest one is given up."""
@@ -183,21 +187,41 @@ class Inference:
             output[rows] = found[1][:, 0]
         return output
 
+    def unrolled(self, x: Tensor, objectives: Objectives, propose: Propose | None = None) -> tuple[Tensor, Tensor]:
+        """`all_classes`' values (N, K) and their exact derivatives (N, K, C, H, W): autograd goes through every step,
+        and through the proposals that ``propose`` makes of images; which start is the best is held fixed.
+
+        The decoders' activation must be one that autograd can go through, such as `RELU`.
+        """
+        values = x.new_empty(len(x), len(self._single))
+        derivatives = x.new_empty(*values.shape, *x.shape[1:])
+        size = UNROLLED_ROWS_GPU if x.is_cuda else UNROLLED_ROWS
+        for start in range(0, len(x), size):
+            part = slice(start, start + size)
+            # One class after the other: each keeps all it computed until it is differentiated.
+            for group in self._single:
+                with torch.enable_grad():
+                    leaf = x[part].detach().requires_grad_(True)
+                    proposed = None if propose is None else propose(leaf, group.classes)
+                    objective = objectives(group.classes, part)
+                    value, _ = self._end(group, features(leaf), objective, self._search.iterations, proposed)
+                    (derivative,) = torch.autograd.grad(value.sum(), leaf)
+                values[part, group.classes] = value.detach()
+                derivatives[part, group.classes] = derivative[:, None]
+        return values, derivatives
+
     def _end(
         self,
         group: _Group,
         x: Tensor,
-        part: slice,
-        objectives: Objectives,
+        objective: Objective,
         iterations: int,
-        proposals: Tensor | None,
-        restarts: int,
+        proposed: Tensor | None = None,
+        restarts: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Where the descents of a group's classes end for the rows ``part`` of all images, which are ``x`` (N, D)."""
-        objective = objectives(group.classes, part)
-        p, _ = group.nearest_starts(x, restarts)
-        if proposals is not None:
-            proposed = proposals[group.classes, part]
+        """Where the descents of a group's classes end for images as rows ``x`` (N, D)."""
+        p, _ = group.nearest_starts(x.detach(), restarts)
+        if proposed is not None:
             values = [objective.differentiate(group.decoder, x, start, 0)[0]() for start in (p, proposed)]
             p = torch.where((values[1] < values[0])[..., None], proposed, p)
         descent = Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
@@ -218,7 +242,15 @@ class Inference:
         for start in range(0, len(x), size):
             part = slice(start, start + size)
             jobs = [
-                partial(self._end, group, rows[part], part, objectives, iterations, proposals, restarts)
+                partial(
+                    self._end,
+                    group,
+                    rows[part],
+                    objectives(group.classes, part),
+                    iterations,
+                    None if proposals is None else proposals[group.classes, part],
+                    restarts,
+                )
                 for group in groups
             ]
             ends = in_streams(jobs, x.device)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench import defense
 from bench.datasets import Dataset, Split
-from bench.protocols import Defense
+from bench.protocols import Defense, VectorJacobian
 from bench.randomness import RowStreams
 from bench.training import Trainer
 from defenses.abs.decoders import RELU
-from defenses.abs.descent import AtPoint, NormalPrior, Objective, Variational, divergence
+from defenses.abs.descent import AtPoint, NormalPrior, Objective, Objectives, Variational, divergence
 from defenses.abs.model import LatentClassifier
 from defenses.abs.search import Inference, Search, Starts, prior_draws
 from defenses.abs.vae import side_by_side
@@ -107,10 +107,24 @@ class ExtendedABS(LatentClassifier):
         """See `LatentClassifier`."""
         if not noise:
             return super().infer_rows(seen)
+        with torch.no_grad():
+            proposals = self._proposals(seen)
+        return self.inference().all_classes(seen, self._objectives(noise), proposals)
+
+    def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
+        """Logits (N, K) and their exact derivative; see `bench.protocols.HasUnrolledGradient`."""
+        noise = self.noise(*rng)
+        propose = self._proposals if self.variational else None
+        energies, derivatives = self.inference().unrolled(x, self._objectives(noise), propose)
+        scale = -self.class_scales() / self.pixels
+        return scale * energies, lambda cotangent: torch.einsum("nk,nkchw->nchw", scale * cotangent, derivatives)
+
+    def _objectives(self, noise: tuple[Tensor, ...]) -> Objectives:
+        """The objectives with the draws of `noise`, where there are any."""
+        if not noise:
+            return self.objective
         drawn = noise[0].movedim(0, 2).contiguous()
-        return self.inference().all_classes(
-            seen, lambda classes, rows: self._at_draws(classes, drawn[:, classes, rows]), self._proposals(seen)
-        )
+        return lambda classes, rows: self._at_draws(classes, drawn[:, classes, rows])
 
     def _at_draws(
         self, classes: slice, noise: Tensor, slack: Tensor | None = None, penalised: bool = True
@@ -119,12 +133,12 @@ class ExtendedABS(LatentClassifier):
             return Variational(NormalPrior(0.0), BETA if penalised else 0.0, noise, slack)
         return Variational(self._penalty.of(classes), 0.0, noise, slack)
 
-    @torch.no_grad()
-    def _proposals(self, seen: Tensor) -> Tensor:
-        """Parameters (K, N, 2 L) of the distributions that the encoders propose."""
-        encoded = [encoder(seen) for encoder in self.autoencoders.encoders]
+    def _proposals(self, seen: Tensor, classes: slice = slice(None)) -> Tensor:
+        """Parameters (K, N, 2 L) of the distributions that the encoders propose for a range of classes."""
+        encoders = self.autoencoders.encoders
+        encoded = [encoder(seen) for encoder in (encoders if len(encoders) == 1 else encoders[classes])]
         proposals = torch.stack([torch.cat([mean, 0.5 * log_variance], 1) for mean, log_variance in encoded])
-        return proposals.expand(len(self.autoencoders.decoders), -1, -1)
+        return proposals.expand(len(self.autoencoders.decoders[classes]), -1, -1)
 
 
 class Trained(ExtendedABS):

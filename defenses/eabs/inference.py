@@ -45,7 +45,7 @@ class DiscriminatorPenalty:
         """See `defenses.abs.decoders.Penalty`."""
         activations, logits = self._run(z)
         *hidden, last = self.layers
-        cotangent = torch.sigmoid(-logits).mul_(-BETA) @ last.weight.mT
+        cotangent = -BETA * torch.sigmoid(-logits) @ last.weight.mT
         for layer, activation in zip(reversed(hidden), reversed(activations), strict=True):
             cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
         gradient.add_(cotangent)

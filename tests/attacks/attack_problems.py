@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 import attacks
 from bench.cards import AttackCard, DefenseCard, card_of
+from bench.derivatives import linearize
+from bench.detection import NO_DRAWS
 from bench.oracle import BudgetExhausted, Oracle
-from bench.protocols import Defense
+from bench.protocols import Defense, VectorJacobian
 from bench.randomness import Streams
 from bench.threat import ThreatModel
 
@@ -54,6 +56,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "sparse_rs": {"steps": 60},
     "square": {"steps": 1000, "search_steps": 60, "bisections": 6},
     "uniform_noise": {"repetitions": 3},
+    "unrolled_pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
 }
 """Parameters for tests that are not about strength."""
 
@@ -74,7 +77,14 @@ def on_problems(cases: list[tuple[str, str]], *problems: str) -> list[tuple[str,
     ]
 
 
-class LinearDefense:
+class OneGradient:
+    """A defense that optimises nothing: its gradient through that is its gradient."""
+
+    def unrolled_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
+        return linearize(self, x, NO_DRAWS, draws=1)
+
+
+class LinearDefense(OneGradient):
     """Logits W x + b of random rows."""
 
     def __init__(self, size: int = 36, classes: int = 5, seed: int = 0) -> None:
@@ -94,7 +104,7 @@ class LinearDefense:
         return [((w[c] - w[label])[None], b[label, None] - b[c]) for c in range(len(w)) if c != label]
 
 
-class PrototypeDefense:
+class PrototypeDefense(OneGradient):
     """Logits: minus the smallest squared distance to a prototype of the class, which is also its reconstruction."""
 
     def __init__(self, prototypes: Tensor, labels: Tensor) -> None:
@@ -179,7 +189,7 @@ def _problem(defense: Defense, classes: int) -> Problem:
     return Problem(defense, x, defense.logits(x).argmax(1), classes, (pool, defense.logits(pool).argmax(1)))
 
 
-class SmallNet(nn.Module):
+class SmallNet(OneGradient, nn.Module):
     """A convolutional net for 8x8 digits that learns in seconds."""
 
     def __init__(self) -> None:
@@ -195,7 +205,7 @@ class SmallNet(nn.Module):
     logits = forward
 
 
-class ReluNet(nn.Module):
+class ReluNet(OneGradient, nn.Module):
     """One hidden layer of a few rectified units, for 8x8 digits: small enough for exact distances."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, CASES, SHORT, Problem, on_problems, run
+from attack_problems import ATTACKS, CASES, SHORT, OneGradient, Problem, on_problems, run
 
 from bench.cards import DefenseCard, card_of
 from bench.norms import within
@@ -127,7 +127,7 @@ def test_transfer_has_something_to_try_where_the_substitute_errs_on_the_clean_im
     assert (candidates != x).flatten(1).any(1).all()
 
 
-class Hooked:
+class Hooked(OneGradient):
     """A defense that counts, apart from the oracle, the images that pass through it forwards and backwards."""
 
     def __init__(self, defense):
@@ -162,7 +162,7 @@ def test_the_oracle_counts_what_a_hook_on_the_model_counts(prototypes, name, nor
         assert outcome.backwards.sum() == pytest.approx(hooked.backwards)
 
 
-class Stubborn:
+class Stubborn(OneGradient):
     """A defense that nothing fools, with logits whose derivative vanishes."""
 
     card = DefenseCard(name="stubborn", datasets=("random",))

@@ -49,6 +49,8 @@ FACTORS = {
     ("sparse_rs", "L0"): (1, 1.4),
     ("square", "L2"): (1.2, 1.5),
     ("square", "Linf"): (1.06, 1.8),
+    ("unrolled_pgd", "L2"): (1.02, 1.2),
+    ("unrolled_pgd", "Linf"): (1.02, 1.2),
     ("vfga", "L0"): (1.1, 1.5),
 }
 

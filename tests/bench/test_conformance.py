@@ -7,9 +7,9 @@ from torch import nn
 from bench import defense
 from bench.conformance import ClassMeans, check_defense
 from bench.datasets import load_dataset
-from bench.loading import LoadedDefense
+from bench.loading import LoadedDefense, load_trained
 from bench.protocols import as_defense
-from bench.registry import Plugin
+from bench.registry import Plugin, Registry
 
 
 class Faulty(nn.Module):
@@ -21,6 +21,18 @@ class Faulty(nn.Module):
 
     def logits(self, x, rng=None):
         return self.fault(self.means, x, rng)
+
+
+class Unrolled(Faulty):
+    """Class means, with so many times the derivative as the one through their optimisation."""
+
+    def __init__(self, times):
+        super().__init__(lambda means, x, rng: means.logits(x))
+        self.times = times
+
+    def unrolled_gradient(self, x):
+        logits, product = self.means.unrolled_gradient(x)
+        return logits, lambda cotangent: self.times * product(cotangent)
 
 
 class Doubled(torch.autograd.Function):
@@ -58,9 +70,13 @@ FAULTS = {
 
 
 def checks(fault, **card):
+    return checks_of(lambda: Faulty(fault), **card)
+
+
+def checks_of(make, **card):
     @defense("faulty", datasets=["digits"], **card)
     def factory():
-        return Faulty(fault)
+        return make()
 
     made = as_defense(factory.__assay_card__, factory())
     return check_defense(LoadedDefense(Plugin(made.card, factory, "test", ""), made), load_dataset("digits"))
@@ -70,6 +86,22 @@ def checks(fault, **card):
 def test_a_fault_fails_its_check(name):
     fault, card = FAULTS[name]
     assert name in [check.name for check in checks(fault, **card) if not check.passed]
+
+
+@pytest.mark.parametrize("name", ["eabs", "ad_abs"])
+def test_a_gradient_at_fixed_latents_is_none_through_the_optimisation(name, monkeypatch):
+    dataset = load_dataset("digits")
+    loaded = load_trained(name, dataset, Registry(), 0, torch.device("cpu"))
+    check = "unrolled gradients agree with finite differences"
+    assert {one.name: one.passed for one in check_defense(loaded, dataset)}[check]
+    monkeypatch.setattr(type(loaded.defense), "unrolled_gradient", type(loaded.defense).input_gradient)
+    assert not {one.name: one.passed for one in check_defense(loaded, dataset)}[check]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_derivative_through_an_optimisation_is_checked_too(times):
+    failed = [check.name for check in checks_of(lambda: Unrolled(times)) if not check.passed]
+    assert failed == ([] if times == 1 else ["unrolled gradients agree with finite differences"])
 
 
 @pytest.mark.parametrize(

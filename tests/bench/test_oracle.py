@@ -52,6 +52,7 @@ def cross_entropy(logits, y):
         ("decision", ["scores", "gradient", "jacobian", "reconstruct", "as_module"]),
         ("score", ["gradient", "jacobian", "reconstruct"]),
         ("gradient", ["reconstruct"]),
+        ("unrolled", ["reconstruct"]),
         ("latent", ["gradient", "jacobian"]),
     ],
 )
@@ -68,6 +69,35 @@ def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
     for name in forbidden:
         with pytest.raises(AccessDenied, match=access):
             queries[name]()
+
+
+@pytest.mark.parametrize("randomized", [False, True])
+@pytest.mark.parametrize(("access", "expected"), [("gradient", 1), ("unrolled", 2)])
+def test_gradients_go_through_the_defenses_own_optimisation_where_the_card_says_so(access, expected, randomized):
+    """Averaged over draws, where there are any: each draw's product is its number."""
+
+    class Inner(Linear):
+        draws = 0
+
+        def logits(self, x, *rng):
+            return self.forward(x)
+
+        def input_gradient(self, x, *rng):
+            return self.forward(x), lambda cotangent: torch.ones_like(x)
+
+        def unrolled_gradient(self, x, *rng):
+            self.draws += 1
+            return self.forward(x), lambda cotangent, draw=self.draws: torch.full_like(x, 2.0 * draw)
+
+    module = Inner()
+    module.card = DefenseCard(name="inner", datasets=("none",), randomized=randomized)
+    streams = {"random": Streams(0, range(3), "attack"), "noise": Streams(0, range(3), "noise")}
+    oracle = Oracle(module, access, MINIMAL, X, Y, classes=2, budget=90, batch_size=3, **streams)
+    oracle.draws = 3
+    gradient, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids)
+    mean_draw = 2 if randomized and access == "unrolled" else 1
+    assert (gradient == expected * mean_draw).all()
+    assert (oracle.backwards == (3 if randomized else 1)).all()
 
 
 def test_a_defense_that_decides_by_itself_is_asked_for_decisions_and_nothing_else():

@@ -40,6 +40,7 @@ CHEAP = (
     ]
     + ["pgd_ge.steps=10", "boundary.steps=200", "eot_pgd.steps=10", "apgd_t.steps=20", "apgd_t.targets=2"]
     + [
+        "unrolled_pgd.steps=10",
         "autoattack.queries=50",
         "fab.steps=10",
         "hopskipjump.steps=6",

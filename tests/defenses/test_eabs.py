@@ -53,8 +53,9 @@ def streams(n, first=0, seed=0):
     return Streams(seed, range(first, first + n), "test").rows(torch.arange(n))
 
 
-def reference(model, x, rng=None):
-    """Energies (N, K) and reconstructions (N, K, C, H, W) as the paper describes them, in float64."""
+def reference(model, x, rng=None, *, unrolled=False):
+    """Energies (N, K) and reconstructions (N, K, C, H, W) as the paper describes them, in float64; autograd can go
+    through them and each of Adam's steps, if ``unrolled``."""
     parts, latent = copy.deepcopy(model.autoencoders).double().eval(), model.setting.architecture.latent
     x64, classes = x.double(), len(parts.decoders)
 
@@ -85,18 +86,20 @@ def reference(model, x, rng=None):
                 ]
             )
             p = parameters[grid.argmin(0)]
+        with torch.set_grad_enabled(unrolled):
             if model.variational:
                 mean, log_variance = parts.encoders[k if len(parts.encoders) > 1 else 0](x64)
                 proposed = torch.cat([mean, log_variance / 2], 1).double()
                 better = energy(k, proposed, latent_of(proposed, k, 0)) < energy(k, p, latent_of(p, k, 0))
                 p = torch.where(better[:, None], proposed, p)
-        p.requires_grad_(True)
-        adam = torch.optim.Adam([p], lr=FEW.learning_rate)
+        p = p.requires_grad_(True).clone() if unrolled else p.requires_grad_(True)
+        p.retain_grad()
+        adam = torch.optim.Adam([p], lr=FEW.learning_rate, differentiable=unrolled)
         for step in range(FEW.iterations - 1):
-            adam.zero_grad()
-            energy(k, p, latent_of(p, k, step)).sum().backward()
+            now = p.clone()  # Adam changes p, and autograd may need what it was.
+            (p.grad,) = torch.autograd.grad(energy(k, now, latent_of(now, k, step)).sum(), now, create_graph=unrolled)
             adam.step()
-        with torch.no_grad():
+        with torch.set_grad_enabled(unrolled):
             z = latent_of(p, k, -1)
             energies.append(energy(k, p, z))
             reconstructions.append(parts.decoders[k](z))
@@ -118,6 +121,28 @@ def test_energies_and_reconstructions_are_those_of_the_plain_reference(name, dat
     cotangent = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
     terms = -2 / model.pixels * cotangent[..., None, None, None] * (x[:, None] - reconstructions)
     torch.testing.assert_close(vector_jacobian(cotangent).double(), terms.sum(1).double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [*((name, DIGITS) for name in FAMILY), ("eabs", MNIST)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_unrolled_gradient_is_that_through_every_step_of_the_plain_reference(name, dataset, monkeypatch):
+    """And is not the one that holds the latents fixed."""
+    monkeypatch.setattr("defenses.abs.search.UNROLLED_ROWS", 2)
+    model, x = scrambled(name, dataset), images(dataset)
+    drawn = {key: [streams(3)] if name in VARIATIONAL else [] for key in ("ours", "plain", "fixed")}
+    cotangent = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    leaf = x.clone().requires_grad_(True)
+    energies, _ = reference(model, leaf, *drawn["plain"], unrolled=True)
+    (expected,) = torch.autograd.grad((-energies / model.pixels * cotangent).sum(), leaf)
+    logits, vector_jacobian = model.unrolled_gradient(x, *drawn["ours"])
+    torch.testing.assert_close(logits.double(), -energies.detach() / model.pixels, rtol=1e-4, atol=0)
+    gradient = vector_jacobian(cotangent)
+    assert (gradient - expected).norm() < 1e-3 * expected.norm()
+    fixed = model.input_gradient(x, *drawn["fixed"])[1](cotangent)
+    assert (fixed - expected).norm() > 1e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["eabs", "a_abs", "v_abs"])

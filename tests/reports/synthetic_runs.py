@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
+from reports.masking import GRADIENTS
 from reports.runs import Run
 
 INF, NAN = np.inf, np.nan
@@ -170,7 +171,7 @@ class RunMaker:
                 "draws": 1,
                 "claimed": broken & (distances > 0),
                 "found_after": np.where(distances == 0, 0.0, np.where(broken, 10.0, INF)),
-                "useless_gradients": 0.0 if self.attacks[cell["attack"]]["access"] == "gradient" else NAN,
+                "useless_gradients": 0.0 if self.attacks[cell["attack"]]["access"] in GRADIENTS else NAN,
                 "remarks": "",
                 "forwards": np.where(distances == 0, 0.0, 100.0),
                 "backwards": np.where(distances == 0, 0.0, 40.0),

@@ -10,6 +10,7 @@ from reports.masking import (
     CUT_SHORT,
     LATE,
     NO_GRADIENTS,
+    NOT_UNROLLED,
     REMARKS,
     UNBROKEN,
     USELESS_GRADIENTS,
@@ -57,6 +58,28 @@ def test_images_count_by_the_derivatives_that_were_asked_of_them():
     """Nine images need one good derivative each, the tenth gets ninety-one useless ones."""
     columns = {"useless_gradients": [0.0] * 9 + [1.0], "backwards": [1.0] * 9 + [91.0]}
     assert doubts(make(pgd=(FOUND, columns)))[0] == (None, USELESS_GRADIENTS, "91% of the derivatives")
+
+
+@pytest.mark.parametrize(
+    ("access", "distances", "norm", "doubted"),
+    [
+        ("unrolled", 1.0, "L2", False),
+        ("unrolled", NAN, "L2", True),  # It failed.
+        ("score", 1.0, "L2", True),
+        ("score", 1.0, "L0", False),
+    ],
+)
+def test_a_defense_that_optimises_wants_an_attack_that_goes_through_that(access, distances, norm, doubted):
+    maker = RunMaker(["eabs", "cnn"], 2)
+    maker.families = {"eabs": {"unrolled": True}}
+    maker.attack("eot_pgd", [norm])
+    maker.attack("other", [norm], access=access)
+    reasons = {0: "exception", 1: "exception"} if np.isnan(distances) else {}
+    for defense in ("eabs", "cnn"):
+        maker.cell(defense, "eot_pgd", norm, [1.0] * 2)
+        maker.cell(defense, "other", norm, [distances] * 2, reasons=reasons)
+    signs = [(defense, doubt.sign) for defense, _, _, doubt in evidence(maker.make())]
+    assert signs == ([("eabs", NOT_UNROLLED)] if doubted else [])
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,12 @@ def test_runs_on_the_same_images_are_one():
     assert len(run.records) == 4
 
 
+def test_a_run_from_before_a_defense_offered_more_fits():
+    old, new = made("cnn", "pgd", [1.0, INF]), made("cnn", "ddn", [2.0, 2.0])
+    new.manifest["defenses"][0]["unrolled"] = True
+    assert len(combined([old, new]).records) == 4
+
+
 def test_studies_are_put_together_too():
     run = combined([made("mine", "pgd", [1.0] * 4), studied()])
     assert set(run.study_records("lower_bound")["defense"]) == {"cnn", "nearest_neighbour", "abs"}
