@@ -50,7 +50,7 @@ class Trainer:
     Attributes:
         device: where to train; ``minimise`` moves each batch there.
         seed: of the batches' order; the global torch generator is seeded with it around ``fit``.
-        progress: advanced by one over the whole of `minimise`.
+        progress: advanced by one over the whole training.
         kept: where an unfinished training is kept, or None; each call of `minimise` has a file of its own there.
         epochs: passes over the data that the calls of `minimise` took.
         seconds: that they took, those before an interruption included.
@@ -87,6 +87,7 @@ class Trainer:
         adversary: Objective | None = None,
         mixed_precision: bool = False,
         recordable: bool = False,
+        share: float = 1.0,
     ) -> None:
         """Minimises ``loss`` by Adam over shuffled batches, the learning rate falling to zero along a half cosine.
 
@@ -98,7 +99,7 @@ class Trainer:
         longer than running them; it gets the share as a tensor there.
 
         The last, smaller batch of an epoch is left out (batch normalisation would see it as one of its own), unless it
-        is the only one. Advances the progress by one.
+        is the only one. Advances the progress by ``share``, of a training that has one for each of its stages.
 
         Raises:
             FloatingPointError: when the loss stops being finite.
@@ -115,7 +116,7 @@ class Trainer:
         first, spent = self._resume(stepper.optimisers, order)
         last_kept, step, value = started, first * (len(images) // batch_size), 0.0
         if first:
-            self.progress.advance(first / epochs)
+            self.progress.advance(share * first / epochs)
         for epoch in range(first, epochs):
             permutation = torch.randperm(len(images), generator=order).to(self.device)
             for rows in torch.split(permutation, batch_size):
@@ -126,7 +127,7 @@ class Trainer:
                 if step % READ_EVERY == 0:
                     value = float(total)
                 step += 1
-                self.progress.advance(1 / steps, note=f"epoch {epoch + 1}/{epochs}, loss {value:.4g}")
+                self.progress.advance(share / steps, note=f"epoch {epoch + 1}/{epochs}, loss {value:.4g}")
             value = float(total)
             if not math.isfinite(value):
                 raise FloatingPointError(f"training diverged: the loss is {value}")

@@ -22,8 +22,8 @@ BETA = 1.0
 GAMMA = 10.0
 """Weight of the discriminative loss (section 3.2)."""
 RIVALS = 2
-"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss on a CPU, where
-decoding is nearly all of what training costs."""
+"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss in the first stage
+of training on a CPU, where decoding is nearly all of what it costs."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,9 @@ class Autoencoders(nn.Module):
         self.discriminators = nn.ModuleList(Discriminator(architecture) for _ in range(discriminators))
         self.to(memory_format=torch.channels_last)
 
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,), on a CPU
-        with a few classes in place of all that are not the image's.
+    def loss(self, x: Tensor, y: Tensor, *, rivals: int | None = None) -> Tensor:
+        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,); on a CPU
+        with so many ``rivals`` in place of all classes that are not the image's, if a number is given.
 
         With one encoder for each class it is the sum over classes c of eq. 3, for images (N, K, C, H, W) of class c
         at [:, c].
@@ -163,8 +163,11 @@ class Autoencoders(nn.Module):
                 losses.append(cost(x[:, c], decoder(z)) + penalty)
             return torch.stack(losses).sum(0).mean()
         z, penalty = self._encoded(0, x)
-        # A GPU is faster at the same work for every class than at choosing.
-        costs, share = (self._costs(x, z), 1.0) if x.is_cuda else self._drawn_costs(x, z, y)
+        if rivals is None or x.is_cuda:
+            # A GPU is faster at the same work for every class than at choosing.
+            costs, share = self._costs(x, z), 1.0
+        else:
+            costs, share = self._drawn_costs(x, z, y, rivals)
         own = costs.gather(1, y[:, None])[:, 0]
         # The rivals' exponentials, divided by their share, sum up to those of all other classes on average.
         logits = (-costs - math.log(share)).scatter(1, y[:, None], -own[:, None])
@@ -174,19 +177,19 @@ class Autoencoders(nn.Module):
         """c(x, G_k(z)) (N, K) of images (N, C, H, W) and their latents (N, L)."""
         return torch.stack([cost(x, decoder(z)) for decoder in self.decoders], 1)
 
-    def _drawn_costs(self, x: Tensor, z: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    def _drawn_costs(self, x: Tensor, z: Tensor, y: Tensor, rivals: int) -> tuple[Tensor, float]:
         """`_costs` of the classes ``y`` (N,) and some rivals, infinite of the others; and the rivals' share."""
-        drawn, share = self._with_rivals(y)
+        drawn, share = self._with_rivals(y, rivals)
         classes, rows = drawn.T.nonzero(as_tuple=True)
         of_classes = torch.split(rows, drawn.sum(0).tolist())
         costs = [cost(x[own], decoder(z[own])) for own, decoder in zip(of_classes, self.decoders, strict=True)]
         return torch.full(drawn.shape, torch.inf, device=x.device).index_put((rows, classes), torch.cat(costs)), share
 
-    def _with_rivals(self, y: Tensor) -> tuple[Tensor, float]:
-        """True (N, K) at the classes ``y`` (N,) and at `RIVALS` others, drawn at random; and their share of the
+    def _with_rivals(self, y: Tensor, rivals: int) -> tuple[Tensor, float]:
+        """True (N, K) at the classes ``y`` (N,) and at ``rivals`` others, drawn at random; and their share of the
         others."""
         classes = len(self.decoders)
-        rivals = min(RIVALS, classes - 1)
+        rivals = min(rivals, classes - 1)
         order = torch.rand(len(y), classes, device=y.device).scatter(1, y[:, None], 2.0)
         drawn = torch.zeros_like(order, dtype=torch.bool).scatter(1, order.topk(1 + rivals).indices, True)
         return drawn, rivals / (classes - 1)

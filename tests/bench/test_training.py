@@ -74,6 +74,28 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(data, seen, tmp_p
     assert all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
+def test_stages_share_the_progress(data):
+    done = []
+
+    class Seen(Silent):
+        def advance(self, amount=1, note=""):
+            done.append(amount)
+
+    net, trainer = nn.Linear(5, 2), Trainer(CPU, 0, Seen())
+    for share in (0.25, 0.75):
+        trainer.minimise(
+            net.parameters(),
+            lambda x, y, share: nn.functional.cross_entropy(net(x.flatten(1)), y),
+            data,
+            epochs=2,
+            batch_size=10,
+            learning_rate=0.01,
+            share=share,
+        )
+    half = len(done) // 2
+    assert (sum(done[:half]), sum(done[half:])) == (pytest.approx(0.25), pytest.approx(0.75))
+
+
 class InPhases(Net):
     """Pretrains, then trains on with fewer steps: two calls of ``minimise``."""
 

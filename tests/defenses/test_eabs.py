@@ -15,10 +15,10 @@ from bench.registry import Registry
 from bench.training import Trainer
 from defenses.abs.descent import divergence
 from defenses.abs.search import prior_draws
-from defenses.eabs import Trained, networks, search_for
+from defenses.eabs import LAST_RATE, Trained, search_for
 from defenses.eabs.cnn import EncoderCNN
 from defenses.eabs.inference import prior_distributions
-from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
+from defenses.eabs.networks import BETA, GAMMA, RIVALS, Autoencoders, cost
 from defenses.eabs.settings import SETTINGS
 
 CPU = torch.device("cpu")
@@ -251,22 +251,21 @@ def test_the_loss_of_e_abs_is_algorithm_1():
     torch.testing.assert_close(loss, expected / 4)
 
 
-def test_a_few_rivals_stand_for_all_other_classes(monkeypatch):
+def test_a_few_rivals_stand_for_all_other_classes():
     """Of three classes one rival is drawn: its exponential counts twice, and each is drawn half of the time."""
-    monkeypatch.setattr(networks, "RIVALS", 1)
     parts, y = parts_of(adversarial=False, discriminative=True), torch.tensor([0, 2])
-    drawn, share = parts._with_rivals(torch.zeros(4000, dtype=torch.int64))
+    drawn, share = parts._with_rivals(torch.zeros(4000, dtype=torch.int64), 1)
     assert drawn[:, 0].all()
     assert (drawn.sum(1) == 2).all()
     assert drawn[:, 1].float().mean() == pytest.approx(share, abs=0.03)
     x = torch.rand(2, 1, 8, 8)
     torch.manual_seed(1)
-    loss = parts.loss(x, y)
+    loss = parts.loss(x, y, rivals=1)
     torch.manual_seed(1)
     torch.randn_like(x)
     mean, log_variance = parts.encoders[0](x)
     z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-    drawn, _ = parts._with_rivals(y)
+    drawn, _ = parts._with_rivals(y, 1)
     expected = (BETA * 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)).sum()
     for i in range(2):
         c = torch.stack([(x[i] - decoder(z[i : i + 1])[0]).square().sum() for decoder in parts.decoders])
@@ -276,10 +275,10 @@ def test_a_few_rivals_stand_for_all_other_classes(monkeypatch):
 
 
 def test_with_all_rivals_drawn_the_costs_are_those_of_every_class():
-    """What a GPU computes; there are as many rivals as other classes here."""
+    """There are as many rivals as other classes here."""
     parts, y = parts_of(adversarial=False, discriminative=True).eval(), torch.tensor([0, 2, 1, 1])
     x, z = torch.rand(4, 1, 8, 8), torch.randn(4, SETTINGS[8].architecture.latent)
-    costs, share = parts._drawn_costs(x, z, y)
+    costs, share = parts._drawn_costs(x, z, y, 2)
     assert share == 1
     torch.testing.assert_close(costs, parts._costs(x, z))
 
@@ -331,6 +330,31 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     model.fit(Split(x, y), Trainer(CPU, 0, Silent()))
     model.eval().requires_grad_(False)
     assert (model.logits(x).argmax(1) == y).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("discriminative", [True, False])
+def test_the_last_stage_of_training_sees_all_classes(discriminative, monkeypatch):
+    """The first draws rivals; each has its share of the progress."""
+    stages, seen = [], []
+
+    def minimise(self, parameters, loss, data, **options):
+        loss(data.images[:4], data.labels[:4], 0.0)
+        stages.append(options)
+
+    def recorded(self, x, y, *, rivals=None):
+        seen.append(rivals)
+        return torch.zeros(())
+
+    monkeypatch.setattr(Trainer, "minimise", minimise)
+    monkeypatch.setattr(Autoencoders, "loss", recorded)
+    model, setting = Trained(DIGITS, adversarial=True, discriminative=discriminative), SETTINGS[8]
+    model.fit(Split(images(DIGITS, 20), torch.arange(20) % 10), Trainer(CPU, 0, Silent()))
+    assert seen == ([RIVALS, None] if discriminative else [None])
+    assert sum(stage["share"] for stage in stages) == pytest.approx(1)
+    epochs = [setting.epochs, setting.last_epochs] if discriminative else [setting.epochs_apart]
+    assert [stage["epochs"] for stage in stages] == epochs
+    rates = [stage["learning_rate"] / setting.learning_rate for stage in stages]
+    assert rates == ([1, LAST_RATE] if discriminative else [1])
 
 
 def test_the_cnn_normalises_by_the_statistics_of_images_without_noise(monkeypatch):
