@@ -175,19 +175,20 @@ class ModuleDefense:
         return self.module.state_dict()
 
 
-def as_defense(card: DefenseCard, made: object) -> Defense:
+def as_defense(card: DefenseCard, made: Any) -> Defense:
     """What a factory returned, as a defense with this card.
 
     Raises:
         UserError: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
     """
     if callable(getattr(made, "logits", None)):
-        made.card = card  # type: ignore[attr-defined]
+        made.card = card
         if isinstance(made, nn.Module):
             made.eval().requires_grad_(False)
         if not hasattr(made, "to"):
-            made.to = lambda device: made  # type: ignore[attr-defined]
-        return made  # type: ignore[return-value]
+            made.to = lambda device: made
+        defense: Defense = made
+        return defense
     if isinstance(made, nn.Module):
         return ModuleDefense(card, made)
     raise UserError(

@@ -215,7 +215,7 @@ class _Stepper:
             optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._mixed_precision):
                 value = loss(self._images[rows], self._labels[rows], done)
-            value.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(value)
             optimiser.step()
             values.append(value.detach())
         return torch.stack(values).sum()

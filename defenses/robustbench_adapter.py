@@ -69,7 +69,7 @@ class AutoAttack:
 def _robustbench() -> Any:
     """The robustbench package, with `AutoAttack` under the name it imports it by."""
     shim = ModuleType("autoattack")
-    shim.AutoAttack = AutoAttack  # type: ignore[attr-defined]
+    vars(shim)["AutoAttack"] = AutoAttack
     sys.modules.setdefault("autoattack", shim)
     sys.modules.setdefault("autoattack.state", pyautoattack.state)
     with warnings.catch_warnings():
