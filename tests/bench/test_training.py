@@ -192,7 +192,8 @@ def test_recorded_steps_are_those_taken_one_by_one(data):
     """With a share done that the loss depends on, batch normalisation and an adversary."""
 
     def weights(recordable):
-        net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        # A bias would have no gradient but rounding before batch normalisation, which Adam would follow.
+        net = nn.Sequential(nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2))
         judge = nn.Linear(2, 1)
         with reproducible(0):
             trainer = Trainer(torch.device("cuda"), 0, Silent())
