@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from bench.protocols import Defense, HasInputGradient, HasUnrolledGradient, VectorJacobian
-from bench.randomness import RowStreams
+from bench.randomness import RowStreams, Streams
+
+NO_DRAWS = Streams(0, (), "deterministic").rows(torch.arange(0))
+"""What a deterministic defense does not look at."""
 
 
 def drawn_logits(defense: Defense, x: Tensor, rng: RowStreams) -> Tensor:

@@ -16,14 +16,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from bench.derivatives import drawn_logits, linearize
+from bench.derivatives import NO_DRAWS, drawn_logits, linearize
 from bench.norms import Norm
 from bench.protocols import Defense, HasDetectionScore
-from bench.randomness import Streams
 from bench.threat import project
-
-NO_DRAWS = Streams(0, (), "detection").rows(torch.arange(0))
-"""What a deterministic defense does not look at."""
 
 
 @dataclass(frozen=True)
