@@ -25,15 +25,13 @@ from defenses.abs.model import LatentClassifier
 from defenses.abs.search import Inference, Search, Starts, prior_draws
 from defenses.abs.vae import side_by_side
 from defenses.eabs.inference import DiscriminatorPenalty, folded_layers, prior_distributions
-from defenses.eabs.networks import BETA, RIVALS, Autoencoders, Decoder
-from defenses.eabs.settings import CITATION, DATASETS, Setting, noise_of, setting_of
+from defenses.eabs.networks import BETA, Autoencoders, Decoder
+from defenses.eabs.settings import CITATION, DATASETS, Setting, Stage, noise_of, setting_of
 
 BATCH_SIZE = 50
 A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
-VERSION = 4
+VERSION = 5
 """Of the cards of all that is trained with the discriminative loss; raising it trains them anew."""
-LAST_RATE = 0.25
-"""Learning rate of training's last stage, as a share of the first's: it goes on with trained weights."""
 member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
 
 
@@ -168,50 +166,34 @@ class Trained(ExtendedABS):
         self.coarse = ("autoencoders.encoders.",) if dataset.shape[1] > 8 and not discriminative else ()
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns.
-
-        With the discriminative loss in two stages: on a CPU, drawing rivals saves most of the time but misses the
-        likeliest one in most steps, so that the last epochs are on all classes.
-        """
+        """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns."""
         self.forget_inference()
         parts, setting = self.autoencoders, self.setting
         trainer.initialise(self)
-        rate, size = setting.learning_rate, setting.batch_size
         if parts.discriminative:
-            # Nearly all of a step is decoding.
-            first, last = setting.epochs * (1 + RIVALS), setting.last_epochs * len(parts.decoders)
-            share = first / (first + last)
-            self._minimise(trainer, data, setting.epochs, size, rate, rivals=RIVALS, share=share)
-            self._minimise(trainer, data, setting.last_epochs, size, LAST_RATE * rate, share=1 - share)
+            stages = (setting.shared_on_gpu,) if trainer.device.type == "cuda" else setting.shared
         else:
+            stages = (setting.apart,)
             images = side_by_side(data.images, data.labels, len(parts.decoders))
-            apart = Split(images, torch.arange(len(images)))
-            self._minimise(trainer, apart, setting.epochs_apart, setting.batch_size_apart, rate)
+            data = Split(images, torch.arange(len(images)))
+        decoded = [s.epochs * (len(parts.decoders) if s.rivals is None else 1 + s.rivals) for s in stages]
+        for stage, work in zip(stages, decoded, strict=True):
+            self._minimise(trainer, data, stage, share=work / sum(decoded))
 
-    def _minimise(
-        self,
-        trainer: Trainer,
-        data: Split,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        *,
-        rivals: int | None = None,
-        share: float = 1.0,
-    ) -> None:
-        """A stage of training, with so many ``rivals`` drawn or all classes; a ``share`` of the whole."""
+    def _minimise(self, trainer: Trainer, data: Split, stage: Stage, *, share: float) -> None:
+        """A stage, which is a ``share`` of the training."""
         parts = self.autoencoders
         adversary = (parts.discriminators.parameters(), lambda x, y, done: parts.discriminator_loss(x, y))
         trainer.minimise(
             chain(parts.encoders.parameters(), parts.decoders.parameters()),
-            lambda x, y, done: parts.loss(x, y, rivals=rivals),
+            lambda x, y, done: parts.loss(x, y, rivals=stage.rivals),
             data,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
+            epochs=stage.epochs,
+            batch_size=stage.batch_size,
+            learning_rate=stage.learning_rate,
             adversary=adversary if parts.adversarial else None,
             mixed_precision=True,
-            recordable=True,
+            recordable=stage.rivals is None,
             share=share,
         )
 

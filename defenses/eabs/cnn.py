@@ -40,9 +40,9 @@ class EncoderCNN(nn.Sequential):
             self.parameters(),
             lambda x, y, done: F.cross_entropy(self(x + self.noise * torch.randn_like(x)), y),
             data,
-            epochs=self.setting.epochs_cnn,
-            batch_size=128,
-            learning_rate=self.setting.learning_rate,
+            epochs=self.setting.cnn.epochs,
+            batch_size=self.setting.cnn.batch_size,
+            learning_rate=self.setting.cnn.learning_rate,
             recordable=True,
         )
         update_bn(torch.split(data.images, COUNTED_AT_ONCE), self, trainer.device)

@@ -21,9 +21,6 @@ BETA = 1.0
 """Weight of the discriminator's term, or of the divergence (section 3.2)."""
 GAMMA = 10.0
 """Weight of the discriminative loss (section 3.2)."""
-RIVALS = 2
-"""Classes, drawn anew for each image and step, that stand for all others in the discriminative loss in the first stage
-of training on a CPU, where decoding is nearly all of what it costs."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +146,8 @@ class Autoencoders(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def loss(self, x: Tensor, y: Tensor, *, rivals: int | None = None) -> Tensor:
-        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,); on a CPU
-        with so many ``rivals`` in place of all classes that are not the image's, if a number is given.
+        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,); with so
+        many ``rivals`` in place of all classes that are not the image's, if a number is given.
 
         With one encoder for each class it is the sum over classes c of eq. 3, for images (N, K, C, H, W) of class c
         at [:, c].
@@ -163,8 +160,7 @@ class Autoencoders(nn.Module):
                 losses.append(cost(x[:, c], decoder(z)) + penalty)
             return torch.stack(losses).sum(0).mean()
         z, penalty = self._encoded(0, x)
-        if rivals is None or x.is_cuda:
-            # A GPU is faster at the same work for every class than at choosing.
+        if rivals is None:
             costs, share = self._costs(x, z), 1.0
         else:
             costs, share = self._drawn_costs(x, z, y, rivals)

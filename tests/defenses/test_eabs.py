@@ -15,11 +15,11 @@ from bench.registry import Registry
 from bench.training import Trainer
 from defenses.abs.descent import divergence
 from defenses.abs.search import prior_draws
-from defenses.eabs import LAST_RATE, Trained, search_for
+from defenses.eabs import Trained, search_for
 from defenses.eabs.cnn import EncoderCNN
 from defenses.eabs.inference import prior_distributions
-from defenses.eabs.networks import BETA, GAMMA, RIVALS, Autoencoders, cost
-from defenses.eabs.settings import SETTINGS
+from defenses.eabs.networks import BETA, GAMMA, Autoencoders, cost
+from defenses.eabs.settings import SETTINGS, Stage
 
 CPU = torch.device("cpu")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
@@ -322,7 +322,8 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     y = torch.arange(200) % 10
     prototypes = torch.rand(10, 1, 8, 8, generator=generator)
     x = (prototypes[y] + 0.05 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
-    quick = dataclasses.replace(SETTINGS[8], epochs=20, epochs_apart=30, batch_size=40, batch_size_apart=10)
+    stages = (Stage(20, 40, rivals=2), Stage(6, 40, learning_rate=5e-4))
+    quick = dataclasses.replace(SETTINGS[8], shared=stages, apart=Stage(30, 10))
     monkeypatch.setitem(SETTINGS, 8, quick)
     torch.manual_seed(0)
     model = Trained(DIGITS, adversarial=adversarial, discriminative=discriminative)
@@ -332,33 +333,43 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     assert (model.logits(x).argmax(1) == y).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("discriminative", [True, False])
-def test_the_last_stage_of_training_sees_all_classes(discriminative, monkeypatch):
-    """The first draws rivals; each has its share of the progress."""
-    stages, seen = [], []
+@pytest.mark.parametrize(
+    ("device", "discriminative", "expected"),
+    [
+        ("cpu", True, SETTINGS[8].shared),
+        ("cuda", True, (SETTINGS[8].shared_on_gpu,)),
+        ("cpu", False, (SETTINGS[8].apart,)),
+        ("cuda", False, (SETTINGS[8].apart,)),
+    ],
+)
+def test_training_goes_through_the_stages_of_its_kind_of_device(device, discriminative, expected, monkeypatch):
+    """Each has its share of the progress; only a step whose shapes do not depend on what is drawn can be recorded."""
+    options, drawn = [], []
 
-    def minimise(self, parameters, loss, data, **options):
+    def minimise(self, parameters, loss, data, **given):
         loss(data.images[:4], data.labels[:4], 0.0)
-        stages.append(options)
+        options.append(given)
 
     def recorded(self, x, y, *, rivals=None):
-        seen.append(rivals)
+        drawn.append(rivals)
         return torch.zeros(())
 
+    monkeypatch.setattr(Trainer, "initialise", lambda self, module: None)
     monkeypatch.setattr(Trainer, "minimise", minimise)
     monkeypatch.setattr(Autoencoders, "loss", recorded)
-    model, setting = Trained(DIGITS, adversarial=True, discriminative=discriminative), SETTINGS[8]
-    model.fit(Split(images(DIGITS, 20), torch.arange(20) % 10), Trainer(CPU, 0, Silent()))
-    assert seen == ([RIVALS, None] if discriminative else [None])
-    assert sum(stage["share"] for stage in stages) == pytest.approx(1)
-    epochs = [setting.epochs, setting.last_epochs] if discriminative else [setting.epochs_apart]
-    assert [stage["epochs"] for stage in stages] == epochs
-    rates = [stage["learning_rate"] / setting.learning_rate for stage in stages]
-    assert rates == ([1, LAST_RATE] if discriminative else [1])
+    model = Trained(DIGITS, adversarial=True, discriminative=discriminative)
+    model.fit(Split(images(DIGITS, 20), torch.arange(20) % 10), Trainer(torch.device(device), 0, Silent()))
+    taken = [
+        Stage(given["epochs"], given["batch_size"], given["learning_rate"], rivals)
+        for given, rivals in zip(options, drawn, strict=True)
+    ]
+    assert tuple(taken) == expected
+    assert [given["recordable"] for given in options] == [rivals is None for rivals in drawn]
+    assert sum(given["share"] for given in options) == pytest.approx(1)
 
 
 def test_the_cnn_normalises_by_the_statistics_of_images_without_noise(monkeypatch):
-    monkeypatch.setitem(SETTINGS, 8, dataclasses.replace(SETTINGS[8], epochs_cnn=1))
+    monkeypatch.setitem(SETTINGS, 8, dataclasses.replace(SETTINGS[8], cnn=Stage(1)))
     model, x = EncoderCNN(DIGITS), images(DIGITS, 200)
     model.fit(Split(x, torch.arange(200) % 10), Trainer(CPU, 0, Silent()))
     convolution, normalisation, *_ = model[0]
