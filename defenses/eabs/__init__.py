@@ -171,12 +171,15 @@ class Trained(ExtendedABS):
         parts, setting = self.autoencoders, self.setting
         trainer.initialise(self)
         if parts.discriminative:
-            stages = (setting.shared_on_gpu,) if trainer.device.type == "cuda" else setting.shared
+            stages = setting.shared_on_gpu if trainer.device.type == "cuda" else setting.shared
         else:
             stages = (setting.apart,)
             images = side_by_side(data.images, data.labels, len(parts.decoders))
             data = Split(images, torch.arange(len(images)))
-        decoded = [s.epochs * (len(parts.decoders) if s.rivals is None else 1 + s.rivals) for s in stages]
+        # Nearly all of a step is decoding.
+        decoded = [
+            stage.epochs * (len(parts.decoders) if stage.rivals is None else 1 + stage.rivals) for stage in stages
+        ]
         for stage, work in zip(stages, decoded, strict=True):
             self._minimise(trainer, data, stage, share=work / sum(decoded))
 

@@ -424,6 +424,11 @@ def test_the_two_class_cifar_model_is_fitted_to_its_images():
     assert model.reconstruct(x, torch.tensor([0, 1])).shape == x.shape
 
 
+def test_a_gpu_takes_the_epochs_that_it_can_pay():
+    setting = SETTINGS[28]
+    assert [setting.epochs_on(torch.device(device)) for device in ("cpu", "cuda")] == [60, 500]
+
+
 @needs_gpu
 @pytest.mark.parametrize("dataset", [DIGITS, MNIST], ids=lambda dataset: dataset.name)
 def test_on_a_gpu_logits_are_replayed_and_those_of_the_cpu(dataset, monkeypatch):

@@ -337,7 +337,7 @@ def test_training_lowers_the_loss_of_its_own_class(adversarial, discriminative, 
     ("device", "discriminative", "expected"),
     [
         ("cpu", True, SETTINGS[8].shared),
-        ("cuda", True, (SETTINGS[8].shared_on_gpu,)),
+        ("cuda", True, SETTINGS[8].shared_on_gpu),
         ("cpu", False, (SETTINGS[8].apart,)),
         ("cuda", False, (SETTINGS[8].apart,)),
     ],
@@ -366,6 +366,14 @@ def test_training_goes_through_the_stages_of_its_kind_of_device(device, discrimi
     assert tuple(taken) == expected
     assert [given["recordable"] for given in options] == [rivals is None for rivals in drawn]
     assert sum(given["share"] for given in options) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", SETTINGS)
+def test_training_with_a_shared_encoder_ends_on_all_classes(size):
+    """On a GPU it draws no rivals at all: a loss that draws some cannot be recorded."""
+    setting = SETTINGS[size]
+    assert setting.shared[-1].rivals is None
+    assert all(stage.rivals is None for stage in setting.shared_on_gpu)
 
 
 def test_the_cnn_normalises_by_the_statistics_of_images_without_noise(monkeypatch):
