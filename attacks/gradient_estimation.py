@@ -173,7 +173,7 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
 
     own = [p for p in inspect.signature(estimated).parameters.values() if p.kind is not p.VAR_KEYWORD]
     inherited = [p for p in inspect.signature(base).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    estimated.__signature__ = inspect.Signature([*own, *inherited])  # type: ignore[attr-defined]
+    vars(estimated)["__signature__"] = inspect.Signature([*own, *inherited])
     estimated.__name__ = estimated.__qualname__ = f"{card.name}_ge"
     estimated.__doc__ = f"`{card.name}` with estimated gradients."
     return attack(

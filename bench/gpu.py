@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +43,7 @@ def recording(device: torch.device, others: torch.cuda.CUDAGraph | None = None) 
     """Records what is started in its body as a CUDA graph, which has its memory in common with ``others``."""
     graph = torch.cuda.CUDAGraph()
     pool = None if others is None else others.pool()
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
     # By default a graph records the current device.
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=new_stream(device)):
         yield graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -157,8 +158,8 @@ class LatentClassifier(nn.Module, ABC):
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         # Behind ``to``, ``cuda``, ``float`` and the like, of this module or one around it.
         self.forget_inference()
-        moved: Self = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return moved
+        apply: Callable[..., Self] = super()._apply
+        return apply(*args, **kwargs)
 
 
 def at(values: Tensor, y: Tensor) -> Tensor:
