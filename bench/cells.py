@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from bench.cards import Access
 from bench.datasets import Dataset
+from bench.judge import ALPHA
 from bench.ledger import SCHEMA_VERSION
 from bench.loading import LoadedDefense
 from bench.matrix import AttackEntry, Matrix
@@ -18,6 +19,24 @@ from bench.norms import Norm
 from bench.oracle import DRAWS
 from bench.protocols import offers
 from bench.registry import Plugin, Registry
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a randomized defense is judged.
+
+    Attributes:
+        alpha: probability at most that a sample is recorded as broken by an image that the defense misclassifies with
+            probability below one half; one number, or one for each sample.
+        estimation_draws: that say how often an image is misclassified.
+        threshold: radius, in the cell's norm, within which the likeliest image is looked for.
+        seed: of draws on candidates, where it is not the cell's.
+    """
+
+    alpha: float | tuple[float, ...] = ALPHA
+    estimation_draws: int = 20
+    threshold: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class Cell:
         timeout: seconds after which the cell fails; does not change what a finished cell holds.
         state: hashes of everything else that can change the result: data, weights, code.
         substitute: the defense that the attack transfers from, if it does.
+        judging: how a randomized defense is judged; None for a deterministic one.
+        as_it_is: candidates are neither post-processed nor moved outward.
     """
 
     dataset: str
@@ -51,11 +72,13 @@ class Cell:
     timeout: float | None
     state: dict[str, str]
     substitute: str | None = None
+    judging: Judging | None = None
+    as_it_is: bool = False
 
     @cached_property
     def id(self) -> str:
         """A hash of everything that can change the result, and of nothing else."""
-        identity = {key: value for key, value in vars(self).items() if key not in ("timeout", "id")}
+        identity = {key: value for key, value in asdict(self).items() if key != "timeout"}
         text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -147,4 +170,5 @@ def _cell(
             "attack": f"{card.version} {attack.digest}",
         },
         substitute=None if substitute is None else substitute.card.name,
+        judging=Judging(ALPHA, matrix.estimation_draws, matrix.thresholds[norm]) if loaded.card.randomized else None,
     )

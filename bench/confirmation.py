@@ -1,7 +1,7 @@
-"""Confirmation: what an answer of a randomised defense shows as adversarial is drawn again before it is believed.
+"""Confirmation: what an answer of a randomized defense shows as adversarial is drawn again before it is believed.
 
-The search for the closest of thousands of averaged answers would otherwise end at the luckiest of them, and an attack
-that stops at its first success at a lucky one.
+Without confirmation, the minimum over thousands of noisy answers would select false positives. It is a heuristic that
+steers attacks, with the judge's test and aim: no verdict rests on it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.judge import vote, wilson
+from bench.judge import AIM
+from bench.verdicts import SequentialTest, decide
 
-CONFIRMATIONS = 40
-"""Draws at most for an image; it is confirmed where their 99 % Wilson interval lies above one half."""
+CONFIRMATION = SequentialTest(null=0.5, alternative=AIM, beta=0.1, max_draws=60)
+"""Confirms half of the images with P = `AIM`, and one of 200 with P of one half."""
+CONFIRMATION_ALPHA = 0.01
 
 
 class Confirmation:
@@ -24,7 +26,6 @@ class Confirmation:
         predict: one draw of the defense: the classes (N,) of images (N, C, H, W) of the samples ``ids`` (N,).
         x: clean images (n, C, H, W); ``y`` (n,) their labels.
         y: see ``x``.
-        classes: number of classes.
         bounded: the images lie in a ball, where the surest is worth most; else the nearest.
 
     Attributes:
@@ -32,14 +33,12 @@ class Confirmation:
             clean image where there was none.
     """
 
-    def __init__(
-        self, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, classes: int, *, bounded: bool
-    ) -> None:
+    def __init__(self, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, *, bounded: bool) -> None:
         self.likely = x.clone()
         self._rank = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-        self._predict, self._y, self._classes, self._bounded = predict, y, classes, bounded
+        self._predict, self._y, self._bounded = predict, y, bounded
 
-    def sift(self, x: Tensor, distances: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def confirm_nearest(self, x: Tensor, distances: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of ``rows`` of the images ``x`` (N, C, H, W), sorted by sample and distance, the nearest of each sample that
         is confirmed, and the nearer ones that are not."""
         confirmed, refuted = [], []
@@ -53,14 +52,19 @@ class Confirmation:
         return torch.cat([rows, *confirmed]), torch.cat([rows, *refuted])
 
     def _holds(self, x: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
-        """Which images (N,), one per sample, significantly most draws misclassify."""
-        verdict = vote(lambda rows: self._predict(x[rows], ids[rows]), self._y[ids], self._classes, CONFIRMATIONS)
-        rank = -verdict.success_rate if self._bounded else distances
-        likely = verdict.misclassified & (rank < self._rank[ids])
+        """Which images (N,), one per sample, most draws misclassify."""
+
+        def errs(rows: Tensor, numbers: Tensor) -> Tensor:
+            return self._predict(x[rows], ids[rows]) != self._y[ids[rows]]
+
+        levels = torch.full((len(ids),), CONFIRMATION_ALPHA, dtype=torch.float64, device=x.device)
+        decisions = decide(CONFIRMATION, errs, levels)
+        rate = decisions.successes.double() / decisions.draws
+        rank = -rate if self._bounded else distances
+        likely = (rate >= 0.5) & (rank < self._rank[ids])
         self.likely[ids[likely]] = x[likely]
         self._rank[ids[likely]] = rank[likely]
-        low, _ = wilson(verdict.success_rate * verdict.draws, verdict.draws)
-        return low > 0.5
+        return decisions.accepted
 
 
 def first_of_each(sorted_ids: Tensor) -> Tensor:

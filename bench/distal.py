@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.confidence import CONFIDENT, Calibration
 from bench.derivatives import linearize, mean_logits
-from bench.judge import MAX_DRAWS
+from bench.judge import VERDICT
 from bench.oracle import DRAWS
 from bench.protocols import Defense
 from bench.randomness import Streams
@@ -96,7 +96,7 @@ def distal_adversarials(
             confidence = _confidence(calibration, logits, y)
             arrived = (confidence >= CONFIDENT).nonzero()[:, 0]
             if defense.card.randomized and len(arrived):
-                again = mean_logits(defense, x[rows[arrived]], noise.rows(rows[arrived]), MAX_DRAWS)
+                again = mean_logits(defense, x[rows[arrived]], noise.rows(rows[arrived]), VERDICT.max_draws)
                 confidence[arrived] = _confidence(calibration, again, y[arrived])
             _keep_better(best, rows, x[rows], confidence, step)
             x[rows] = _moved(x[rows], vector_jacobian(cotangent(calibration, logits, y)), step_size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.cards import AttackCard, card_of
-from bench.cells import Cell
+from bench.cells import Cell, Judging
 from bench.datasets import Dataset
 from bench.gpu import rows_per_pass
-from bench.judge import Judged, Verdict, classify, judge
-from bench.ledger import COLUMNS
+from bench.intervals import wilson_interval
+from bench.judge import CleanVerdict, Judge, Judged
+from bench.ledger import COLUMNS, NON_FINITE
 from bench.norms import NORMS
 from bench.oracle import AttackFunction, BudgetExhausted, CellTimeout, Oracle
 from bench.protocols import Defense
@@ -33,7 +34,7 @@ POOL_SIZE = 500
 
 OUT_OF_MEMORY = "out of memory: lower chunk in the matrix, or batch_size on the defense's card"
 
-CleanVerdicts = dict[tuple[int, range], Verdict]
+CleanVerdicts = dict[tuple[int, range], CleanVerdict]
 """Verdicts on the clean images of one defense, by seed and samples: all attacks on it begin with the same."""
 Columns = dict[str, NDArray[Any]]
 """The ledger's columns, one array per name."""
@@ -41,10 +42,17 @@ Columns = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell's records, in the order of its samples, and its adversarial images (S, C, H, W), zeros where unbroken."""
+    """What a cell found.
+
+    Attributes:
+        records: in the order of its samples.
+        adversarials: images (S, C, H, W), zeros where unbroken.
+        likeliest: of a randomized defense, the images (S, C, H, W) that ``likely_errors`` is about; else None.
+    """
 
     records: pd.DataFrame
     adversarials: NDArray[np.float32]
+    likeliest: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,17 +89,22 @@ def run_cell(
     images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
     clean_verdicts = {} if clean_verdicts is None else clean_verdicts
     pool = (dataset.train.images[:POOL_SIZE].to(device), dataset.train.labels[:POOL_SIZE].to(device))
-    frames, adversarials = [], []
+    frames, adversarials, likeliest = [], [], []
     for start in range(0, cell.samples, cell.chunk):
         indices = range(start, min(start + cell.chunk, cell.samples))
         x, y = images[start : indices.stop].to(device), labels[start : indices.stop].to(device)
-        columns, found = _run_chunk(
+        columns, found, likely = _run_chunk(
             cell, defense, attack, dataset.classes, x, y, indices, pool, clean_verdicts, substitute, deadline
         )
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
+        likeliest.append(likely.cpu().numpy())
         on_chunk(len(indices))
-    return CellResult(pd.concat(frames, ignore_index=True), np.concatenate(adversarials))
+    return CellResult(
+        pd.concat(frames, ignore_index=True),
+        np.concatenate(adversarials),
+        np.concatenate(likeliest) if defense.card.randomized else None,
+    )
 
 
 def failed_result(cell: Cell, dataset: Dataset, reason: str) -> CellResult:
@@ -114,25 +127,17 @@ def _run_chunk(
     clean_verdicts: CleanVerdicts,
     substitute: Substitute | None,
     deadline: float | None,
-) -> tuple[Columns, Tensor]:
+) -> tuple[Columns, Tensor, Tensor]:
     columns = _blank(cell, x.cpu(), y.cpu(), indices)
-    adversarials = torch.zeros_like(x)
+    adversarials, likeliest = torch.zeros_like(x), x.clone()
     try:
+        judge = _judge(cell, defense, classes, indices)
         if (cell.seed, indices) not in clean_verdicts:
-            clean_verdicts[cell.seed, indices] = _clean_verdict(cell, defense, x, y, indices, classes)
+            clean_verdicts[cell.seed, indices] = judge.clean(x, y, indices)
         clean = clean_verdicts[cell.seed, indices]
-        columns["clean_prediction"][:] = clean.prediction.cpu()
-        wrong = clean.misclassified.cpu().numpy()
-        columns["status"][wrong] = "clean_error"
-        columns["broken"][wrong] = True
-        columns["adversarial_prediction"][wrong] = columns["clean_prediction"][wrong]
-        columns["success_rate"][wrong] = clean.success_rate.cpu().numpy()[wrong]
-        columns["draws"][wrong] = clean.draws.cpu().numpy()[wrong]
-        columns["found_after"][wrong] = 0.0
-        for norm in NORMS:
-            columns[norm.lower()][wrong] = 0.0
+        _record_clean(columns, clean, judge)
         adversarials[clean.misclassified] = x[clean.misclassified]
-        attacked = (~clean.misclassified).nonzero()[:, 0]
+        attacked = (~clean.misclassified & clean.finite).nonzero()[:, 0]
         if len(attacked):
             keys = [indices[i] for i in attacked.tolist()]
             started = time.perf_counter()
@@ -142,15 +147,28 @@ def _run_chunk(
                 return _proposed(cell, substitute, source, x, y, indices, classes, deadline)[attacked]
 
             oracle = _oracle(cell, defense, x[attacked], y[attacked], keys, classes, pool, transferred, deadline)
-            judged = _attack_and_judge(cell, defense, attack, oracle, x[attacked], y[attacked], keys, classes)
-            rows = attacked.cpu().numpy()
-            _record(columns, rows, oracle, judged, (time.perf_counter() - started) / len(attacked))
+            candidates = _candidates(cell, attack, oracle, x[attacked], y[attacked])
+            own = _judge(cell, defense, classes, keys)
+            if cell.judging is not None and cell.judging.seed is not None:
+                own = replace(own, seed=cell.judging.seed)
+            judged = own.judge(
+                ThreatModel(cell.norm, cell.epsilon),
+                x[attacked],
+                y[attacked],
+                keys,
+                candidates,
+                oracle.seen(),
+                as_it_is=cell.as_it_is,
+            )
+            seconds = (time.perf_counter() - started) / len(attacked)
+            _record(columns, attacked.cpu().numpy(), oracle, judged, judge, seconds)
             adversarials[attacked] = judged.images
+            likeliest[attacked] = judged.likeliest
     except CellTimeout:
         _fail(columns, f"timeout: more than {cell.timeout:g} s")
     except Exception as error:
         _fail(columns, f"{cause(error)}: {type(error).__name__}: {error}")
-    return columns, adversarials
+    return columns, adversarials, likeliest
 
 
 def cause(error: Exception) -> str:
@@ -159,9 +177,18 @@ def cause(error: Exception) -> str:
     return OUT_OF_MEMORY if exhausted else "exception"
 
 
-def _clean_verdict(cell: Cell, defense: Defense, x: Tensor, y: Tensor, indices: range, classes: int) -> Verdict:
-    noise = Streams(cell.seed, indices, "clean", x.device)
-    return classify(defense, x, y, noise, torch.arange(len(x), device=x.device), classes)
+def _judge(cell: Cell, defense: Defense, classes: int, samples: Sequence[int]) -> Judge:
+    """The judge of some samples of a cell."""
+    terms = cell.judging or Judging()
+    alpha = [terms.alpha[i] for i in samples] if isinstance(terms.alpha, tuple) else terms.alpha
+    return Judge(
+        defense,
+        classes,
+        cell.seed,
+        alpha=torch.tensor(alpha, dtype=torch.float64),
+        estimation_draws=terms.estimation_draws,
+        threshold=terms.threshold,
+    )
 
 
 def _oracle(
@@ -224,25 +251,14 @@ def _proposed(
     return substitute.proposals[key]
 
 
-def _attack_and_judge(
-    cell: Cell,
-    defense: Defense,
-    attack: AttackFunction,
-    oracle: Oracle,
-    x: Tensor,
-    y: Tensor,
-    keys: list[int],
-    classes: int,
-) -> Judged:
+def _candidates(cell: Cell, attack: AttackFunction, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+    """What an attack proposes (M, n, C, H, W); nothing where its budget ended it."""
     try:
         with torch.random.fork_rng():
             torch.manual_seed(cell.seed)
-            candidates = _checked(attack(oracle, x.clone(), y.clone(), **cell.parameters), x)
+            return _checked(attack(oracle, x.clone(), y.clone(), **cell.parameters), x)
     except BudgetExhausted:
-        candidates = x.new_empty(0, *x.shape)
-    noise = Streams(cell.seed, keys, f"judge {cell.attack} {cell.norm}", x.device)
-    threat = ThreatModel(cell.norm, cell.epsilon)
-    return judge(defense, threat, x, y, candidates, oracle.seen(), noise, oracle.ids, classes)
+        return x.new_empty(0, *x.shape)
 
 
 def _checked(candidates: Any, x: Tensor) -> Tensor:
@@ -257,20 +273,60 @@ def _checked(candidates: Any, x: Tensor) -> Tensor:
     return checked
 
 
-def _record(columns: Columns, rows: NDArray[np.int64], oracle: Oracle, judged: Judged, seconds: float) -> None:
+def _record_clean(columns: Columns, clean: CleanVerdict, judge: Judge) -> None:
+    """Writes down what is known of all samples before any is attacked."""
+    wrong, finite = clean.misclassified.cpu().numpy(), clean.finite.cpu().numpy()
+    columns["clean_prediction"][finite] = clean.prediction.cpu().numpy()[finite]
+    columns["reason"][~finite] = NON_FINITE
+    columns["status"][wrong] = "clean_error"
+    columns["broken"][wrong] = True
+    columns["adversarial_prediction"][wrong] = columns["clean_prediction"][wrong]
+    columns["found_after"][wrong] = 0.0
+    for norm in NORMS:
+        columns[norm.lower()][wrong] = 0.0
+    _record_success(columns, wrong.nonzero()[0], clean.errors[clean.misclassified], judge)
+    if judge.randomized:
+        columns["likely_rate"][:] = clean.rate.cpu()
+        columns["likely_errors"][:] = clean.errors.cpu()
+        columns["likely_draws"][:] = judge.estimation_draws
+        columns["draws_deciding"][:] = clean.draws.cpu()
+        columns["draws_estimating"][:] = judge.estimation_draws
+
+
+def _record_success(columns: Columns, rows: NDArray[np.int64], errors: Tensor, judge: Judge) -> None:
+    """Writes down how often the broken images of ``rows`` are misclassified."""
+    if not judge.randomized:
+        columns["success_rate"][rows] = 1.0
+        return
+    rate = errors.cpu().numpy() / judge.estimation_draws
+    columns["success_rate"][rows] = rate
+    columns["success_low"][rows], columns["success_high"][rows] = wilson_interval(rate, judge.estimation_draws)
+
+
+def _record(
+    columns: Columns, rows: NDArray[np.int64], oracle: Oracle, judged: Judged, judge: Judge, seconds: float
+) -> None:
     """Writes down what became of the samples that were attacked."""
     violation = np.array(judged.violation, dtype=object)
-    broken, refused = judged.broken.cpu().numpy(), oracle.refused.cpu().numpy()
+    broken, refused, undecided = (part.cpu().numpy() for part in (judged.broken, oracle.refused, judged.undecided))
     columns["status"][rows] = np.select(
-        [violation != "", refused, broken], ["violation", "budget", "found"], "not_found"
+        [undecided, violation != "", refused, broken], ["undecided", "violation", "budget", "found"], "not_found"
     ).astype(object)
-    columns["reason"][rows] = violation
+    violated = (violation != "") & ~undecided
+    columns["reason"][rows] = np.where(violated, violation, "")
     columns["broken"][rows] = broken
     columns["adversarial_prediction"][rows] = judged.prediction.cpu()
-    columns["success_rate"][rows] = judged.success_rate.cpu()
-    columns["draws"][rows] = judged.draws.cpu()
+    _record_success(columns, rows[broken], judged.errors[judged.broken], judge)
     for norm, values in judged.distances.items():
-        columns[norm.lower()][rows] = np.where(violation == "", values.cpu().numpy(), np.nan)
+        columns[norm.lower()][rows] = np.where(violated, np.nan, values.cpu().numpy())
+    if judge.randomized:
+        likely = ~judged.likely_rate.isnan().cpu().numpy()
+        columns["likely_rate"][rows[likely]] = judged.likely_rate.cpu().numpy()[likely]
+        columns["likely_errors"][rows[likely]] = judged.likely_errors.cpu().numpy()[likely]
+        columns["draws_choosing"][rows] = judged.choosing.cpu()
+        columns["draws_deciding"][rows] = judged.deciding.cpu()
+        columns["draws_estimating"][rows] = judged.estimating.cpu()
+    columns["non_finite"][rows] = judged.non_finite.cpu()
     columns["claimed"][rows] = oracle.found.cpu()
     columns["found_after"][rows] = oracle.found_after.cpu()
     columns["useless_gradients"][rows] = oracle.useless_gradients.cpu()
@@ -298,7 +354,8 @@ def _blank(cell: Cell, x: Tensor, y: Tensor, indices: range) -> Columns:
         "adversarial_prediction": -1,
         "status": "failed",
         "broken": False,
-        "draws": 0,
+        **dict.fromkeys(("likely_errors", "likely_draws", "non_finite"), 0),
+        **dict.fromkeys(("draws_choosing", "draws_deciding", "draws_estimating"), 0),
         "claimed": False,
         "reason": "",
         "remarks": "",
@@ -313,6 +370,6 @@ def _blank(cell: Cell, x: Tensor, y: Tensor, indices: range) -> Columns:
 
 def _fail(columns: Columns, reason: str) -> None:
     """Marks the samples that were attacked as failed; clean mistakes stay what they are."""
-    attacked = columns["status"] != "clean_error"
+    attacked = (columns["status"] != "clean_error") & (columns["reason"] != NON_FINITE)
     columns["status"][attacked] = "failed"
     columns["reason"][attacked] = " ".join(reason.split())[:300]

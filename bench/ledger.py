@@ -31,8 +31,10 @@ from numpy.typing import NDArray
 from bench.atomic import write_atomically
 from bench.errors import UserError
 
-SCHEMA_VERSION = 2
-STATUSES = ("clean_error", "found", "not_found", "budget", "violation", "failed")
+SCHEMA_VERSION = 3
+NON_FINITE = "non_finite"
+"""Reason of a sample that failed because the defense's logits on its clean image are not finite."""
+STATUSES = ("clean_error", "found", "not_found", "undecided", "budget", "violation", "failed")
 
 _SCHEMA = pa.schema(
     [
@@ -54,7 +56,15 @@ _SCHEMA = pa.schema(
         ("l2", pa.float64()),
         ("linf", pa.float64()),
         ("success_rate", pa.float64()),
-        ("draws", pa.int64()),
+        ("success_low", pa.float64()),
+        ("success_high", pa.float64()),
+        ("likely_rate", pa.float64()),
+        ("likely_errors", pa.int64()),
+        ("likely_draws", pa.int64()),
+        ("draws_choosing", pa.int64()),
+        ("draws_deciding", pa.int64()),
+        ("draws_estimating", pa.int64()),
+        ("non_finite", pa.int64()),
         ("claimed", pa.bool_()),
         ("found_after", pa.float64()),
         ("useless_gradients", pa.float64()),
@@ -70,7 +80,15 @@ COLUMNS: dict[str, Any] = {
 }
 """The columns of a ledger's frame and their numpy types. Distances are 0 for a clean error, the judged distance where
 broken, infinity where not, NaN for a violation or a failure. Predictions are -1 where there is none; epsilon is NaN for
-minimal attacks. ``success_rate`` is the share of the verdict's ``draws`` that misclassify.
+minimal attacks.
+
+``success_rate`` is the share of further draws, which decided nothing, that misclassify the nearest broken image, with
+``success_low`` and ``success_high``, its 95 % Wilson interval; 1 without an interval for a deterministic defense, NaN
+where nothing is broken. Of a randomized defense a record also holds the likeliest image within the matrix's threshold,
+by the rate ``likely_rate`` at which choosing and deciding draws misclassified it, (k + 1) / (n + 2), with
+``likely_errors`` of ``likely_draws`` further draws; it is the clean image where there is no other. ``draws_choosing``,
+``draws_deciding`` and ``draws_estimating`` count over all candidates of the sample; all are 0 for a deterministic
+defense. ``non_finite`` counts candidates dropped because their logits were not finite.
 
 What may make a reader doubt a defense's robustness: ``claimed``, whether the attack's own queries showed an
 adversarial; ``found_after``, the passes up to the first one (infinity without one, 0 for a clean error, NaN where a
@@ -95,10 +113,16 @@ def write_study(
 
 
 def write_cell(
-    path: Path, records: pd.DataFrame, adversarials: NDArray[np.float32], provenance: Mapping[str, Any]
+    path: Path,
+    records: pd.DataFrame,
+    adversarials: NDArray[np.float32],
+    provenance: Mapping[str, Any],
+    likeliest: NDArray[np.float32] | None = None,
 ) -> None:
-    """Writes a cell's records (columns `COLUMNS`) to ``path`` and its adversarial images (S, C, H, W) beside it."""
-    _write(path, records[list(COLUMNS)], _SCHEMA, provenance, _pack(adversarial=adversarials))
+    """Writes a cell's records (columns `COLUMNS`) to ``path``. Beside it lie its adversarial images (S, C, H, W) and, of a
+    randomized defense, the likeliest ones."""
+    images = {"adversarial": adversarials} | ({} if likeliest is None else {"likeliest": likeliest})
+    _write(path, records[list(COLUMNS)], _SCHEMA, provenance, _pack(**images))
 
 
 def _write(
@@ -165,7 +189,7 @@ def _read_all(files: Iterable[Path]) -> pd.DataFrame:
 def verify_cell(path: Path, cell_id: str) -> bool:
     """True if a cell's or study's result exists, is whole, is its own, and none of its samples failed.
 
-    Failed cells are run again, since what made them fail may be gone.
+    Failed cells are run again, since what made them fail may be gone; but not where that is the image itself.
 
     Raises:
         UserError: when the result is corrupt.
@@ -177,7 +201,7 @@ def verify_cell(path: Path, cell_id: str) -> bool:
         raise UserError(f"result {path}: holds another cell than its name says; delete it to run its cell again")
     if "images_sha256" in provenance:
         _read_images(path.with_suffix(".npz"), provenance["images_sha256"])
-    return not frame["status"].eq("failed").any()
+    return not (frame["status"].eq("failed") & frame["reason"].ne(NON_FINITE)).any()
 
 
 def write_manifest(run: Path, manifest: Mapping[str, Any]) -> None:

@@ -92,6 +92,8 @@ class Matrix(_Strict):
         cell_timeout: seconds after which a cell fails.
         substitute: the defense that attacks with `transfer` access make their perturbations on.
         studies: what is found out about each defense besides (kinds of `bench.studies`), where it applies.
+        estimation_draws: further draws that say how often a randomized defense misclassifies an image.
+        resubmissions: of an image to a randomized defense, until one is misclassified.
     """
 
     name: str = ""
@@ -105,6 +107,8 @@ class Matrix(_Strict):
     cell_timeout: float | None = Field(None, gt=0)
     substitute: str = "cnn"
     studies: tuple[StudyKind, ...] = ("lower_bound",)
+    estimation_draws: int = Field(20, ge=1)
+    resubmissions: int = Field(10, ge=1)
 
     @property
     def labels(self) -> list[str]:
@@ -129,6 +133,14 @@ class Matrix(_Strict):
         if len(set(value)) < len(value):
             raise ValueError("a study stands twice")
         return value
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> Matrix:
+        if self.resubmissions > self.estimation_draws:
+            raise ValueError(
+                f"resubmissions is {self.resubmissions}; at most estimation_draws, {self.estimation_draws}, are allowed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_place_twice(self) -> Matrix:

@@ -107,7 +107,7 @@ class Oracle:
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self._confirmation: Confirmation | None = None
         if defense.card.randomized:
-            self._confirmation = Confirmation(self._draw, x, y, classes, bounded=threat.epsilon is not None)
+            self._confirmation = Confirmation(self._draw, x, y, bounded=threat.epsilon is not None)
 
     # What an attack asks.
 
@@ -340,7 +340,7 @@ class Oracle:
         if self._confirmation is None:
             winners = by_sample[first_of_each(ids[by_sample])]
         else:
-            winners, refuted = self._confirmation.sift(x, distances, ids, by_sample)
+            winners, refuted = self._confirmation.confirm_nearest(x, distances, ids, by_sample)
             answers = self._unbroken(answers, rows[refuted], all_ids)
         samples = ids[winners]
         fresh = samples[torch.isinf(self._closest_distance[samples])]

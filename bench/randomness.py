@@ -8,12 +8,16 @@ depend on the chunk, the worker or the samples beside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Places = Sequence[tuple[int, int]]
+"""For each row a call and a pass, which say where in its stream's counter it draws; empty: where the stream stands."""
 
 
 class Streams:
@@ -37,22 +41,39 @@ class Streams:
         array = np.stack(rows) if rows else np.empty((0, *shape), np.float32)
         return torch.from_numpy(array).to(self._device)
 
-    def normal(self, ids: Tensor, shape: Sequence[int]) -> Tensor:
-        """Standard normal draws, float32, of shape (len(ids), *shape); row r from the stream of sample ids[r]."""
-        return self._stack([self._generators[i].standard_normal(shape, np.float32) for i in ids.tolist()], shape)
+    def normal(self, ids: Tensor, shape: Sequence[int], places: Places = ()) -> Tensor:
+        """Standard normal draws, float32, of shape (len(ids), *shape); row r from the stream of sample ids[r], at its
+        place where places are given."""
+        rows = [stream.standard_normal(shape, np.float32) for stream in self._at(ids, places)]
+        return self._stack(rows, shape)
 
-    def uniform(self, ids: Tensor, shape: Sequence[int]) -> Tensor:
-        """Uniform draws in [0, 1), float32, of shape (len(ids), *shape)."""
-        return self._stack([self._generators[i].random(shape, np.float32) for i in ids.tolist()], shape)
+    def uniform(self, ids: Tensor, shape: Sequence[int], places: Places = ()) -> Tensor:
+        """Uniform draws in [0, 1), float32, of shape (len(ids), *shape), as `normal`."""
+        return self._stack([stream.random(shape, np.float32) for stream in self._at(ids, places)], shape)
 
     def permutation(self, ids: Tensor, n: int) -> Tensor:
         """A random order of 0 ... n-1 per row, int64, of shape (len(ids), n)."""
-        rows = [self._generators[i].permutation(n) for i in ids.tolist()]
+        rows = [stream.permutation(n) for stream in self._at(ids)]
         return torch.from_numpy(np.stack(rows) if rows else np.empty((0, n), np.int64)).to(self._device)
 
     def rows(self, ids: Tensor) -> RowStreams:
         """The streams of ``ids`` as a randomised defense takes them: row r of every draw from sample ids[r]."""
         return RowStreams(self, ids)
+
+    def passes(self, ids: Tensor, numbers: Tensor) -> RowStreams:
+        """The same for one pass, where row r draws what belongs to pass ``numbers[r]`` (N,) of sample ids[r], whatever
+        was drawn before and whatever rows are beside it."""
+        return _PassStreams(self, ids, numbers)
+
+    def _at(self, ids: Tensor, places: Places = ()) -> Iterator[np.random.Generator]:
+        """The stream of each row, at its place when it is handed out: a stream may have several rows."""
+        for row, stream in enumerate(ids.tolist()):
+            generator = self._generators[stream]
+            if places:
+                state: Any = generator.bit_generator.state
+                state["state"]["counter"][:] = (0, *places[row], 0)
+                generator.bit_generator.state = {**state, "buffer_pos": 4, "has_uint32": 0}
+            yield generator
 
 
 class RowStreams:
@@ -68,3 +89,23 @@ class RowStreams:
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """Uniform draws in [0, 1), float32, of shape (rows of x, *shape)."""
         return self._streams.uniform(self._ids, shape)
+
+
+class _PassStreams(RowStreams):
+    """The rows of one pass: each call of each pass has a part of the stream's counter to itself."""
+
+    def __init__(self, streams: Streams, ids: Tensor, numbers: Tensor) -> None:
+        super().__init__(streams, ids)
+        self._numbers, self._calls = numbers.tolist(), 0
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """As in `RowStreams`."""
+        return self._streams.normal(self._ids, shape, self._next_places())
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """As in `RowStreams`."""
+        return self._streams.uniform(self._ids, shape, self._next_places())
+
+    def _next_places(self) -> Places:
+        self._calls += 1
+        return [(self._calls, number) for number in self._numbers]

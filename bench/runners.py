@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -88,9 +88,11 @@ class Workshop:
             "budget": cell.budget,
             "chunk": cell.chunk,
             "batch_size": rows_per_pass(cell.batch_size, torch.device(self._job.device)),
+            "judging": cell.judging and asdict(cell.judging),
             "state": cell.state,
         }
-        write_cell(ledger_dir(self._job.run) / cell.file, result.records, result.adversarials, provenance)
+        path = ledger_dir(self._job.run) / cell.file
+        write_cell(path, result.records, result.adversarials, provenance, result.likeliest)
         return int((result.records["status"] == "failed").sum())
 
     def fail(self, work: Work, reason: str) -> int:

@@ -196,6 +196,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "images": write_clean(run, images, labels),
         "seed": matrix.seed,
         "thresholds": dict(matrix.thresholds),
+        "resubmissions": matrix.resubmissions,
         "defenses": [
             {
                 "name": name,
@@ -234,6 +235,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "file": cell.file,
                 "parameters": cell.parameters,
                 "budget": cell.budget,
+                "alpha": cell.judging and cell.judging.alpha,
+                "estimation_draws": cell.judging and cell.judging.estimation_draws,
             }
             for cell in planned.cells
         ]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from attack_problems import run
 
-from bench.judge import classify
-from bench.randomness import Streams
+from bench.judge import ALPHA, Judge
+from bench.threat import ThreatModel
 from defenses.smoothing import RandomizedSmoothing
 
 CASES = {
@@ -36,10 +36,19 @@ def test_what_an_attack_finds_holds_on_fresh_draws_near_the_optimum(linear, smoo
     factor, parameters = CASES[name, norm]
     outcome = run(smoothed, name, norm, samples=12, budget=10**6, **parameters)
     assert outcome.found.all()
-    fresh = Streams(0, range(12), "fresh")
-    verdict = classify(smoothed.defense, outcome.candidates, smoothed.y[:12], fresh, torch.arange(12), smoothed.classes)
-    assert verdict.misclassified.all()
-    ratio = outcome.distance / linear.optimum(norm)[:12]
+    judge = Judge(
+        smoothed.defense,
+        smoothed.classes,
+        seed=0,
+        alpha=torch.tensor(ALPHA, dtype=torch.float64),
+        estimation_draws=100,
+        threshold=0.0,
+    )
+    candidates = outcome.candidates[None]
+    judged = judge.judge(ThreatModel(norm), smoothed.x[:12], smoothed.y[:12], range(12), candidates, candidates[:0])
+    assert judged.broken.all()
+    assert (judged.errors > 50).all()
+    ratio = judged.distances[norm] / linear.optimum(norm)[:12]
     assert ratio.min() > 0.95
     assert ratio.median() <= factor
 

@@ -12,7 +12,7 @@ from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
 from bench.derivatives import mean_logits
 from bench.distal import cotangent, distal_adversarials
-from bench.judge import MAX_DRAWS
+from bench.judge import VERDICT
 from bench.protocols import as_defense
 from bench.randomness import Streams
 
@@ -194,7 +194,7 @@ def test_what_arrives_by_luck_is_measured_on_fresh_draws():
 
     first = measured(ids, 1)
     arrived = (first >= CONFIDENT).nonzero()[:, 0]
-    again = measured(arrived, MAX_DRAWS)
+    again = measured(arrived, VERDICT.max_draws)
     assert (again < CONFIDENT).any()
     torch.testing.assert_close(found.confidences, first.index_copy(0, arrived, again))
 

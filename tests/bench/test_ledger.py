@@ -114,7 +114,7 @@ def test_a_corrupt_result_is_named_in_one_line(run, file, damage):
 
 def test_a_result_of_another_schema_version_is_refused(run, monkeypatch):
     monkeypatch.setattr("bench.ledger.SCHEMA_VERSION", 99)
-    with pytest.raises(UserError, match="schema version 2, this assay reads 99"):
+    with pytest.raises(UserError, match="schema version 3, this assay reads 99"):
         read_cell(run / "ledger" / "one.parquet")
 
 

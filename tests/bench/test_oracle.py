@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bench.cards import DefenseCard
+from bench.confirmation import CONFIRMATION
 from bench.oracle import AccessDenied, BudgetExhausted, CellTimeout, Oracle
 from bench.protocols import ModuleDefense
 from bench.randomness import Streams
@@ -199,8 +200,7 @@ def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
     many = oracle.scores(X, oracle.ids)
     truth = Linear()(X)
     assert (many - truth)[:2].abs().max() < 0.03 < (few - truth)[:2].abs().max()
-    assert ((oracle.forwards - 2001) % 10 == 0).all()  # but for confirmations
-    assert (oracle.forwards - 2001 <= 80).all()
+    assert ((oracle.forwards >= 2001) & (oracle.forwards - 2001 <= 2 * CONFIRMATION.max_draws)).all()
     oracle.draws = 5
     gradient, _ = oracle.gradient(X, Y, cross_entropy, oracle.ids)
     assert gradient.shape == X.shape
@@ -218,7 +218,7 @@ def test_of_a_randomised_defense_only_what_further_draws_confirm_is_remembered()
         assert (oracle.scores(lucky, oracle.ids)[:2].argmax(1) == 0).all()
         assert (oracle.gradient(lucky, Y, cross_entropy, oracle.ids)[1][:2].argmax(1) == 0).all()
     assert not oracle.found[:2].any()
-    assert (oracle.forwards[:2] > 150 + 10 * 5).all()  # ten draws at least for each lucky one
+    assert (oracle.forwards[:2] > 150 + 4 * 5).all()  # four draws at least for each lucky one
     for _ in range(10):
         oracle.decision(true, oracle.ids)
     assert oracle.found[:2].all()

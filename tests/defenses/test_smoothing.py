@@ -1,7 +1,5 @@
 """Smoothing with noise, around nets whose answers are known."""
 
-import math
-
 import pytest
 import torch
 from scipy.stats import norm as normal
@@ -11,7 +9,7 @@ from bench.cards import DefenseCard, card_of
 from bench.cells import plan
 from bench.datasets import load_dataset
 from bench.errors import UserError
-from bench.judge import classify
+from bench.judge import ALPHA, Judge
 from bench.loading import load_trained, make_defense, needs_training
 from bench.matrix import build_matrix
 from bench.protocols import ModuleDefense
@@ -22,6 +20,11 @@ from defenses.smoothing import RandomizedSmoothing, VariationalSmoothing, random
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
+
+
+def judge_of(defense, classes, estimation_draws=20):
+    alpha = torch.tensor(ALPHA, dtype=torch.float64)
+    return Judge(defense, classes, seed=0, alpha=alpha, estimation_draws=estimation_draws, threshold=0.0)
 
 
 def linear(classes=2):
@@ -55,10 +58,11 @@ def test_its_error_rate_is_that_of_the_smoothed_linear_classifier():
     smoothed = RandomizedSmoothing(base, sigma=sigma)
     smoothed.card = DefenseCard(name="smoothed", datasets=("none",), randomized=True)
     y = (margin < 0).long()
-    verdict = classify(smoothed, x, y, Streams(0, range(40), "judge"), torch.arange(40), 2)
+    judge = judge_of(smoothed, classes=2, estimation_draws=100)
+    verdict = judge.clean(x, y, range(40))
     expected = normal.cdf(-margin.abs() / (sigma * (w[0] - w[1]).norm()))
     assert not verdict.misclassified[expected < 0.3].any()
-    assert verdict.success_rate.mean().item() == pytest.approx(expected.mean(), abs=0.05)
+    assert verdict.errors.double().mean().item() / 100 == pytest.approx(expected.mean(), abs=0.02)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -234,7 +238,7 @@ def test_smoothing_keeps_the_accuracy_of_a_net_trained_with_noise():
     x, y = dataset.test.images[:200], dataset.test.labels[:200]
     for name in ("cnn_gaussian", "randomized_smoothing:cnn_gaussian", "variational_smoothing:cnn_gaussian"):
         loaded = load_trained(name, dataset, registry, 0, CPU)
-        verdict = classify(loaded.defense, x, y, Streams(0, range(200), "clean"), torch.arange(200), 10)
+        verdict = judge_of(loaded.defense, classes=10, estimation_draws=1).clean(x, y, range(200))
         accuracy = 1 - verdict.misclassified.double().mean().item()
         assert accuracy >= 0.95, (name, accuracy)
-    assert math.isclose(verdict.draws.double().min().item(), 10)
+    assert verdict.draws.min() == 6, "draws that are all right give an image up after six"
