@@ -119,8 +119,8 @@ def write_cell(
     provenance: Mapping[str, Any],
     likeliest: NDArray[np.float32] | None = None,
 ) -> None:
-    """Writes a cell's records (columns `COLUMNS`) to ``path``. Beside it lie its adversarial images (S, C, H, W) and, of a
-    randomized defense, the likeliest ones."""
+    """Writes a cell's records (columns `COLUMNS`) to ``path``. Beside it lie its adversarial images (S, C, H, W) and,
+    of a randomized defense, the likeliest ones."""
     images = {"adversarial": adversarials} | ({} if likeliest is None else {"likeliest": likeliest})
     _write(path, records[list(COLUMNS)], _SCHEMA, provenance, _pack(**images))
 

@@ -32,9 +32,8 @@ class Streams:
 
     def __init__(self, seed: int, keys: Sequence[int], purpose: str, device: torch.device | str = "cpu") -> None:
         tag = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4], "big")
-        self._generators = [
-            np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, tag, int(key)]))) for key in keys
-        ]
+        self._entropy = [(seed, tag, int(key)) for key in keys]
+        self._generators: dict[int, np.random.Generator] = {}  # made when first drawn from
         self._device = device
 
     def _stack(self, rows: list[NDArray[np.float32]], shape: Sequence[int]) -> Tensor:
@@ -68,6 +67,9 @@ class Streams:
     def _at(self, ids: Tensor, places: Places = ()) -> Iterator[np.random.Generator]:
         """The stream of each row, at its place when it is handed out: a stream may have several rows."""
         for row, stream in enumerate(ids.tolist()):
+            if stream not in self._generators:
+                bits = np.random.Philox(np.random.SeedSequence(self._entropy[stream]))
+                self._generators[stream] = np.random.Generator(bits)
             generator = self._generators[stream]
             if places:
                 state: Any = generator.bit_generator.state

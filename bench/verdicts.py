@@ -43,10 +43,10 @@ class SequentialTest:
     beta: float
     max_draws: int
 
-    def bounds(self, alpha: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each number of draws 0 ... max_draws, the fewest successes that are accepted and the most that are given
-        up; beyond reach where no number is."""
-        return _bounds(self, alpha)
+    def ends(self, alpha: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The number of draws at which a row is accepted, by its failures so far, and at which it is given up, by its
+        successes so far, [0 ... max_draws]; beyond max_draws where it is not."""
+        return _ends(self, alpha)
 
 
 @dataclass(frozen=True)
@@ -77,27 +77,30 @@ def decide(test: SequentialTest, draw: Draw, alpha: Tensor) -> Decisions:
     No row draws beyond the nearest point at which it could be decided, so that none of its draws is wasted.
     """
     levels, level_of = alpha.cpu().unique(return_inverse=True)
-    bounds = [test.bounds(level) for level in levels.tolist()]
-    accept, give_up = (
-        torch.from_numpy(np.stack([pair[side] for pair in bounds]) if bounds else np.zeros((0, 1), np.int64))
-        for side in (0, 1)
-    )
+    accepted_at, given_up_at = _tables(test, tuple(levels.tolist()))
     successes = torch.zeros(len(alpha), dtype=torch.int64)
     draws = torch.zeros_like(successes)
-    accepted, given_up = torch.zeros(len(alpha), dtype=torch.bool), torch.zeros(len(alpha), dtype=torch.bool)
     open_rows = torch.arange(len(alpha))
     while len(open_rows):
-        level = level_of[open_rows]
-        amount = _needed(accept[level], give_up[level], successes[open_rows], draws[open_rows])
-        rows, numbers = each_draw(amount)
-        hits = draw(open_rows[rows].to(alpha.device), (draws[open_rows][rows] + numbers).to(alpha.device)).cpu()
+        level, hit, done = level_of[open_rows], successes[open_rows], draws[open_rows]
+        end = torch.minimum(accepted_at[level, done - hit], given_up_at[level, hit]).clamp(max=test.max_draws)
+        rows, numbers = each_draw(end - done)
+        hits = draw(open_rows[rows].to(alpha.device), (done[rows] + numbers).to(alpha.device)).cpu()
         successes[open_rows] += torch.bincount(rows[hits], minlength=len(open_rows))
-        draws[open_rows] += amount
-        taken = draws[open_rows]
-        accepted[open_rows] = successes[open_rows] >= accept[level, taken]
-        given_up[open_rows] = successes[open_rows] <= give_up[level, taken]
-        open_rows = open_rows[~accepted[open_rows] & ~given_up[open_rows] & (taken < test.max_draws)]
+        draws[open_rows] = end
+        failures = end - successes[open_rows]
+        decided = (end >= accepted_at[level, failures]) | (end >= given_up_at[level, successes[open_rows]])
+        open_rows = open_rows[~decided & (end < test.max_draws)]
+    accepted = draws >= accepted_at[level_of, draws - successes] if len(alpha) else draws.bool()
+    given_up = draws >= given_up_at[level_of, successes] if len(alpha) else draws.bool()
     return Decisions(*(value.to(alpha.device) for value in (accepted, given_up, successes, draws)))
+
+
+@cache
+def _tables(test: SequentialTest, levels: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """`SequentialTest.ends` of several levels, one below the other."""
+    ends = np.array([test.ends(level) for level in levels]).reshape(len(levels), 2, test.max_draws + 1)
+    return torch.from_numpy(ends[:, 0]), torch.from_numpy(ends[:, 1])
 
 
 def each_draw(amounts: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,27 +110,19 @@ def each_draw(amounts: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(len(rows), device=amounts.device) - first[rows]
 
 
-def _needed(accept: Tensor, give_up: Tensor, successes: Tensor, draws: Tensor) -> Tensor:
-    """The fewest further draws (N,) after which a row can be decided; all that are left where it cannot be.
-
-    The bounds (N, max_draws + 1) rise by less than one a draw, so that a row cannot pass one in between.
-    """
-    last = accept.shape[1] - 1
-    ahead = torch.arange(last + 1)[None] - draws[:, None]
-    possible = (ahead > 0) & ((successes[:, None] + ahead >= accept) | (successes[:, None] <= give_up))
-    first = torch.where(possible, ahead, last + 1).amin(1)
-    return torch.minimum(first, last - draws)
-
-
 @cache
-def _bounds(test: SequentialTest, alpha: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _ends(test: SequentialTest, alpha: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     above, below = _evidence(test.null, test.max_draws), _evidence(1 - test.alternative, test.max_draws)
-    draws = np.arange(test.max_draws + 1)
-    enough, too_few = above >= -np.log(alpha), below >= -np.log(test.beta)
-    accept = np.where(enough.any(1), enough.argmax(1), test.max_draws + 1)
-    # ``below`` counts failures: at least so many of them are at most this many successes.
-    failures = np.where(too_few.any(1), too_few.argmax(1), test.max_draws + 1)
-    return accept, draws - failures
+    return _first_ends(above >= -np.log(alpha)), _first_ends(below >= -np.log(test.beta))
+
+
+def _first_ends(enough: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each number of misses, the first number of draws n at which the other n - misses are ``enough`` [n, hits]."""
+    size = len(enough)
+    fewest = np.where(enough.any(1), enough.argmax(1), size)
+    allowed = np.arange(size) - fewest  # misses at n draws
+    reached = allowed[None] >= np.arange(size)[:, None]
+    return np.where(reached.any(1), reached.argmax(1), size)
 
 
 @cache

@@ -11,13 +11,13 @@ from bench.verdicts import SequentialTest, decide, each_draw
 
 def exact(test, alpha, p):
     """Probabilities of acceptance and of giving up, and the mean number of draws, by the recursion over draws."""
-    accept, give_up = test.bounds(alpha)
+    accepted_at, given_up_at = test.ends(alpha)
     alive, accepted, given_up, draws = np.eye(1, test.max_draws + 2)[0], 0.0, 0.0, 0.0
-    successes = np.arange(len(alive))
     for n in range(1, test.max_draws + 1):
         draws += alive.sum()
         alive = alive * (1 - p) + np.append(0, alive[:-1]) * p
-        won, lost = successes >= accept[n], successes <= give_up[n]
+        successes = np.arange(len(alive)).clip(max=n)
+        won, lost = accepted_at[n - successes] <= n, given_up_at[successes] <= n
         accepted, given_up = accepted + alive[won].sum(), given_up + alive[lost].sum()
         alive = np.where(won | lost, 0, alive)
     return accepted, given_up, draws
@@ -60,8 +60,8 @@ def test_the_evidence_is_the_mixture_of_likelihood_ratios():
     for n, k in [(5, 4), (12, 9), (30, 15)]:
         ratios = k * np.log(p / 0.4) + (n - k) * np.log((1 - p) / 0.6)
         log_evidence = logsumexp(ratios) - np.log(len(p))
-        assert test.bounds(np.exp(-log_evidence) * 1.001)[0][n] == k
-        assert test.bounds(np.exp(-log_evidence) * 0.999)[0][n] == k + 1
+        assert test.ends(np.exp(-log_evidence) * 1.001)[0][n - k] <= n
+        assert test.ends(np.exp(-log_evidence) * 0.999)[0][n - k] > n
 
 
 def test_decisions_are_those_of_looking_after_every_draw_and_no_draw_is_wasted():
@@ -77,14 +77,16 @@ def test_decisions_are_those_of_looking_after_every_draw_and_no_draw_is_wasted()
     alpha = torch.tensor([share(1 + i % 3) for i in range(len(probabilities))], dtype=torch.float64)
     found = decide(VERDICT, draw, alpha)
     for row in range(len(probabilities)):
-        accept, give_up = VERDICT.bounds(float(alpha[row]))
+        accepted_at, given_up_at = VERDICT.ends(float(alpha[row]))
         successes = np.append(0, tosses[row].numpy().cumsum())
-        ends = np.flatnonzero((successes >= accept) | (successes <= give_up))
+        looks = np.arange(len(successes))
+        accepted, given_up = accepted_at[looks - successes] <= looks, given_up_at[successes] <= looks
+        ends = np.flatnonzero(accepted | given_up)
         end = ends[0] if len(ends) else VERDICT.max_draws
         assert found.draws[row] == end
         assert found.successes[row] == successes[end]
-        assert found.accepted[row] == (successes[end] >= accept[end])
-        assert found.given_up[row] == (successes[end] <= give_up[end])
+        assert found.accepted[row] == accepted[end]
+        assert found.given_up[row] == given_up[end]
         assert asked[row].sum() == end
     assert asked.max() == 1
     assert found.undecided.any()
