@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from bench.derivatives import NO_DRAWS, drawn_logits, linearize
+from bench.door import NO_DRAWS, drawn_logits, linearize
 from bench.norms import Norm
 from bench.protocols import Defense, HasDetectionScore
 from bench.threat import project

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.confidence import CONFIDENT, Calibration
-from bench.derivatives import linearize, mean_logits
+from bench.door import linearize, mean_logits
 from bench.judge import VERDICT
 from bench.oracle import DRAWS
 from bench.protocols import Defense

@@ -10,8 +10,8 @@ from bench.cards import DefenseCard
 from bench.confidence import CONFIDENT, Calibration, calibrate
 from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
-from bench.derivatives import mean_logits
 from bench.distal import cotangent, distal_adversarials
+from bench.door import mean_logits
 from bench.judge import VERDICT
 from bench.protocols import as_defense
 from bench.randomness import Streams
