@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -204,8 +203,12 @@ def as_defense(card: DefenseCard, made: Any) -> Defense:
 
 def _frozen(module: nn.Module) -> nn.Module:
     """Returns the module, in evaluation mode and with parameters that need no gradient."""
-    with suppress(NotImplementedError):
-        module.eval()  # An exported program stays in the mode in which it was exported.
+    try:
+        module.eval()
+    except NotImplementedError:
+        # An exported program stays in the mode in which it was exported.
+        for part in module.modules():
+            part.training = False
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
@@ -233,7 +236,7 @@ def _digest(digest: hashlib._Hash, key: str, value: object) -> None:
     elif value.is_quantized:
         _digest(digest, key, value.dequantize())
     elif value.layout != torch.strided:
-        sparse = value.detach().to_sparse_coo().coalesce()
+        sparse = value.detach().to_sparse(layout=torch.sparse_coo).coalesce()
         _digest(digest, key, [sparse.indices(), sparse.values(), list(sparse.shape)])
     else:
         # NumPy knows neither bfloat16 nor float8: all kinds of numbers are hashed as bytes.

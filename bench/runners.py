@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.cells import Cell
+from bench.contract import examined
 from bench.datasets import Dataset, load_dataset
 from bench.engine import (
     CELL_THREADS,
@@ -60,13 +61,15 @@ class Job:
 
 
 class Workshop:
-    """Runs cells in this process; loads each defense once, and judges it once on each chunk of clean images."""
+    """Runs cells in this process; loads and examines each defense once, and judges it once on each chunk of clean
+    images."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._registry = Registry(job.plugins, job.variants)
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
         self._clean_verdicts: dict[str, CleanVerdicts] = {}
         self._substitutes: dict[str, Substitute] = {}
 
@@ -78,6 +81,8 @@ class Workshop:
             result = self._run(work, on_chunk)
         except UserError as error:
             result = failed_result(work, self._dataset, str(error))
+        except Exception as error:
+            result = failed_result(work, self._dataset, f"{cause(error)}: {type(error).__name__}: {error}")
         return self.write(work, result)
 
     def write(self, cell: Cell, result: CellResult) -> int:
@@ -128,7 +133,15 @@ class Workshop:
             source = Substitute(self._loaded(cell.substitute, device).defense)
             substitute = self._substitutes.setdefault(cell.substitute, source)
         return run_cell(
-            cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts, substitute
+            cell,
+            loaded.defense,
+            attack.function,
+            self._dataset,
+            device,
+            on_chunk,
+            clean_verdicts,
+            substitute,
+            self._remarks[cell.defense],
         )
 
     def _loaded(self, name: str, device: torch.device, weights: str | None = None) -> LoadedDefense:
@@ -137,6 +150,8 @@ class Workshop:
         loaded = self._defenses[name]
         if weights is not None and loaded.fingerprint != weights:
             raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
+        if name not in self._remarks:
+            self._remarks[name] = examined(loaded.defense, self._dataset, device)
         return loaded
 
 
