@@ -42,6 +42,7 @@ below 5 for absolute values of normal numbers, below 26 for their squares (1000 
 exp(-d^2) on digits, the first of their kind on which projected gradient descent misses adversarials."""
 _UNDERFLOW = 1e-20
 """Products of likelihoods are smaller before they underflow to 0; a rectified output is larger."""
+_SATURATED = 0.999
 _SAME_SUM = 1e-4
 _SUM_OF_HALF = 0.01
 """How far a sum of probabilities in half precision is from 1."""
@@ -146,8 +147,8 @@ def parts_in_training(defense: Defense) -> bool:
 def output_remark(logits: Tensor) -> str | None:
     """Returns what is wrong with the range of outputs (N, K), or None.
 
-    Probabilities sum to the same number. Likelihoods are positive over many magnitudes. Both saturate, and gradients of
-    losses on them point to the wrong classes.
+    Probabilities sum to the same number, scores of single classes saturate at 1, likelihoods are positive over many
+    magnitudes. Gradients of losses on them vanish, or point to the wrong classes.
     """
     rows = logits[logits.isfinite().all(1)].double()
     if not len(rows):
@@ -158,7 +159,7 @@ def output_remark(logits: Tensor) -> str | None:
     sums = rows.sum(1)
     same_sum = bool(((sums - sums[0]).abs() <= _SAME_SUM * sums[0]).all() and (rows != rows[0]).any())
     probabilities = bool(((sums - 1).abs() <= _SUM_OF_HALF).all())
-    saturated = bool(((rows == 0) | (rows == 1)).all())
+    saturated = bool((rows <= 1).all() and rows.amax(1).median() > _SATURATED)
     positive = rows.where(rows > 0, torch.nan)
     ratio = float((rows.amax(1) / positive.nanmedian(1).values).nanmedian())
     rectified = bool((rows == 0).any() and (rows[rows > 0] > _UNDERFLOW).all())
@@ -179,7 +180,7 @@ def examined(defense: Defense, dataset: Dataset, device: torch.device) -> tuple[
         raise DefenseFault(f"its logits have shape {tuple(passes.together.shape)}, expected {expected}")
     remarks = [IN_TRAINING] if not defense.card.randomized and parts_in_training(defense) else []
     why = "".join(f", and {remark}" for remark in remarks)
-    changes = not torch.equal(passes.together, passes.again) if device.type == "cpu" else passes.change > ROUNDING
+    changes = passes.change > (0 if device.type == "cpu" else ROUNDING)
     if not defense.card.randomized:
         _refuse(contradictions(passes.together, passes.again, passes.rounding), f"change from pass to pass{why}")
     elif relative_difference(passes.again, passes.redrawn) == 0 and repeats(defense, x):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cards import DefenseCard
-from bench.errors import UserError
+from bench.errors import DefenseFault
 from bench.norms import Norm
 from bench.randomness import RowStreams, Streams
 
@@ -176,10 +176,10 @@ class ModuleDefense:
 
 
 def as_defense(card: DefenseCard, made: Any) -> Defense:
-    """What a factory returned, as a defense with this card.
+    """Returns what a factory returned, as a defense with this card.
 
     Raises:
-        UserError: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
+        DefenseFault: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
     """
     if isinstance(made, torch.export.ExportedProgram):
         made = made.module()
@@ -195,7 +195,7 @@ def as_defense(card: DefenseCard, made: Any) -> Defense:
         return defense
     if isinstance(made, nn.Module):
         return ModuleDefense(card, made)
-    raise UserError(
+    raise DefenseFault(
         f"defense {card.name!r}: its factory returned {type(made).__name__}; "
         "it must return a torch.nn.Module or an object with logits(x)"
     )

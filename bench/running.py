@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.datasets import Dataset, load_dataset
-from bench.errors import UserError
+from bench.errors import DefenseFault, UserError
 from bench.importing import attack_entries, still_valid
 from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, write_manifest
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
@@ -35,6 +36,7 @@ class Planned:
         studies: of its defenses, besides the cells.
         done: ids of cells and studies whose result exists.
         untrained: defenses that were not trained; their cells' ids are not known yet.
+        broken: defenses that could not be built, and why; they have no cells.
     """
 
     matrix: Matrix
@@ -46,6 +48,7 @@ class Planned:
     studies: list[Study]
     done: set[str]
     untrained: set[str]
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Outcome:
     Attributes:
         ran: cells and studies run now.
         kept: cells and studies that were there.
-        failed: titles of those with failed samples.
+        failed: titles of those with failed samples, and what is wrong with defenses that could not be built.
     """
 
     ran: int
@@ -89,8 +92,10 @@ def prepare(
 ) -> Planned:
     """Plans a matrix; trains the defenses that are not, in up to ``trainers`` processes (0: leaves them untrained).
 
+    A defense that cannot be built leaves the others alone.
+
     Raises:
-        UserError: for whatever the user has to mend.
+        UserError: for whatever the user has to mend, and when no defense is left.
     """
     registry = Registry(registry.plugins, matrix.variants)
     dataset = load_dataset(matrix.dataset, data_dir)
@@ -100,23 +105,41 @@ def prepare(
     names = list(matrix.labels)
     if transfers(matrix, registry) and matrix.substitute not in names:
         names.append(matrix.substitute)
-    defenses = {name: make_defense(name, dataset, registry) for name in names}
+    broken: dict[str, str] = {}
+    defenses = _all_but(broken, names, lambda name: make_defense(name, dataset, registry))
     untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
     if trainers:
         learners = list(dict.fromkeys(defenses[name].learner.card.name for name in untrained))
         if min(trainers, len(learners)) > 1 and device.type == "cpu":
-            train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            faults = train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            trained_with = {name: defenses[name].learner.card.name for name in untrained}
+            broken |= {name: faults[learner] for name, learner in trained_with.items() if learner in faults}
         untrained = []
-    for name in names:
-        if name not in untrained:
-            defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
-    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry)
-    tested = {name: defenses[name] for name in matrix.labels}
+    ready = [name for name in defenses if name not in untrained and name not in broken]
+    loaded = _all_but(broken, ready, lambda name: load_trained(name, dataset, registry, matrix.seed, device))
+    defenses = {name: loaded.get(name, made) for name, made in defenses.items() if name not in broken}
+    if not set(defenses) & set(matrix.labels):
+        raise UserError(next(iter(broken.values())))
+    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry, broken)
+    tested = {name: defenses[name] for name in matrix.labels if name in defenses}
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
     done = {work.id for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
-    return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained))
+    return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained), broken)
+
+
+def _all_but(
+    broken: dict[str, str], names: Sequence[str], make: Callable[[str], LoadedDefense]
+) -> dict[str, LoadedDefense]:
+    """Returns the defenses of these names; enters into ``broken`` what is wrong with the others."""
+    made: dict[str, LoadedDefense] = {}
+    for name in names:
+        try:
+            made[name] = make(name).readable()
+        except DefenseFault as error:
+            broken[name] = str(error)
+    return made
 
 
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
@@ -150,7 +173,7 @@ def execute(
         (work for work in works if work.id not in planned.done),
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
-    failed: list[str] = []
+    failed = list(planned.broken.values())
     if pending:
         samples = sum(work.samples for work in pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
@@ -197,21 +220,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "seed": matrix.seed,
         "thresholds": dict(matrix.thresholds),
         "resubmissions": matrix.resubmissions,
-        "defenses": [
-            {
-                "name": name,
-                "citation": loaded.card.citation,
-                "randomized": loaded.card.randomized,
-                "unrolled": all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
-                "parameters": loaded.card.parameters,
-                "family": loaded.card.family,
-                "parts": list(loaded.card.parts),
-                "weights": loaded.fingerprint,
-                "plugin": matrix.variants.get(name, ("", {}))[0],
-                "set": matrix.variants.get(name, ("", {}))[1],
-            }
-            for name, loaded in planned.defenses.items()
-        ],
+        "defenses": [_defense_entry(planned, name) for name in matrix.labels],
         "attacks": [
             {
                 "name": label,
@@ -248,6 +257,26 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "imported": known,
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
+    }
+
+
+def _defense_entry(planned: Planned, name: str) -> dict[str, Any]:
+    """Returns what the manifest says of a defense; one that could not be built has no weights."""
+    loaded = planned.defenses.get(name)
+    card = planned.registry.get("defenses", name).defense_card
+    plugin, parameters = planned.matrix.variants.get(name, ("", {}))
+    return {
+        "name": name,
+        "citation": card.citation,
+        "randomized": card.randomized,
+        "unrolled": loaded is not None
+        and all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
+        "parameters": card.parameters,
+        "family": card.family,
+        "parts": list(card.parts),
+        "weights": "" if loaded is None else loaded.fingerprint,
+        "plugin": plugin,
+        "set": parameters,
     }
 
 
