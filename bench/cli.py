@@ -231,22 +231,36 @@ def import_adversarials(
     defense: Annotated[str, typer.Option(help="The defense that they are meant for.")],
     dataset: Annotated[str, typer.Option(help="The dataset whose test images they are made from.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<dataset>).")] = None,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Also try them moved outward, as an attack's are; the reason says so.")
+    ] = False,
     plugin: Plugins = None,
     data_dir: DataDir = None,
     device: Device = "auto",
 ) -> None:
-    """Judge adversarials from outside and enter them into a run's ledger; the report is written anew."""
+    """Judge adversarials from outside, as they are, and enter them into a run's ledger; the report is written anew."""
     from bench.importing import import_adversarials as enter
+    from bench.importing import range_seen
     from bench.running import choose_device
     from reports import write_report
 
     folder = out or Path("runs") / dataset
-    results = enter(
-        file, folder, defense, dataset, data_dir=data_dir, device=choose_device(device), plugins=plugin or []
+    candidates, results = enter(
+        file,
+        folder,
+        defense,
+        dataset,
+        data_dir=data_dir,
+        device=choose_device(device),
+        plugins=plugin or [],
+        stretch=stretch,
     )
     for norm, result in results.items():
-        counts = result.records["status"].value_counts()
-        typer.echo(f"{norm}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        counts = result.records[["status", "reason"]].value_counts()
+        texts = [f"{count} {status}{reason and f' ({reason})'}" for (status, reason), count in counts.items()]
+        typer.echo(f"{norm}: {', '.join(texts)}")
+    if any(result.records["status"].eq("violation").any() for result in results.values()):
+        typer.echo(f"{file}: {range_seen(candidates)}", err=True)
     typer.echo(f"Report: {write_report(folder, folder / 'report')}")
 
 

@@ -196,6 +196,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "images": write_clean(run, images, labels),
         "seed": matrix.seed,
         "thresholds": dict(matrix.thresholds),
+        "estimation_draws": matrix.estimation_draws,
         "resubmissions": matrix.resubmissions,
         "defenses": [
             {
