@@ -198,8 +198,8 @@ class Oracle:
             with torch.enable_grad():
                 leaf = x[rows].detach().requires_grad_(True)
                 given = self._suspicion(leaf)
+                gradient[rows] = torch.autograd.grad(given.sum(), leaf)[0]
             scores[rows] = given.detach()
-            gradient[rows] = torch.autograd.grad(given.sum(), leaf)[0]
             self._count(ids[rows], forwards=1, backwards=1)
         return gradient, scores
 
