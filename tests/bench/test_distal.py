@@ -12,10 +12,12 @@ from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
 from bench.derivatives import mean_logits
 from bench.distal import distal_adversarials, evidence
+from bench.distal_study import CALIBRATION_IMAGES, measure
 from bench.goals import Confident
 from bench.oracle import FRESH_DRAWS
 from bench.protocols import as_defense
 from bench.randomness import Streams
+from bench.studies import Study
 
 SHAPE = (1, 4, 4)
 PLAIN = Calibration(alpha=1, log_eta=-math.inf)
@@ -164,6 +166,23 @@ def test_unknown_confidence_never_counts():
     assert not found.reached.any()
     assert (found.confidences == 0).all()
     assert found.images.isfinite().all()
+
+
+def test_an_image_pays_for_its_steps():
+    found = ascend(Linear())
+    # Also for the gradient at the image that arrived.
+    assert torch.equal(found.oracle.forwards, found.steps + 1.0)
+    assert torch.equal(found.oracle.backwards, found.oracle.forwards)
+
+
+def test_a_study_divides_the_calibration_among_its_images():
+    dataset = load_dataset("digits")
+    study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
+    records = measure(study, made(ClassMeans(dataset)), dataset, torch.device("cpu"), lambda samples: None).records
+    calibration = min(CALIBRATION_IMAGES, len(dataset.test.labels)) / 20
+    assert (records["forwards"] == records["steps"] + 1 + calibration).all()
+    assert (records["backwards"] == records["steps"] + 1).all()
+    assert (records["status"] == "reached").all()
 
 
 # Independence.
