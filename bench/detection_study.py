@@ -11,13 +11,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from bench.ballot import classify
 from bench.datasets import Dataset
 from bench.detection import Detector, evade, fit_detector, mislead
 from bench.norms import Norm
 from bench.oracle import Oracle
 from bench.protocols import Defense, HasDetectionScore
 from bench.studies import Measured, OnSamples, Study, batches, records, schema
-from bench.study_queries import spent, study_oracle, verdict
+from bench.study_queries import spent, study_oracle
 from bench.threat import ThreatModel, project
 
 VERSION = 1
@@ -69,7 +70,7 @@ class Examiner:
 
     def fooled(self, candidates: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The judge's verdict (N,): misclassified, and in the ball around ``x`` (N, C, H, W)."""
-        wrong = verdict(self.defense, candidates, y, self.classes).misclassified
+        wrong = classify(self.defense, candidates, y, self.classes).misclassified
         return wrong & self.threat.allows(self.threat.distance(candidates, x))
 
     @torch.no_grad()

@@ -11,12 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from bench.ballot import classify
 from bench.datasets import Dataset
 from bench.detection import mislead
 from bench.norms import Norm
 from bench.protocols import Defense, HasDecodedImage, HasReconstruction
 from bench.studies import Measured, OnSamples, Study, records, schema
-from bench.study_queries import spent, study_oracle, verdict
+from bench.study_queries import spent, study_oracle
 from bench.threat import ThreatModel
 
 VERSION = 1
@@ -76,7 +77,7 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
             for access in ("gradient", "latent")
         )
         found = mislead(attacked, x, y, attacked.ids, start=x, steps=STEPS) if share else x
-        predicted = verdict(defense, found, y, dataset.classes).prediction
+        predicted = classify(defense, found, y, dataset.classes).prediction
         decoded = decoding.reconstruct(found, predicted, decoding.ids)
         frames.append(
             records(

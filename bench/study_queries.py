@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from bench.cards import Access
 from bench.goals import MISCLASSIFIED_FROM_START, Goal
 from bench.gpu import rows_per_pass
-from bench.judge import Verdict, classify
 from bench.oracle import Oracle
 from bench.protocols import Defense
 from bench.randomness import Streams
@@ -57,9 +55,3 @@ def study_oracle(
 def spent(*oracles: Oracle) -> pd.DataFrame:
     """Returns what queries about the same samples cost: the columns `COSTS`, one row per sample."""
     return pd.DataFrame({name: sum(getattr(oracle, name).cpu().numpy() for oracle in oracles) for name in COSTS})
-
-
-def verdict(defense: Defense, x: Tensor, y: Tensor, classes: int) -> Verdict:
-    """Returns the judge's verdict on images ``x`` (N, C, H, W) of classes ``y`` (N,); for deterministic defenses."""
-    ids = torch.arange(len(x), device=x.device)
-    return classify(defense, x, y, Streams(0, (), "deterministic"), ids, classes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.ballot import classify
 from bench.cards import DefenseCard
 from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
@@ -14,7 +15,7 @@ from bench.detection import Detector, evade, fit_detector, mislead
 from bench.detection_study import Examiner, measure, norms_of
 from bench.protocols import as_defense
 from bench.studies import COSTS, Study
-from bench.study_queries import spent, study_oracle, verdict
+from bench.study_queries import spent, study_oracle
 from bench.threat import ThreatModel
 
 IMAGE = (1, 1, 4)
@@ -179,7 +180,7 @@ def test_an_image_is_fooled_where_the_judge_says_so():
     records = studied(model=Shaped(load_dataset("digits")), batch_size=16)
     test = load_dataset("digits").test
     x, y = test.images[:40], test.labels[:40]
-    judged = verdict(made(Means(load_dataset("digits")), 16), x, y, 10)
+    judged = classify(made(Means(load_dataset("digits")), 16), x, y, 10)
     assert ((records["status"] == "clean_error").to_numpy() == judged.misclassified.numpy()).all()
 
 

@@ -13,7 +13,6 @@ from bench.datasets import load_dataset
 from bench.derivatives import mean_logits
 from bench.distal import distal_adversarials, evidence
 from bench.distal_study import CALIBRATION_IMAGES, measure
-from bench.goals import Confident
 from bench.oracle import FRESH_DRAWS
 from bench.protocols import as_defense
 from bench.randomness import Streams
