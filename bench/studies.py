@@ -38,6 +38,9 @@ KINDS = {
     "reconstruction": "bench.reconstruction_study",
 }
 """The modules of all kinds."""
+COSTS = ("forwards", "backwards", "inner_steps")
+"""Columns of every study: what it spent per sample, as in cells' records. What it spent on behalf of all of its samples
+is divided among them; the judge's passes are not counted."""
 PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
 
@@ -128,7 +131,8 @@ class Kind(Protocol):
 def schema(*own: tuple[str, pa.DataType]) -> pa.Schema:
     """The columns that all studies have, and a kind's own."""
     texts = [(name, pa.string()) for name in ("cell", "dataset", "defense", "norm", "status", "reason")]
-    return pa.schema([*texts, ("sample", pa.int64()), *own, ("seconds", pa.float64())])
+    costs = [(name, pa.float64()) for name in (*COSTS, "seconds")]
+    return pa.schema([*texts, ("sample", pa.int64()), *own, *costs])
 
 
 def kind_of(study: Study) -> Kind:
