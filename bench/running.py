@@ -19,9 +19,10 @@ from bench.matrix import Matrix
 from bench.progress import bar
 from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
+from bench.refutation import put_to_test
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
-from bench.studies import Study, plan_studies
+from bench.studies import ENTRY, Study, plan_studies
 
 RunnerName = Literal["auto", "serial", "process"]
 RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
@@ -166,6 +167,7 @@ def execute(
                 run_serial(job, pending, on_done, on_chunk)
             else:
                 run_processes(job, pending, processes, on_done, on_chunk)
+    put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     return Outcome(len(pending), len(planned.done), failed)
 
 
@@ -242,10 +244,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             for cell in planned.cells
         ]
         + imported,
-        "studies": [
-            {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
-            for study in planned.studies
-        ],
+        "studies": [{key: getattr(study, key) for key in ENTRY} for study in planned.studies],
         "imported": known,
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,

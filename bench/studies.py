@@ -36,11 +36,14 @@ KINDS = {
     "distal": "bench.distal_study",
     "detection": "bench.detection_study",
     "reconstruction": "bench.reconstruction_study",
+    "refutation": "bench.refutation",
 }
-"""The modules of all kinds."""
+"""The modules of all kinds. The last is made of what the others and the attacks found."""
 COSTS = ("forwards", "backwards", "inner_steps")
 """Columns of every study: what it spent per sample, as in cells' records. What it spent on behalf of all of its samples
 is divided among them; the judge's passes are not counted."""
+ENTRY = ("id", "kind", "defense", "norm", "epsilon", "file")
+"""What a manifest says of a study."""
 PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
 
