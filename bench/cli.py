@@ -256,9 +256,9 @@ def import_adversarials(
         stretch=stretch,
     )
     for norm, result in results.items():
-        counts = result.records[["status", "reason"]].value_counts()
-        texts = [f"{count} {status}{reason and f' ({reason})'}" for (status, reason), count in counts.items()]
-        typer.echo(f"{norm}: {', '.join(texts)}")
+        reasons = result.records["reason"].map(lambda reason: reason and f" ({reason})")
+        counts = (result.records["status"] + reasons).value_counts()
+        typer.echo(f"{norm}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}")
     if any(result.records["status"].eq("violation").any() for result in results.values()):
         typer.echo(f"{file}: {range_seen(candidates)}", err=True)
     typer.echo(f"Report: {write_report(folder, folder / 'report')}")

@@ -275,7 +275,7 @@ def _with(manifest: dict[str, Any], cells: list[Cell], samples: list[int]) -> di
             "file": cell.file,
             "parameters": {},
             "budget": 1,
-            "alpha": cell.judging and max(cell.judging.alpha),
+            "alpha": cell.judging and ALPHA,
             "estimation_draws": cell.judging and cell.judging.estimation_draws,
             "imported": {key: value for key, value in cell.state.items() if key != "attack"},
             "judging": cell.judging and asdict(cell.judging),
