@@ -48,7 +48,7 @@ class DefenseCard:
             estimator, or an inner search that is held fixed. Implied by a threshold and by ``input_gradient``.
         batch_size: rows of one forward pass, on a GPU of a verdict's (see `bench.gpu`); part of a cell's identity,
             since float arithmetic depends on it.
-        version: raised whenever a change can alter results.
+        version: raised when its weights must be trained anew, which a change of its code alone does not bring about.
         wraps: name of the defense it is built around, or None.
         family: what it is a member of, in ablation studies; empty for none.
         parts: of the family's, those that it has.

@@ -15,8 +15,10 @@ from bench.datasets import load_dataset
 from bench.errors import UserError
 from bench.loading import make_defense, needs_training
 from bench.registry import Registry
+from bench.source import Closure
 
 CPU = torch.device("cpu")
+CODE = Closure({"mine": "0123"}, {})
 PLUGIN = """
 import torch
 from bench import defense
@@ -72,14 +74,14 @@ def make(tmp_path, monkeypatch):
 def filled(make, tmp_path, monkeypatch):
     """The zoo holds the linear defense, and the cache nothing."""
     dataset = load_dataset("digits")
-    checkpoint = ensure_trained(make(), dataset, 0, CPU, "")
+    checkpoint = ensure_trained(make(), dataset, 0, CPU, "", CODE)
     written = write_to_zoo(make(), dataset, checkpoint, CPU, tmp_path / "zoo")
     monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "empty"))
     return written
 
 
 def test_the_zoo_spares_training(filled, make):
-    found = ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+    found = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE)
     assert found.path == filled.path
     assert found.path.parts[-2:] == ("digits", "linear.safetensors")
 
@@ -87,7 +89,7 @@ def test_the_zoo_spares_training(filled, make):
 def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
     assert {tensor.dtype for tensor in load_file(filled.path).values()} == {torch.float16}
     defense = make()
-    ensure_trained(defense, load_dataset("digits"), 0, CPU, "")
+    ensure_trained(defense, load_dataset("digits"), 0, CPU, "", CODE)
     assert defense.layer.weight.dtype == torch.float32
     assert torch.equal(defense.layer.weight.half(), load_file(filled.path)["layer.weight"])
     assert filled.card["clean_accuracy"] == clean_accuracy(defense, load_dataset("digits").test, CPU)
@@ -95,7 +97,7 @@ def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
 
 def test_coarse_matrices_are_kept_in_eight_bits(make, tmp_path):
     dataset, defense = load_dataset("digits"), make()
-    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "", CODE)
     defense.coarse = ("layer.",)
     card = {**checkpoint.card, "clean_accuracy": clean_accuracy(rounded(defense), dataset.test, CPU)}
     written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, card), CPU, tmp_path / "zoo")
@@ -112,7 +114,7 @@ def rounded(defense):
 
 def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):
     dataset, defense = load_dataset("digits"), make()
-    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "", CODE)
     better = {**checkpoint.card, "clean_accuracy": checkpoint.card["clean_accuracy"] + 0.01}
     written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, better), CPU, tmp_path / "zoo")
     assert written.card["precision"] == "single"
@@ -153,7 +155,7 @@ def test_weights_of_another_recipe_are_not_used(filled, make, changed):
 
 def test_what_is_trained_for_the_zoo_does_not_come_from_it(filled, make):
     assert find_checkpoint(make(), load_dataset("digits"), 0, "", in_zoo=False) is None
-    trained = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", in_zoo=False)
+    trained = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE, in_zoo=False)
     assert trained.path.parent.parent.name == "checkpoints"
     # What was trained here goes before the zoo.
     assert find_checkpoint(make(), load_dataset("digits"), 0, "").path == trained.path
@@ -164,7 +166,7 @@ def test_a_corrupt_file_of_the_zoo_is_named(filled, make):
     content[-1] ^= 1
     filled.path.write_bytes(content)
     with pytest.raises(UserError, match=r"linear.safetensors: SHA-256 differs"):
-        ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+        ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE)
 
 
 @pytest.mark.parametrize("card", zoo_cards(), ids=lambda card: f"{card['dataset']}-{card['defense']}")
@@ -174,7 +176,7 @@ def test_the_zoos_weights_fit_the_present_recipe(card, request, tmp_path, monkey
     data = load_dataset(dataset, None if dataset == "digits" else request.getfixturevalue("data_dir"))
     made = make_defense(name, data, Registry())
     assert not needs_training(made, data, 0)
-    used = ensure_trained(made.learner.defense, data, 0, CPU, "")
+    used = ensure_trained(made.learner.defense, data, 0, CPU, "", CODE)
     # Of a defense around another one, the card says the accuracy with these.
     assert card["sha256"] == used.card["sha256"]
 
