@@ -2,8 +2,9 @@
 
 Nothing is imported before it is needed. A broken plugin is listed with its error and is fatal only if selected.
 
-A local file runs from the very bytes that its digest is taken of, not from Python's cache of bytecode. So do the modules
-of its folder that it imports. They are found before others, as those beside a script are, but for ours and Python's own.
+A local file runs from the very bytes that its digest is taken of, not from Python's cache of bytecode. So do the
+modules of its folder that it imports. They are found before others, as those beside a script are. Names of our packages
+and of Python's own modules are not looked up there.
 """
 
 from __future__ import annotations

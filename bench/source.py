@@ -314,7 +314,7 @@ def _tree(source: bytes) -> ast.Module:
 def _parsed(source: bytes) -> _Parsed:
     try:
         tree = _tree(source)
-    except (SyntaxError, ValueError):  # nothing can import it either
+    except (SyntaxError, ValueError, RecursionError):  # hardly anything can import it
         return _Parsed(_digest(source), (), {}, ())
     running, checked = _nodes(tree)
     mentions = {
