@@ -122,12 +122,48 @@ def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):
     assert {tensor.dtype for tensor in load_file(written.path).values()} == {torch.float32}
 
 
+def test_a_plan_says_that_weights_were_trained_by_other_code_and_keeps_them(make, tmp_path, monkeypatch):
+    make()
+    plugin, dataset = ["--plugin", str(tmp_path / "linear.py")], ["--dataset", "digits"]
+    assert CliRunner().invoke(app, ["train", "linear", *plugin, *dataset]).exit_code == 0
+    (card,) = (tmp_path / "cache").rglob("linear-*.json")
+    trained_by = json.loads(card.read_text())["code"]
+    assert {"linear.py", "bench.training", "bench.gpu"} <= set(trained_by)
+    options = [*plugin, "--defenses", "linear", "--attacks", "fgm", "--samples", "2", "--out", str(tmp_path / "out")]
+
+    def planned():
+        return CliRunner().invoke(app, ["plan", "digits", *options]).stdout
+
+    assert "trained by other code" not in planned()
+    card.write_text(json.dumps({**json.loads(card.read_text()), "code": {**trained_by, "bench.training": "0"}}))
+    line = "linear: its weights were trained by other code and are kept (changed: bench.training)"
+    assert line in planned()
+    assert "0 defenses to train" in planned()
+    # Cards of the zoo that were written before say nothing.
+    card.write_text(json.dumps({key: value for key, value in json.loads(card.read_text()).items() if key != "code"}))
+    assert "trained by other code" not in planned()
+    assert "0 defenses to train" in planned()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "untrained"), [("epochs=2", "epochs=3", 1), ("epochs=2", "epochs=2  # two", 0), ("", "", 0)]
+)
+def test_a_plugin_that_learns_otherwise_is_trained_anew(make, tmp_path, old, new, untrained):
+    make()
+    path = tmp_path / "linear.py"
+    arguments = ["--plugin", str(path), "--dataset", "digits"]
+    assert CliRunner().invoke(app, ["train", "linear", *arguments]).exit_code == 0
+    path.write_text(path.read_text().replace(old, new))
+    loaded = make_defense("linear", load_dataset("digits"), Registry([path]))
+    assert needs_training(loaded, load_dataset("digits"), 0) == bool(untrained)
+
+
 def test_a_card_says_how_to_remake_the_weights(filled):
     card = json.loads(filled.path.with_suffix(".json").read_text())
     assert card == filled.card
     assert card["command"] == "assay train linear --dataset digits --seed 0 --into defenses/weights"
     assert card["epochs"] == 2
-    assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256"} <= set(card)
+    assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256", "code"} <= set(card)
 
 
 def test_a_defense_around_another_has_its_accuracy_in_the_zoo_and_no_weights(make, tmp_path):
