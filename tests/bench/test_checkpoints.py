@@ -146,7 +146,8 @@ def test_a_plan_says_that_weights_were_trained_by_other_code_and_keeps_them(make
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "untrained"), [("epochs=2", "epochs=3", 1), ("def linear():", "def linear():  # mine", 0), ("", "", 0)]
+    ("old", "new", "untrained"),
+    [("epochs=2", "epochs=3", 1), ("def linear():", "def linear():  # mine", 0), ("", "", 0)],
 )
 def test_a_plugin_that_learns_otherwise_is_trained_anew(make, tmp_path, old, new, untrained):
     make()

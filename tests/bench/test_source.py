@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -13,10 +14,10 @@ import bench.source
 from bench.cells import plan
 from bench.datasets import load_dataset
 from bench.loading import make_defense
-from bench.matrix import build_matrix
+from bench.matrix import StudyKind, build_matrix
 from bench.registry import Registry
 from bench.source import PACKAGES, ROOT, Sources, changed_modules, engine_code, normal_form
-from bench.studies import KINDS, code_of, plan_studies
+from bench.studies import code_of, plan_studies
 
 EVERYTHING = Path(__file__).with_name("every_syntax.py.txt")
 """A module with everything that Pythons parse differently."""
@@ -235,7 +236,7 @@ MATRIX = {
     "samples": 2,
     "defenses": DEFENSES,
     "attacks": [{"name": name, "bounded": name == "autoattack"} for name in ATTACKS],
-    "studies": list(KINDS),
+    "studies": list(get_args(StudyKind)),
     "thresholds": {"L2": 1.0},
 }
 EVERY_CELL = {(defense, attack) for defense in DEFENSES for attack in ATTACKS}
