@@ -42,7 +42,7 @@ TRAINING = "bench.training"
 
 _FOREIGN_SOURCE = re.compile(r"[\w./-]+\.(c|cc|cpp|cxx|cu|cuh|h|hpp|pyx|pxd|f|f90|cl|metal|so|pyd|dll|dylib)")
 """File names of sources that are not Python, and of what is compiled from them."""
-_LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"\n]+)"', re.MULTILINE)
+_LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([\w./-]+)"', re.MULTILINE)
 _IMPORTERS = ("importlib.import_module", "import_module", "__import__")
 _END = object()
 
@@ -203,9 +203,7 @@ class Sources:
                     done.add(place)
                     content = self._content(place)
                     yield mention, _digest(content)
-                    waiting += [
-                        (place.parent, name.decode(errors="replace")) for name in _LOCAL_INCLUDE.findall(content)
-                    ]
+                    waiting += [(place.parent, name.decode()) for name in _LOCAL_INCLUDE.findall(content)]
 
 
 def engine_code() -> Closure:
