@@ -90,7 +90,6 @@ class AttackCard:
         library: it runs a library's code through `Oracle.as_module`, which knows no sample ids: a sample's counts are
             its chunk's mean, and the budget stops the chunk.
         citation: where it was published.
-        version: raised whenever a change can alter results.
     """
 
     name: str
@@ -101,7 +100,6 @@ class AttackCard:
     budget: int
     library: bool = False
     citation: str = ""
-    version: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,7 +169,6 @@ def attack(
     stochastic: bool = False,
     library: bool = False,
     citation: str = "",
-    version: int = 1,
 ) -> Callable[[Function], Function]:
     """Declares ``function(oracle, x, y, *, parameters...)`` as an attack; the arguments are `AttackCard`'s.
 
@@ -188,7 +185,6 @@ def attack(
             stochastic=stochastic,
             library=library,
             citation=citation,
-            version=version,
             parameters=_attack_parameters(name, function),
         )
         return _attach(card)(function)
