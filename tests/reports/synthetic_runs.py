@@ -328,3 +328,19 @@ def studied():
     maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)
     maker.detection("cnn", "Linf", clean=[1, -1, -3, 2], adversarial=[3, 3, -2, 4], fooled="yyyn", evaded="nnyy")
     return maker.make()
+
+
+def random_answers():
+    """A randomized defense beside a deterministic one, with an undecided image and one without finite logits."""
+    maker = RunMaker(["eabs", "cnn"], 5)
+    maker.randomize("eabs")
+    maker.attack("eot_pgd:bounded", ["Linf"], kind="bounded", draws=5)
+    maker.attack("boundary", ["Linf"], access="decision")
+    found = ["clean_error", "found", "undecided", "not_found", "failed"]
+    errors = {"likely_errors": [20, 17, 9, 1, 0], "likely_rate": [0.95, 0.8, 0.5, 0.1, NAN]}
+    broken = {"reasons": {4: "non_finite"}}
+    maker.cell("eabs", "eot_pgd:bounded", "Linf", [0, 0.3, INF, INF, NAN], status=found, **errors, **broken)
+    maker.cell("eabs", "boundary", "Linf", [0, 0.5, 0.9, INF, NAN], **broken)
+    for attack in maker.attacks:
+        maker.cell("cnn", attack, "Linf", [0, 0.2, 0.25, 0.3, INF])
+    return maker.make()
