@@ -8,9 +8,8 @@ prove that a number is wrong; they say why it may be.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,8 +101,8 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
         return []
     found = [judged_before(run, defense, rows), useless_gradients(records), vanished(records), remarks(records)]
     found += [non_finite(records), failed(everything)]
-    if all(cell in run.facts for cell, row in rows.items() if row.access in GRADIENTS):
-        access = records["cell"].map({cell: row.access for cell, row in rows.items()})
+    access = records["cell"].map({cell: row.access for cell, row in rows.items()})
+    if _all_ran(run, rows, GRADIENTS):
         with_gradients = records[access.isin(GRADIENTS)]
         if len(with_gradients):
             without = records[~access.isin([*GRADIENTS, "imported"])]
@@ -112,9 +111,8 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
                 found.append(not_unrolled(run, norm, defense))
         else:
             found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense, GRADIENTS)))
-        if all(cell in run.facts for cell, row in rows.items() if row.access in GRADIENT_FREE):
-            if not access.isin(GRADIENT_FREE).any():
-                found.append(Doubt(NO_GRADIENT_FREE, _why_none(run, norm, defense, GRADIENT_FREE)))
+        if _all_ran(run, rows, GRADIENT_FREE) and not access.isin(GRADIENT_FREE).any():
+            found.append(Doubt(NO_GRADIENT_FREE, _why_none(run, norm, defense, GRADIENT_FREE)))
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -296,6 +294,11 @@ def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, thre
     if _significant(won, lost):
         return Doubt(BEATEN, f"on {_count(won)}, the other way round on {lost.sum()}")
     return None
+
+
+def _all_ran(run: Run, rows: Mapping[str, AttackRow], accesses: Collection[str]) -> bool:
+    """True if the cells of all attacks with one of these kinds of access have run."""
+    return all(cell in run.facts for cell, row in rows.items() if row.access in accesses)
 
 
 def _why_none(run: Run, norm: Norm, defense: str, accesses: Collection[str]) -> str:

@@ -273,9 +273,9 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
                 continue
             distances = distances_of(run, norm, row)[defense].dropna()
             optimality = local_optimality(distances, best[defense].reindex(distances.index))
-            notes, doubts = shortfall(records, norm), signs_of(judged_before(run, defense, [row.cells[defense]]))
-            known = Cell((optimality,), doubts=doubts)
-            shown.append(replace(Cell(text="unknown") if np.isnan(optimality) else known, notes=notes))
+            doubts = signs_of(judged_before(run, defense, [row.cells[defense]]))
+            cell = Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,), doubts=doubts)
+            shown.append(replace(cell, notes=shortfall(records, norm)))
             local.append(optimality)
             costs.append(passes_and_seconds(run, row, defense))
         known = [value for value in local if not np.isnan(value)]

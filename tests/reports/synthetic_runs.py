@@ -339,8 +339,9 @@ def random_answers():
     found = ["clean_error", "found", "undecided", "not_found", "failed"]
     errors = {"likely_errors": [20, 17, 9, 1, 0], "likely_rate": [0.95, 0.8, 0.5, 0.1, NAN]}
     broken = {"reasons": {4: "non_finite"}}
-    maker.cell("eabs", "eot_pgd:bounded", "Linf", [0, 0.3, INF, INF, NAN], status=found, **errors, **broken)
-    maker.cell("eabs", "boundary", "Linf", [0, 0.5, 0.9, INF, NAN], **broken)
+    maker.cell("eabs", "eot_pgd:bounded", "Linf", [0, 0.3, INF, INF, NAN], status=list(found), **errors, **broken)
+    found[1:4] = ["found", "found", "not_found"]
+    maker.cell("eabs", "boundary", "Linf", [0, 0.5, 0.9, INF, NAN], status=found, **broken)
     for attack in maker.attacks:
         maker.cell("cnn", attack, "Linf", [0, 0.2, 0.25, 0.3, INF])
     return maker.make()
