@@ -86,8 +86,9 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
             found.append(found_late(valid))
     if row.epsilon is None and row.access in GRADIENTS and not run.facts[cell].breaks:
         found.append(never_succeeds(_valid(records[_COLUMNS]), _broken(run, run.cells[cell]["norm"], defense)))
-    found += [falling(run, cell, smaller) for smaller in _smaller_settings(run).get(cell, ())]
-    return list(dict.fromkeys(doubt for doubt in found if doubt is not None))
+    fallen = (falling(run, cell, smaller) for smaller in _smaller_settings(run).get(cell, ()))
+    found.append(next((doubt for doubt in fallen if doubt is not None), None))
+    return [doubt for doubt in found if doubt is not None]
 
 
 @once_per_run
@@ -96,10 +97,10 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     rows = {row.cells[defense]: row for row in run.attack_rows(norm) if defense in row.cells}
     everything = run.records_against(defense, norm, _COLUMNS)
     everything = everything[everything["cell"].isin(rows)]
-    records = _valid(everything)
+    records, judged = _valid(everything), judged_before(run, defense, rows)
     if records.empty:
-        return []
-    found = [judged_before(run, defense, rows), useless_gradients(records), vanished(records), remarks(records)]
+        return [judged] if judged is not None else []
+    found = [judged, useless_gradients(records), vanished(records), remarks(records)]
     found += [non_finite(records), failed(everything)]
     access = records["cell"].map({cell: row.access for cell, row in rows.items()})
     if _all_ran(run, rows, GRADIENTS):

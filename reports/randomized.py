@@ -1,8 +1,8 @@
 """Numbers of randomized defenses: what the judge guarantees for them, and their accuracy under three protocols.
 
-Papers mean different things by the accuracy of a randomized defense. The tables' accuracies are by majority: an image is
-broken where most answers to it are wrong. `PROTOCOLS` names two others. They ask how often the answers to each sample's
-likeliest image within the threshold are right. For a deterministic defense all three are equal.
+Papers mean different things by the accuracy of a randomized defense. The tables' accuracies are by majority: an image
+is broken where most answers to it are wrong. `PROTOCOLS` names two others. They ask how often the answers to each
+sample's likeliest image within the threshold are right. For a deterministic defense all three are equal.
 """
 
 from __future__ import annotations
