@@ -17,14 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
+from bench.intervals import wilson_interval
 from bench.norms import Norm
 from reports.pairwise import mcnemar_table
 from reports.runs import Run
-from reports.statistics import (
-    accuracy_distortion_curve,
-    median_distance,
-    wilson_interval,
-)
+from reports.statistics import accuracy_distortion_curve, median_distance
 from reports.sweeps import Sweep, sweep_table, sweeps, swept
 from reports.tables import NORM_LABELS, minimised, passes_and_seconds, with_distances
 

@@ -53,7 +53,7 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
                 "epsilon": row.epsilon,
                 "distances": {defense: _distances(records, norm) for defense, records in found.items()},
                 "likeliest": {
-                    defense: _likeliest(records)
+                    defense: _likeliest(records, norm)
                     for defense, records in found.items()
                     if defense in run.randomized and with_protocols(run, norm)
                 },
@@ -76,10 +76,11 @@ def _distances(records: pd.DataFrame, norm: Norm) -> list[float | None]:
     return [UNDECIDED if u else _number(value) for value, u in zip(records[norm.lower()], undecided, strict=True)]
 
 
-def _likeliest(records: pd.DataFrame) -> list[tuple[float, int, int] | None]:
-    """For each sample the rate by which its likeliest image was chosen, and its errors of fresh draws; None without."""
+def _likeliest(records: pd.DataFrame, norm: Norm) -> list[tuple[float, int, int] | None]:
+    """For each sample with a result the rate by which its likeliest image was chosen, and its errors of fresh draws."""
+    valid = records[norm.lower()].notna() & (records["likely_draws"] > 0)
     columns = (records[name] for name in ("likely_rate", "likely_errors", "likely_draws"))
-    return [(float(rate), int(k), int(n)) if n else None for rate, k, n in zip(*columns, strict=True)]
+    return [(float(rate), int(k), int(n)) if own else None for own, rate, k, n in zip(valid, *columns, strict=True)]
 
 
 def _clean_accuracy(run: Run, defense: str) -> float | None:

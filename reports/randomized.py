@@ -48,8 +48,8 @@ def protocols(run: Run, norm: Norm, defense: str, row: AttackRow | None) -> tupl
     """
     if defense not in run.randomized or not with_protocols(run, norm):
         return UNKNOWN
-    columns = ["cell", "sample", "likely_rate", "likely_errors", "likely_draws"]
-    records = run.records_against(defense, norm, columns)
+    columns = ["cell", "sample", norm.lower(), "likely_rate", "likely_errors", "likely_draws"]
+    records = run.records_against(defense, norm, columns).dropna(subset=[norm.lower()])
     chosen = likeliest(records if row is None else records[records["cell"] == row.cells.get(defense)])
     errors, draws = chosen["likely_errors"], chosen["likely_draws"]
     shares = (survival(errors, draws, submissions) for submissions in (1, run.manifest["resubmissions"]))
@@ -69,11 +69,12 @@ def protocols_note(run: Run) -> str:
 
 @once_per_run
 def bounded_cells(run: Run, norm: Norm, defense: str) -> list[float]:
-    """Alpha of each cell of a randomized defense in a norm that has run and states one."""
+    """Alpha of each cell of a randomized defense in a norm that has run and states one; the largest where its samples
+    have different ones."""
     if defense not in run.randomized:
         return []
     own = (run.cells[cell] for cell in run.cells_of(defense, norm) if cell in run.facts)
-    return [float(cell["alpha"]) for cell in own if cell.get("alpha")]
+    return [float(np.max(cell["alpha"])) for cell in own if cell.get("alpha")]
 
 
 def bound_note(run: Run, norms: Sequence[Norm]) -> str:

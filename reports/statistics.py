@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, chi2, mannwhitneyu, quantile_test
-from scipy.stats import norm as norm_distribution
 
+from bench.intervals import wilson_interval
 from bench.norms import Norm, within
 
 FloatArray = NDArray[np.float64]
@@ -77,20 +77,6 @@ def accuracy_interval(distances: ArrayLike, epsilon: float, confidence: float = 
         return np.nan, np.nan
     low, high = wilson_interval(np.mean(~within(values, epsilon)), values.size, confidence)
     return float(low), float(high)
-
-
-def wilson_interval(shares: ArrayLike, samples: int, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
-    """Wilson's confidence interval (Wilson 1927) of shares of ``samples`` samples: lower ends and upper ends."""
-    p, z2 = np.asarray(shares, dtype=np.float64), _quantile(0.5 + confidence / 2) ** 2
-    center = (p + z2 / (2 * samples)) / (1 + z2 / samples)
-    half = np.sqrt(z2 * (p * (1 - p) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
-    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
-
-
-@cache
-def _quantile(probability: float) -> float:
-    """Of the normal distribution."""
-    return float(norm_distribution.ppf(probability))
 
 
 def curve_area(distances: ArrayLike, end: float) -> float:

@@ -10,8 +10,9 @@ import pytest
 from synthetic_runs import every_status, random_answers
 
 import reports
+from bench.intervals import wilson_interval
 from reports.leaderboard import leaderboard
-from reports.statistics import survival, wilson_interval
+from reports.statistics import survival
 from reports.tables import all_attacks, strength_table, summary_table
 
 NODE = shutil.which("node")

@@ -12,10 +12,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 from synthetic_runs import RunMaker, every_defense, every_status, random_answers
 
+from bench.intervals import wilson_interval
 from reports.render import print_numbers
 from reports.report import write_run_report
 from reports.selection import selected
-from reports.statistics import survival, wilson_interval
+from reports.statistics import survival
 from reports.tables import Quantity, all_attacks, strength_table, summary_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

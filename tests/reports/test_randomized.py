@@ -79,10 +79,11 @@ def test_where_all_samples_agree_intervals_are_wilsons():
 
 
 def test_images_without_a_result_count_for_no_protocol():
-    columns = {"likely_errors": [0, 10, 20, 0], "likely_draws": [0, 20, 20, 20], "reasons": {0: "non_finite"}}
-    assert protocols_of(made(a=([NAN, INF, 1.0, INF], columns)).make(), "a")[1][0] == pytest.approx(
-        np.mean([0.5, 0, 1])
-    )
+    """Also where the clean image was drawn before the attack failed."""
+    columns = {"likely_errors": [0, 0, 20, 10], "likely_draws": [0, 20, 20, 20], "reasons": {0: "non_finite"}}
+    run = made(a=([NAN, NAN, 1.0, INF], columns)).make()
+    for row in ("a", ALL):
+        assert protocols_of(run, row)[1][0] == pytest.approx(np.mean([0, 0.5]))
 
 
 def test_of_a_deterministic_defense_the_protocols_are_its_accuracy_and_stand_nowhere_else(maker):
@@ -126,6 +127,13 @@ def test_each_cells_bound_and_that_of_a_row_of_several_are_stated(maker):
     assert summary_table(run, "L2").row(ALL)["eabs"].notes == notes
     assert strength_table(run, "L2").row(ALL)["eabs"].notes == notes
     assert summary_table(run, "L2").row(ALL)["cnn"].notes == ()
+
+
+def test_an_imported_cell_with_an_alpha_for_each_sample_states_the_largest(maker):
+    run = maker.make()
+    run.manifest["cells"][0]["alpha"] = [0.001, 0.002, 0.0005, 0.0005]
+    assert "α = 0.2 %" in summary_table(run, "L2").caption
+    assert "m α = 0.3 % per sample" in summary_table(run, "L2").row(ALL)["eabs"].notes[0]
 
 
 def test_cells_that_have_not_run_are_not_in_the_bound(maker):
