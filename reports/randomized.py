@@ -48,9 +48,14 @@ def protocols(run: Run, norm: Norm, defense: str, row: AttackRow | None) -> tupl
     """
     if defense not in run.randomized or not with_protocols(run, norm):
         return UNKNOWN
-    columns = ["cell", "sample", norm.lower(), "likely_rate", "likely_errors", "likely_draws"]
-    records = run.records_against(defense, norm, columns).dropna(subset=[norm.lower()])
-    chosen = likeliest(records if row is None else records[records["cell"] == row.cells.get(defense)])
+    columns = ["sample", norm.lower(), "likely_rate", "likely_errors", "likely_draws"]
+    if row is None:
+        records = run.records_against(defense, norm, columns)
+    elif (found := run.cell_records(row.cells.get(defense, ""))) is not None:
+        records = found[columns]
+    else:
+        return UNKNOWN
+    chosen = likeliest(records.dropna(subset=[norm.lower()]))
     errors, draws = chosen["likely_errors"], chosen["likely_draws"]
     shares = (survival(errors, draws, submissions) for submissions in (1, run.manifest["resubmissions"]))
     return tuple(number for share in shares for number in share_interval(share))

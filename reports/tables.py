@@ -366,13 +366,12 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
     known = distances.dropna()
     if known.empty:
         return Cell(text=f"unknown ({len(distances)}/{len(distances)})", notes=notes)
-    smallest = run.smallest(norm)
-    notes = (*shortfall(smallest[smallest["defense"] == defense], norm), *notes)
-    records = run.records_against(defense, norm, ["sample", "status", "broken"])
-    images = (
-        records.assign(undecided=records["status"].eq("undecided")).groupby("sample")[["undecided", "broken"]].any()
-    )
-    notes += _undecided(images["undecided"] & ~images["broken"])
+    if len(known) < len(distances):
+        smallest = run.smallest(norm)
+        notes = (*shortfall(smallest[smallest["defense"] == defense], norm), *notes)
+    records = run.records_against(defense, norm, ["sample", "status"])
+    undecided = records.loc[records["status"] == "undecided", "sample"]
+    notes += _undecided(pd.Series(distances.index.isin(undecided) & np.isposinf(distances)))
     alphas = bounded_cells(run, norm, defense)
     if alphas:
         bound = percentage(min(1.0, sum(alphas)))
@@ -486,7 +485,9 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
 
 def invalid(records: pd.DataFrame, norm: Norm, passed_over: Collection[int] = ()) -> str:
     """Counts of the records without a distance, by status and kind of reason; empty if there are none."""
-    unknown = np.isnan(records[norm.lower()].to_numpy(float)) & ~records["sample"].isin(list(passed_over)).to_numpy()
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if unknown.any() and len(passed_over):
+        unknown &= ~records["sample"].isin(list(passed_over)).to_numpy()
     if not unknown.any():
         return ""
     kinds = [
@@ -499,9 +500,10 @@ def invalid(records: pd.DataFrame, norm: Norm, passed_over: Collection[int] = ()
 def shortfall(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
     """Footnotes to a number over the records with a distance, where some have none: ``4 of 5, 1 failed (non_finite)``,
     and the reasons in full where that shortens them."""
-    missing = records[records[norm.lower()].isna()]
-    if missing.empty:
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if not unknown.any():
         return ()
+    missing = records[unknown]
     reasons = missing["reason"].str.partition(":")[0]
     kinds = Counter(zip(missing["status"], reasons, strict=True))
     counts = [f"{count} {status}{f' ({reason})' if reason else ''}" for (status, reason), count in kinds.items()]
