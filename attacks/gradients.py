@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bench import ascent
 from bench.norms import Norm
 from bench.oracle import Loss
 from bench.randomness import Streams
@@ -83,7 +84,13 @@ def wrong_margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
-    """The step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most.
+    """The step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most; see
+    `usable` for gradients that vanish."""
+    return ascent.steepest(usable(gradient, x, norm), norm)
+
+
+def usable(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """The gradient, such that `bench.ascent.steepest` finds a direction in it.
 
     Where the gradient vanishes every direction is as good; the one taken leads to the far end of each pixel's range
     from its value in the clean image ``x``, so that there is always something to try.
@@ -91,8 +98,5 @@ def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
     gradient = torch.nan_to_num(gradient)
     vanished = ~gradient.flatten(1).any(1)
     gradient = torch.where(per_image(vanished), 1 - 2 * (x > 0.5).to(x.dtype), gradient)
-    if norm == "Linf":
-        return gradient.sign()
-    # Scaled first: squares of tiny gradients underflow.
-    gradient = gradient / per_image(gradient.flatten(1).abs().amax(1))
-    return gradient / per_image(length(gradient))
+    # Squares of tiny gradients underflow.
+    return gradient / per_image(gradient.flatten(1).abs().amax(1)) if norm == "L2" else gradient

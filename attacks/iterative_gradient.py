@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from attacks.epsilon_search import smallest_epsilon
-from attacks.gradients import GradientOracle, length, per_image, steepest, wrong_odds
+from attacks.gradients import GradientOracle, length, per_image, usable, wrong_odds
+from bench import ascent
 from bench.cards import attack
 from bench.oracle import Oracle
 from bench.threat import project
@@ -42,27 +43,27 @@ def ascend(
     Returns:
         The last iterate of each row, adversarial where one was reached.
     """
-    z = start.clone()
-    rows = torch.arange(len(ids), device=ids.device)
-    momentum = torch.zeros_like(z)
-    radii = radii.to(x.dtype)
-    for k in range(steps):
-        if k == 0 and clean_gradient is not None:
-            gradient = clean_gradient
+    momentum, known = torch.zeros_like(x), clean_gradient
+
+    def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal known
+        if known is not None:
+            slope, known = known, None
         else:
             rows = rows[oracle.affordable(ids[rows])]
             if not len(rows):
-                return z
-            gradient, logits = oracle.gradient(z[rows], y[rows], wrong_odds, ids[rows])
+                return rows, z[:0]
+            slope, logits = oracle.gradient(z[rows], y[rows], wrong_odds, ids[rows])
             failed = logits.argmax(1) == y[rows]
-            rows, gradient = rows[failed], gradient[failed]
+            rows, slope = rows[failed], slope[failed]
         if decay is not None:
-            gradient = torch.nan_to_num(gradient)
-            mean = gradient.flatten(1).abs().mean(1).clamp_min(torch.finfo(x.dtype).tiny)
-            gradient = momentum[rows] = decay * momentum[rows] + gradient / per_image(mean)
-        radius = radii[rows]
-        direction = steepest(gradient, x[rows], oracle.threat.norm)
-        z[rows] = project(z[rows] + per_image(step * radius) * direction, x[rows], oracle.threat.norm, radius)
+            slope = torch.nan_to_num(slope)
+            mean = slope.flatten(1).abs().mean(1).clamp_min(torch.finfo(x.dtype).tiny)
+            slope = momentum[rows] = decay * momentum[rows] + slope / per_image(mean)
+        return rows, usable(slope, x[rows], oracle.threat.norm)
+
+    radii = radii.to(x.dtype)
+    z, rows = ascent.ascend(gradient, x, oracle.threat.norm, radii, start=start, lengths=[step * radii] * steps)
     rows = rows[oracle.affordable(ids[rows])]
     if len(rows):
         oracle.scores(z[rows], ids[rows])

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas as pd
 import pyarrow as pa
 import torch
 
+from bench.counting import counted
 from bench.datasets import Dataset
 from bench.norms import Norm
 from bench.protocols import Defense, HasLowerBound
 from bench.randomness import Streams
 from bench.studies import Measured, OnSamples, Study, batches, records, schema
 
-VERSION = 1
 AT_THRESHOLD = False
 SCHEMA = schema(("lower_bound", pa.float64()), ("certificate", pa.bool_()), ("note", pa.string()))
 """``status`` is ``bound`` or ``failed``; ``certificate`` is false for an estimate that trusts a numeric minimum;
-``note`` says what the number rests on."""
+``note`` says what the number rests on. Passes are those through the defense's own logits and the like
+(`bench.counting`); a search that leads around them is seen in the seconds only."""
 
 
 def norms_of(defense: Defense) -> Sequence[Norm]:
@@ -39,7 +41,8 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
     frames = []
     for indices, x, y in batches(study, dataset, device):
         started = time.perf_counter()
-        bound = defense.lower_bound(x, y, study.norm, Streams(study.seed, indices, "lower bound", device))
+        with counted(defense) as passes:
+            bound = defense.lower_bound(x, y, study.norm, Streams(study.seed, indices, "lower bound", device))
         if bool(bound.values.isnan().any()):
             raise ValueError("the defense's lower bound is NaN")
         frames.append(
@@ -50,6 +53,7 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
                 lower_bound=bound.values.clamp_min(0).double().cpu().numpy(),
                 certificate=bound.certificate,
                 note=bound.note,
+                **(pd.Series(asdict(passes)) / len(indices)),
                 seconds=(time.perf_counter() - started) / len(indices),
             )
         )

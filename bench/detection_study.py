@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from bench.ballot import classify
 from bench.datasets import Dataset
-from bench.detection import Detector, fit_detector, pgd, predictions
+from bench.detection import Detector, evade, fit_detector, mislead
 from bench.norms import Norm
+from bench.oracle import Oracle
 from bench.protocols import Defense, HasDetectionScore
-from bench.randomness import Streams
 from bench.studies import Measured, OnSamples, Study, batches, records, schema
-from bench.threat import ThreatModel, distance, project
+from bench.study_queries import spent, study_oracle
+from bench.threat import ThreatModel, project
 
-VERSION = 1
 AT_THRESHOLD = True
 TRAINING_IMAGES = 500
 """Training images, the first ones, whose scores and adversarials the detector is fitted to."""
@@ -35,8 +37,9 @@ SCHEMA = schema(
 )
 """``status`` is ``clean_error``, ``attacked`` or ``failed``. Suspicions are the detector's log-odds, above 0 refused,
 of the clean image and of what the attack made of it that knows no detector; ``fooled`` says that this one is
-misclassified, ``evaded`` that some image in the ball is misclassified and accepted. Where no training image has an
-adversarial there is no detector: nothing is refused, and suspicions are NaN."""
+misclassified and in the ball, ``evaded`` that some image in the ball is misclassified and accepted. Where no training
+image has an adversarial there is no detector: nothing is refused, and suspicions are NaN. The detector's training is
+divided among the samples."""
 
 
 def norms_of(defense: Defense) -> Sequence[Norm]:
@@ -50,48 +53,81 @@ def samples_of(dataset: Dataset, samples: int) -> int:
     return samples
 
 
+@dataclass(frozen=True)
+class Examiner:
+    """Takes verdicts on images as they are, in batches of exactly the card's size.
+
+    Attributes:
+        defense: deterministic, with a detection score.
+        threat: a norm and the radius of its ball.
+        classes: number of classes.
+    """
+
+    defense: Defense
+    threat: ThreatModel
+    classes: int
+
+    def fooled(self, candidates: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The judge's verdict (N,): misclassified, and in the ball around ``x`` (N, C, H, W)."""
+        wrong = classify(self.defense, candidates, y, self.classes).misclassified
+        return wrong & self.threat.allows(self.threat.distance(candidates, x))
+
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        """Detection scores (N,) of images (N, C, H, W)."""
+        assert isinstance(self.defense, HasDetectionScore)
+        size, parts = self.defense.card.batch_size, [x.new_zeros(0)]
+        for batch in torch.split(x, size) if len(x) else ():
+            padding = batch[-1:].expand(size - len(batch), *batch.shape[1:])
+            parts.append(self.defense.detection_score(torch.cat([batch, padding]))[: len(batch)])
+        return torch.cat(parts)
+
+    def suspicion(self, detector: Detector | None, x: Tensor) -> Tensor:
+        """The detector's suspicion (N,) of images (N, C, H, W); NaN without a detector.
+
+        Raises:
+            ValueError: when a detection score is not finite.
+        """
+        if detector is None:
+            return torch.full((len(x),), torch.nan, device=x.device)
+        suspicion = detector.suspicion(self.scores(x))
+        if not bool(suspicion.isfinite().all()):
+            raise ValueError("a detection score is not finite")
+        return suspicion
+
+
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Fits the detector on training images, then attacks the test images with and without knowledge of it."""
     assert study.norm is not None
     assert study.epsilon is not None
-    norm, epsilon = study.norm, study.epsilon
-    detector = _fitted(study, defense, dataset, device, norm, epsilon)
+    examiner = Examiner(defense, ThreatModel(study.norm, study.epsilon), dataset.classes)
+    detector, fitting = _fitted(study, examiner, dataset, device)
     frames = []
     for indices, x, y in batches(study, dataset, device):
         started = time.perf_counter()
-        right = predictions(defense, x) == y
-        attacked = pgd(defense, x, y, norm, epsilon, start=x, steps=STEPS)
-        wrong, suspicion = judged(defense, detector, x, attacked, y, norm, epsilon)
-        clean_suspicion = _suspicion(detector, x)
-        evaded = (~right & _accepted(clean_suspicion)) | (wrong & _accepted(suspicion))
-        ids = torch.arange(len(x), device=device)
-        uniform = Streams(study.seed, indices, "detection start", device).uniform(ids, x.shape[1:])
-        random = project(x + epsilon * (2 * uniform - 1), x, norm, epsilon)
+        oracle = _oracle(study, examiner, x, y, indices, "detection")
+        attacked = mislead(oracle, x, y, oracle.ids, start=x, steps=STEPS)
+        mistaken, clean_suspicion = examiner.fooled(x, x, y), examiner.suspicion(detector, x)
+        fooled, suspicion = examiner.fooled(attacked, x, y), examiner.suspicion(detector, attacked)
+        evaded = (mistaken & _accepted(clean_suspicion)) | (fooled & _accepted(suspicion))
+        offset = 2 * oracle.random.uniform(oracle.ids, x.shape[1:]) - 1
+        random = project(x + study.epsilon * offset, x, study.norm, study.epsilon)
         for start in (x, attacked, random):
-            rows = (~evaded).nonzero()[:, 0]
-            if len(rows):
-                found = pgd(
-                    defense,
-                    x[rows],
-                    y[rows],
-                    norm,
-                    epsilon,
-                    start=start[rows],
-                    steps=EVASION_STEPS,
-                    detector=detector,
-                )
-                wrong_now, suspicion_now = judged(defense, detector, x[rows], found, y[rows], norm, epsilon)
-                evaded[rows] = wrong_now & _accepted(suspicion_now)
+            ids = oracle.ids[~evaded]
+            if len(ids):
+                found = _past(detector, oracle, x[ids], y[ids], ids, start[ids])
+                evaded[ids] = examiner.fooled(found, x[ids], y[ids]) & _accepted(examiner.suspicion(detector, found))
         frames.append(
             records(
                 study,
                 indices,
-                status=["attacked" if fine else "clean_error" for fine in right.tolist()],
-                epsilon=epsilon,
+                status=["clean_error" if wrong else "attacked" for wrong in mistaken.tolist()],
+                epsilon=study.epsilon,
                 clean_suspicion=clean_suspicion.double().cpu().numpy(),
                 adversarial_suspicion=suspicion.double().cpu().numpy(),
-                fooled=wrong.tolist(),
+                fooled=fooled.tolist(),
                 evaded=evaded.tolist(),
+                **(spent(oracle) + fitting / study.samples),
                 seconds=(time.perf_counter() - started) / len(indices),
             )
         )
@@ -99,22 +135,11 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
     return Measured(pd.concat(frames, ignore_index=True))
 
 
-def judged(
-    defense: Defense, detector: Detector | None, x: Tensor, candidates: Tensor, y: Tensor, norm: Norm, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """Whether candidates (N, C, H, W) lie in the ball around ``x`` and are misclassified (N,), and the detector's
-    suspicion of them (N,), NaN without a detector."""
-    allowed = ThreatModel(norm, epsilon).allows(distance(candidates, x, norm))
-    return allowed & (predictions(defense, candidates) != y), _suspicion(detector, candidates)
-
-
-def _suspicion(detector: Detector | None, x: Tensor) -> Tensor:
+def _past(detector: Detector | None, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, start: Tensor) -> Tensor:
+    """The last images (N, C, H, W) of the attack on defense and detector from one start each."""
     if detector is None:
-        return torch.full((len(x),), torch.nan, device=x.device)
-    suspicion = detector.suspicion(x)
-    if not bool(suspicion.isfinite().all()):
-        raise ValueError("a detection score is not finite")
-    return suspicion
+        return mislead(oracle, x, y, ids, start=start, steps=EVASION_STEPS)
+    return evade(oracle, x, y, ids, detector, start=start, steps=EVASION_STEPS)
 
 
 def _accepted(suspicion: Tensor) -> Tensor:
@@ -123,18 +148,34 @@ def _accepted(suspicion: Tensor) -> Tensor:
 
 
 def _fitted(
-    study: Study, defense: Defense, dataset: Dataset, device: torch.device, norm: Norm, epsilon: float
-) -> Detector | None:
-    """The detector, from those of the first training images that are classified correctly and their adversarials; None
-    where none has one."""
-    assert isinstance(defense, HasDetectionScore)
-    clean, adversarial = [], []
-    images, labels = dataset.train.images[:TRAINING_IMAGES], dataset.train.labels[:TRAINING_IMAGES]
-    for x, y in zip(torch.split(images, study.batch_size), torch.split(labels, study.batch_size), strict=True):
-        x, y = x.to(device), y.to(device)
-        attacked = pgd(defense, x, y, norm, epsilon, start=x, steps=STEPS)
-        right = predictions(defense, x) == y
-        clean.append(defense.detection_score(x[right]))
-        adversarial.append(defense.detection_score(attacked[right & (predictions(defense, attacked) != y)]))
+    study: Study, examiner: Examiner, dataset: Dataset, device: torch.device
+) -> tuple[Detector | None, pd.Series]:
+    """The detector, from those of the first training images that are classified correctly and their adversarials, and
+    what the attacks on these cost; None where none has one."""
+    clean, adversarial, costs = [], [], []
+    count = min(TRAINING_IMAGES, len(dataset.train.labels))
+    for start in range(0, count, study.batch_size):
+        indices = range(start, min(start + study.batch_size, count))
+        x, y = (part[start : indices.stop].to(device) for part in (dataset.train.images, dataset.train.labels))
+        oracle = _oracle(study, examiner, x, y, indices, "detection training")
+        attacked = mislead(oracle, x, y, oracle.ids, start=x, steps=STEPS)
+        right = ~examiner.fooled(x, x, y)
+        clean.append(examiner.scores(x[right]))
+        adversarial.append(examiner.scores(attacked[right & examiner.fooled(attacked, x, y)]))
+        costs.append(spent(oracle))
     scores = torch.cat(adversarial)
-    return fit_detector(defense, torch.cat(clean), scores) if len(scores) else None
+    return fit_detector(torch.cat(clean), scores) if len(scores) else None, pd.concat(costs).sum()
+
+
+def _oracle(study: Study, examiner: Examiner, x: Tensor, y: Tensor, keys: range, purpose: str) -> Oracle:
+    return study_oracle(
+        examiner.defense,
+        "gradient",
+        examiner.threat,
+        x,
+        y,
+        examiner.classes,
+        seed=study.seed,
+        keys=keys,
+        purpose=purpose,
+    )

@@ -1,7 +1,8 @@
 """Distal adversarials: images that a classifier is sure of and that look like nothing (Schott et al. 2019, section 7).
 
-From random noise, gradient ascent in the confidence in a fixed class, until it reaches 0.9. Whether the images found
-look like their class is for the eye to judge; `bench.confidence` makes the confidences of classifiers comparable.
+From random noise, gradient ascent in the confidence in a fixed class, until the goal `bench.goals.Confident` is
+reached. Whether the images found look like their class is for the eye to judge; `bench.confidence` makes the
+confidences of classifiers comparable.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.confidence import CONFIDENT, Calibration
-from bench.door import linearize, mean_logits
-from bench.judge import VERDICT
-from bench.oracle import DRAWS
+from bench.confidence import Calibration
+from bench.goals import Confident
+from bench.oracle import DRAWS, Loss, Oracle
 from bench.protocols import Defense
 from bench.randomness import Streams
+from bench.study_queries import study_oracle
+from bench.threat import ThreatModel
 
 STEPS = 200
 STEP_SIZE = 0.01
@@ -34,17 +36,19 @@ class Distal:
         targets: the classes (M,) int64 they ascended to.
         confidences: in the targets (M,) float64.
         steps: taken (M,) int64, up to the first image that reached the confidence or all.
+        oracle: answered, and knows what that cost per image.
     """
 
     images: Tensor
     targets: Tensor
     confidences: Tensor
     steps: Tensor
+    oracle: Oracle
 
     @property
     def reached(self) -> Tensor:
-        """True (M,) where the confidence is 0.9 or more."""
-        return self.confidences >= CONFIDENT
+        """True (M,) where the oracle saw an image that reaches the confidence."""
+        return self.oracle.found
 
 
 @torch.no_grad()
@@ -83,29 +87,40 @@ def distal_adversarials(
         seed: of all streams.
         device: of the defense and of what is returned.
     """
-    ids = torch.arange(classes * per_class, device=device)
-    targets = ids % classes
-    noise = Streams(seed, range(len(ids)), "distal defense", device)
-    x = Streams(seed, range(len(ids)), "distal start", device).uniform(ids, shape)
-    best = Distal(x.clone(), targets, torch.zeros_like(ids, dtype=torch.float64), torch.full_like(ids, steps))
+    targets = torch.arange(classes * per_class, device=device) % classes
+    keys = range(len(targets))
+    x = Streams(seed, keys, "distal start", device).uniform(torch.arange(len(targets)), shape)
+    goal = Confident(calibration)
+    oracle = study_oracle(
+        defense,
+        "gradient",
+        ThreatModel("L2"),
+        x,
+        targets,
+        classes,
+        seed=seed,
+        keys=keys,
+        purpose="distal",
+        goal=goal,
+    )
+    oracle.draws = draws
+    best = Distal(
+        x.clone(), targets, torch.zeros_like(targets, dtype=torch.float64), torch.full_like(targets, steps), oracle
+    )
     for step in range(steps + 1):
-        working = ids[~best.reached]
-        for rows in torch.split(working, defense.card.batch_size) if len(working) else ():
-            y = targets[rows]
-            logits, vector_jacobian = linearize(defense, x[rows], noise.rows(rows), draws)
-            confidence = _confidence(calibration, logits, y)
-            arrived = (confidence >= CONFIDENT).nonzero()[:, 0]
-            if defense.card.randomized and len(arrived):
-                again = mean_logits(defense, x[rows[arrived]], noise.rows(rows[arrived]), VERDICT.max_draws)
-                confidence[arrived] = _confidence(calibration, again, y[arrived])
-            _keep_better(best, rows, x[rows], confidence, step)
-            x[rows] = _moved(x[rows], vector_jacobian(cotangent(calibration, logits, y)), step_size)
+        rows = oracle.ids[~oracle.found]
+        if not len(rows):
+            break
+        gradient, logits = oracle.gradient(x[rows], targets[rows], evidence(calibration), rows)
+        _keep_better(best, rows, x[rows], goal.confidence(logits, targets[rows]))
+        best.steps[rows[oracle.found[rows]]] = step
+        x[rows] = _moved(x[rows], gradient, step_size)
     return best
 
 
-def cotangent(calibration: Calibration, logits: Tensor, targets: Tensor) -> Tensor:
-    """The derivative, over alpha, (N, K) in the logits l (N, K) of what the ascent to ``targets`` (N,) increases:
-    log q, where q = exp(alpha l_y) / sum of (exp(alpha l_c) + eta) over classes c, the part of the confidence
+def evidence(calibration: Calibration) -> Loss:
+    """What the ascent increases, of logits l (N, K) and targets y (N,): log q over alpha, where
+    q = exp(alpha l_y) / sum of (exp(alpha l_c) + eta) over classes c is the part of the confidence
     p = q + eta / (the same sum) that the image itself gives reason for.
 
     p itself misleads the ascent far from the data, where it is 1 / K but for what the likeliest classes take away:
@@ -113,23 +128,20 @@ def cotangent(calibration: Calibration, logits: Tensor, targets: Tensor) -> Tens
     logarithm keeps a direction where another class is certain and q vanishes. Where p reaches 0.9, it exceeds q by at
     most 1 / (10 (K - 1)).
     """
-    log_sum = calibration.log_evidence(logits).logsumexp(1, keepdim=True)
-    share = (calibration.alpha * logits.double() - log_sum).exp()
-    return (torch.nn.functional.one_hot(targets, logits.shape[1]) - share).to(logits.dtype)
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        own = logits.double().gather(1, targets[:, None])[:, 0]
+        return own - calibration.log_evidence(logits).logsumexp(1) / calibration.alpha
+
+    return loss
 
 
-def _confidence(calibration: Calibration, logits: Tensor, targets: Tensor) -> Tensor:
-    """Confidence (N,) in the classes ``targets`` (N,)."""
-    return calibration.confidence(logits).gather(1, targets[:, None])[:, 0]
-
-
-def _keep_better(best: Distal, rows: Tensor, x: Tensor, confidence: Tensor, step: int) -> None:
+def _keep_better(best: Distal, rows: Tensor, x: Tensor, confidence: Tensor) -> None:
     """Enters into ``rows`` (N,) of the best images those of ``x`` (N, C, H, W) that are surer; never one of unknown
     confidence."""
     better = confidence > best.confidences[rows]
     rows = rows[better]
     best.images[rows], best.confidences[rows] = x[better], confidence[better]
-    best.steps[rows[best.reached[rows]]] = step
 
 
 def _moved(x: Tensor, gradient: Tensor, step_size: float) -> Tensor:

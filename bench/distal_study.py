@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 
 from bench.confidence import calibrate
+from bench.counting import counted
 from bench.datasets import Dataset
 from bench.distal import distal_adversarials
+from bench.door import NO_DRAWS, drawn_logits
 from bench.norms import Norm
 from bench.protocols import Defense
 from bench.studies import Measured, OnSamples, Study, records, schema
+from bench.study_queries import spent
 
-VERSION = 1
 AT_THRESHOLD = False
 CALIBRATION_IMAGES = 500
 """Test images, the first ones, that the confidence is calibrated on: a run's own few may be classified without error,
@@ -31,7 +35,8 @@ SCHEMA = schema(
     ("log_eta", pa.float64()),
 )
 """One record per noise image; ``status`` is ``reached``, ``not_reached`` or ``failed``. ``alpha`` and ``log_eta`` are
-those of the graded softmax (`bench.confidence`), calibrated on the first test images."""
+those of the graded softmax (`bench.confidence`), calibrated on the first test images, whose
+passes are divided among the noise images."""
 
 
 def norms_of(defense: Defense) -> Sequence[Norm | None]:
@@ -48,8 +53,8 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
     """Calibrates on clean images, then ascends from noise."""
     started = time.perf_counter()
     images, labels = dataset.test.images[:CALIBRATION_IMAGES], dataset.test.labels[:CALIBRATION_IMAGES]
-    with torch.no_grad():
-        logits = [defense.logits(x.to(device)) for x in torch.split(images, study.batch_size)]
+    with torch.no_grad(), counted(defense) as passes:
+        logits = [drawn_logits(defense, x.to(device), NO_DRAWS) for x in torch.split(images, study.batch_size)]
     calibration = calibrate(torch.cat(logits), labels)
     distal = distal_adversarials(
         defense, dataset.classes, dataset.shape, calibration, per_class=PER_CLASS, seed=study.seed, device=device
@@ -63,6 +68,7 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
         steps=distal.steps.cpu().numpy(),
         alpha=calibration.alpha,
         log_eta=calibration.log_eta,
+        **(spent(distal.oracle) + pd.Series(asdict(passes)) / study.samples),
         seconds=(time.perf_counter() - started) / len(distal.images),
     )
     on_samples(study.samples)

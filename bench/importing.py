@@ -1,12 +1,20 @@
-"""Adversarials from outside: anyone may hand in candidates; the engine judges them as it does an attack's."""
+"""Adversarials from outside: anyone may hand in candidates; the engine judges them as it does an attack's.
+
+Who hands in candidates may know all verdicts so far. So each import to a randomized defense is judged on draws of a
+fresh key, and the imports k = 1, 2, ... of the same defense and sample spend 6 / (pi k)^2 of alpha each. The same file
+handed in again keeps its key, and its verdict.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import secrets
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.cells import Cell
+from bench.cells import Cell, Judging
 from bench.contract import examined
 from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, run_cell
 from bench.errors import UserError, unknown
-from bench.ledger import ledger_dir, load_manifest, write_cell, write_manifest
+from bench.judge import ALPHA
+from bench.ledger import ledger_dir, load_manifest, read_provenance, write_cell, write_manifest
 from bench.loading import LoadedDefense, load_trained
 from bench.norms import Norm
 from bench.oracle import Oracle
 from bench.provenance import provenance
 from bench.registry import Registry
+from bench.source import engine_code
+from bench.staleness import answers, difference
 
 
 @dataclass(frozen=True)
@@ -35,14 +46,16 @@ class Candidates:
         label: what the ledger calls the attack: ``imported:``, the file's name and the beginning of its digest.
         images: by the sample's index in the test set, (C, H, W) float32.
         digest: of the file's content.
+        stretched: they are also tried post-processed and moved outward, as an attack's are.
     """
 
     label: str
     images: dict[int, Tensor]
     digest: str
+    stretched: bool = False
 
 
-def read_candidates(path: Path, dataset: Dataset, samples: int) -> Candidates:
+def read_candidates(path: Path, dataset: Dataset, samples: int, *, stretched: bool = False) -> Candidates:
     """Reads a file of NumPy arrays (npz): ``adversarials`` (N, C, H, W), numbers in [0, 1], and ``samples`` (N,), their
     indices in the test set, which without that array are 0 to N - 1. Those beyond the run's samples are left out.
 
@@ -77,7 +90,23 @@ def read_candidates(path: Path, dataset: Dataset, samples: int) -> Candidates:
     known = {i: torch.from_numpy(x.astype(np.float32)) for i, x in zip(indices.tolist(), images, strict=True)}
     stem = re.sub(r"[^a-z0-9_]+", "_", path.stem.lower())
     digest = hashlib.sha256(images.tobytes() + indices.tobytes()).hexdigest()[:16]
-    return Candidates(f"imported:{stem}_{digest[:6]}", {i: x for i, x in known.items() if i < samples}, digest)
+    label = f"imported:{stem}_{digest[:6]}" + ("_stretched" if stretched else "")
+    return Candidates(label, {i: x for i, x in known.items() if i < samples}, digest, stretched)
+
+
+def range_seen(candidates: Candidates) -> str:
+    """The range of the candidates' values, and what may have happened to those that leave [0, 1]."""
+    values = torch.stack(list(candidates.images.values()))
+    if not torch.isfinite(values).all():
+        return "some values are not finite"
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and 2 < high <= 255:
+        hint = "; divide by 255?"
+    elif low < 0 or high > 1:
+        hint = "; undo the normalization?"
+    else:
+        hint = ""
+    return f"values from {low:.3g} to {high:.3g}, allowed are 0 to 1{hint}"
 
 
 def import_adversarials(
@@ -89,9 +118,13 @@ def import_adversarials(
     data_dir: Path | None,
     device: torch.device,
     plugins: Sequence[str | Path] = (),
-) -> dict[Norm, CellResult]:
-    """Judges the candidates of a file in every norm of a run and enters them into its ledger as an attack; returns the
-    results by norm. A sample without a candidate counts as not found.
+    stretch: bool = False,
+) -> tuple[Candidates, dict[Norm, CellResult]]:
+    """Judges the candidates of a file in every norm of a run and enters them into its ledger as an attack; returns them
+    and the results by norm. A sample without a candidate counts as not found.
+
+    Images are judged as they are; with ``stretch``, also post-processed and moved outward, and the reason of a record
+    says ``stretched`` where it took that.
 
     Raises:
         UserError: when there is no such run, it does not have the dataset or the defense or was made with other
@@ -106,28 +139,59 @@ def import_adversarials(
     variants = {name: (entry["plugin"], entry["set"]) for name, entry in entries.items() if entry.get("plugin")}
     data = load_dataset(dataset, data_dir)
     samples = len(manifest["samples"])
-    candidates = read_candidates(path, data, samples)
+    candidates = read_candidates(path, data, samples, stretched=stretch)
     loaded = load_trained(defense, data, Registry(plugins, variants), manifest["seed"], device)
     if entries[defense].get("weights") != loaded.fingerprint:
         raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
+    logits = answers(loaded.defense, data, device)
+    for entry in manifest["cells"]:
+        file = ledger_dir(run) / entry["file"]
+        before = read_provenance(file).get("logits", {}) if file.exists() else {}
+        if defense in before:
+            found = difference(before[defense], logits)
+            if found:
+                raise UserError(
+                    f"run {run} was made when {defense} gave other logits ({found}); repeat the assay run that made it "
+                    "first"
+                )
     origin = provenance(str(device), manifest["seed"])
     results, cells = {}, []
-    for norm in manifest["thresholds"]:
-        cell = _cell(candidates, loaded, data, norm, samples, manifest["seed"])
+    state = {**_state(loaded, data, samples), "attack": candidates.digest}
+    terms = _terms(manifest, candidates, defense, state) if loaded.card.randomized else None
+    for norm, threshold in manifest["thresholds"].items():
+        judging = terms and replace(terms, threshold=threshold)
+        cell = _cell(candidates, loaded, data, norm, samples, manifest["seed"], state, judging)
         results[norm] = _judged(cell, candidates, loaded, data, device)
-        facts = {**origin, "parameters": cell.parameters, "file": path.name, "state": cell.state}
-        write_cell(ledger_dir(run) / cell.file, results[norm].records, results[norm].adversarials, facts)
+        facts = {
+            **origin,
+            "parameters": cell.parameters,
+            "file": path.name,
+            "judging": judging and asdict(judging),
+            "state": cell.state,
+            "logits": {defense: logits},
+        }
+        path_of_cell = ledger_dir(run) / cell.file
+        write_cell(path_of_cell, results[norm].records, results[norm].adversarials, facts, results[norm].likeliest)
         cells.append(cell)
-    write_manifest(run, _with(manifest, cells))
-    return results
+    write_manifest(run, _with(manifest, cells, sorted(candidates.images)))
+    return candidates, results
 
 
-def still_valid(
+def outdated(
     entries: Sequence[Mapping[str, Any]], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
-) -> list[Any]:
-    """The imported cells of a manifest that are about the same images, defenses and weights as a run is now."""
+) -> dict[str, str]:
+    """Why imported cells of a manifest are not about the same images, defenses, weights and code as a run is now, by
+    id."""
     current = {name: _state(loaded, data, samples) for name, loaded in defenses.items()}
-    return [entry for entry in entries if entry["imported"] == current.get(entry["defense"])]
+    reasons = {}
+    for entry in entries:
+        before, now = entry["imported"], current.get(entry["defense"])
+        if now is None:
+            reasons[entry["id"]] = f"{entry['defense']} is not in the run"
+        elif before != now:
+            keys = [key for key in now if before.get(key) != now[key]]
+            reasons[entry["id"]] = f"judged with other {', '.join(keys)}; import the file again"
+    return reasons
 
 
 def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -151,10 +215,41 @@ def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _state(loaded: LoadedDefense, data: Dataset, samples: int) -> dict[str, str]:
-    return {**loaded.state(data), "samples": str(samples)}
+    engine = engine_code()
+    return {
+        **loaded.state(data),
+        "samples": str(samples),
+        "engine": engine.digest,
+        "libraries": loaded.code.versions(without=engine),
+    }
 
 
-def _cell(candidates: Candidates, loaded: LoadedDefense, data: Dataset, norm: Norm, samples: int, seed: int) -> Cell:
+def _terms(manifest: Mapping[str, Any], candidates: Candidates, defense: str, state: Mapping[str, str]) -> Judging:
+    """The key and the shares of alpha of an import to a randomized defense."""
+    earlier = [entry for entry in manifest.get("imported", []) if entry["defense"] == defense]
+    for entry in earlier:
+        if entry["attack"] == candidates.label and {**entry["imported"], "attack": candidates.digest} == state:
+            return Judging(**{**entry["judging"], "alpha": tuple(entry["judging"]["alpha"])})
+    keys = {entry["judging"]["seed"]: entry["samples"] for entry in earlier}
+    turns = Counter(sample for samples in keys.values() for sample in samples)
+    shares = tuple(6 / (math.pi * (1 + turns[i])) ** 2 for i in range(len(manifest["samples"])))
+    return Judging(
+        alpha=tuple(ALPHA * share for share in shares),
+        estimation_draws=manifest["estimation_draws"],
+        seed=secrets.randbits(63),
+    )
+
+
+def _cell(
+    candidates: Candidates,
+    loaded: LoadedDefense,
+    data: Dataset,
+    norm: Norm,
+    samples: int,
+    seed: int,
+    state: dict[str, str],
+    judging: Judging | None,
+) -> Cell:
     return Cell(
         dataset=data.name,
         defense=loaded.card.name,
@@ -170,7 +265,9 @@ def _cell(candidates: Candidates, loaded: LoadedDefense, data: Dataset, norm: No
         chunk=loaded.card.batch_size,
         batch_size=loaded.card.batch_size,
         timeout=None,
-        state={**_state(loaded, data, samples), "attack": candidates.digest},
+        state=state,
+        judging=judging,
+        as_it_is=not candidates.stretched,
     )
 
 
@@ -190,11 +287,15 @@ def _judged(
     absent = records["reason"].eq("unperturbed")
     records.loc[absent, ["status", "reason"]] = ["not_found", ""]
     records.loc[absent, ["l0", "l2", "linf"]] = np.inf
+    found = records.index[records["status"].eq("found")]
+    moved = [i for i in found if not np.array_equal(result.adversarials[i], candidates.images[i].numpy())]
+    records.loc[moved, "reason"] = "stretched"
     return result
 
 
-def _with(manifest: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
-    """The manifest with imported cells, which it also lists apart: those that a run has no use for now stay there."""
+def _with(manifest: dict[str, Any], cells: list[Cell], samples: list[int]) -> dict[str, Any]:
+    """The manifest with imported cells that have candidates for these samples. It also lists them apart: those that a
+    run has no use for now stay there."""
     entries = [
         {
             "id": cell.id,
@@ -205,7 +306,11 @@ def _with(manifest: dict[str, Any], cells: list[Cell]) -> dict[str, Any]:
             "file": cell.file,
             "parameters": {},
             "budget": 1,
+            "alpha": cell.judging and ALPHA,
+            "estimation_draws": cell.judging and cell.judging.estimation_draws,
             "imported": {key: value for key, value in cell.state.items() if key != "attack"},
+            "judging": cell.judging and asdict(cell.judging),
+            "samples": samples,
         }
         for cell in cells
     ]

@@ -148,6 +148,20 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return table.to_pandas(), provenance
 
 
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What is stored about a result besides its records.
+
+    Raises:
+        UserError: when the file is corrupt.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        facts: dict[str, Any] = json.loads(metadata[b"assay"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UserError(f"result {path}: corrupt ({error}); delete it to run its cell again") from None
+    return facts
+
+
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     """`read_cell`, not yet a frame."""
     try:

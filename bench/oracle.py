@@ -16,8 +16,25 @@ from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
 from bench.confirmation import Confirmation, first_of_each
-from bench.door import decisions, drawn_logits, linearize, mean_logits, reconstructions
-from bench.protocols import Defense, HasDecision, HasInnerSteps, HasReconstruction, VectorJacobian
+from bench.door import (
+    decisions,
+    decoded_images,
+    detection_scores,
+    drawn_logits,
+    linearize,
+    mean_logits,
+    reconstructions,
+)
+from bench.goals import MISCLASSIFIED, Goal, Misclassified
+from bench.protocols import (
+    Defense,
+    HasDecision,
+    HasDecodedImage,
+    HasDetectionScore,
+    HasInnerSteps,
+    HasReconstruction,
+    VectorJacobian,
+)
 from bench.randomness import Streams
 from bench.threat import ThreatModel, snap_to_threshold
 
@@ -31,6 +48,9 @@ Rows = Tensor | slice
 """Rows of a query: indices, or a slice where they are consecutive."""
 DRAWS = 16
 """Draws over which answers of a randomised defense are averaged unless the attack sets another number."""
+FRESH_DRAWS = 100
+"""Draws over which an answer of a randomised defense is averaged anew that reaches a goal other than misclassification.
+"""
 
 
 class AccessDenied(Exception):
@@ -62,6 +82,8 @@ class Oracle:
         found_after: passes (n,) float64, forward and backward, up to and with the query that showed a sample's first
             adversarial (in the ball, where there is one); infinity without one, NaN where a library hides it.
         remarks: what the attack has to say about the defense, such as a library's warnings; the ledger keeps it.
+
+    Images that reach the ``goal`` are called adversarial here, whatever it is; by default it is misclassification.
     """
 
     def __init__(
@@ -80,6 +102,7 @@ class Oracle:
         pool: tuple[Tensor, Tensor] | None = None,
         transferred: Callable[[AttackFunction], Tensor] | None = None,
         deadline: float | None = None,
+        goal: Goal = MISCLASSIFIED,
     ) -> None:
         self.ids = torch.arange(len(x), device=x.device)
         self.threat = threat
@@ -89,7 +112,7 @@ class Oracle:
         self.pool = (x[:0], y[:0]) if pool is None else pool
         self.refused = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self._defense, self._access, self._granted = defense, access, GRANTS[access]
-        self._x, self._y = x, y
+        self._x, self._y, self._goal = x, y, goal
         self._transferred = transferred
         self._noise, self._budget, self._batch_size, self._deadline = noise, budget, batch_size, deadline
         self._forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -105,7 +128,7 @@ class Oracle:
         self._closest = x.clone()
         self._closest_distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self._confirmation: Confirmation | None = None
-        if defense.card.randomized:
+        if defense.card.randomized and isinstance(goal, Misclassified):
             self._confirmation = Confirmation(self._draw, x, y, bounded=threat.epsilon is not None)
 
     # What an attack asks.
@@ -145,14 +168,47 @@ class Oracle:
         return self._products(x, ids, width, cotangents)
 
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """The defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``; counted as a forward pass."""
+        """Returns the defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``, or without regard to
+        classes where it knows no others; counted as a forward pass."""
         self._require("latent")
-        assert isinstance(self._defense, HasReconstruction)
         output = x.clone()
         for rows in self._admitted(ids):
-            output[rows] = reconstructions(self._defense, x[rows], y[rows]).detach()
+            if isinstance(self._defense, HasReconstruction):
+                output[rows] = reconstructions(self._defense, x[rows], y[rows]).detach()
+            else:
+                assert isinstance(self._defense, HasDecodedImage)
+                output[rows] = decoded_images(self._defense, x[rows]).detach()
             self._count(ids[rows], forwards=1)
         return output
+
+    def detection_score(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Returns how suspicious the defense finds the images ``x`` (N,); NaN for samples without budget.
+
+        Counted as a forward pass.
+        """
+        self._require("score")
+        scores = torch.full_like(x[:, 0, 0, 0], torch.nan)
+        for rows in self._admitted(ids):
+            with torch.no_grad():
+                scores[rows] = self._suspicion(x[rows])
+            self._count(ids[rows], forwards=1)
+        return scores
+
+    def detection_gradient(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient (N, C, H, W) of `detection_score` in ``x``, and the scores (N,).
+
+        Counted as a forward and a backward pass.
+        """
+        self._require("gradient")
+        gradient, scores = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.nan)
+        for rows in self._admitted(ids):
+            with torch.enable_grad():
+                leaf = x[rows].detach().requires_grad_(True)
+                given = self._suspicion(leaf)
+                gradient[rows] = torch.autograd.grad(given.sum(), leaf)[0]
+            scores[rows] = given.detach()
+            self._count(ids[rows], forwards=1, backwards=1)
+        return gradient, scores
 
     def transferred(self, attack: AttackFunction) -> Tensor:
         """What a gradient attack, with its default parameters, proposes for this chunk's samples (n, C, H, W) on the
@@ -266,8 +322,12 @@ class Oracle:
         return self.draws if self._defense.card.randomized else 1
 
     def _unanswered(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Returns logits that name the true class: the answer to rows that are refused or have no finite logits."""
-        return nn.functional.one_hot(self._y[ids], self.classes).to(x.dtype)
+        """Returns logits that do not reach the goal: the answer to rows that are refused or have no finite logits."""
+        return self._goal.refusal(self._y[ids], self.classes).to(x.dtype)
+
+    def _suspicion(self, x: Tensor) -> Tensor:
+        assert isinstance(self._defense, HasDetectionScore)
+        return detection_scores(self._defense, x)
 
     def _finite(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Returns the logits, with the true class's in rows that are not finite: an error is no adversarial."""
@@ -317,7 +377,7 @@ class Oracle:
             for m, cotangent in enumerate(cotangents(logits, rows)):
                 product = vector_jacobian(cotangent).masked_fill(~known.reshape(-1, 1, 1, 1), 0)
                 products[rows, m] = product
-                asked, useless = _derivatives(cotangent, product, logits.argmax(1) == self._y[ids[rows]])
+                asked, useless = _derivatives(cotangent, product, ~self._goal.reached(logits, self._y[ids[rows]]))
                 self._gradients.index_add_(0, ids[rows], asked.long())
                 self._useless_gradients.index_add_(0, ids[rows], useless.long())
             self._count(ids[rows], forwards=self._passes, backwards=width * self._passes)
@@ -329,17 +389,20 @@ class Oracle:
         """Remembers the rows that are adversarial, in bounds and closer than what their sample had.
 
         Returns the answers, classes (N,) or logits (N, K). They name the true class where further draws refute them,
-        and for a clean image, which is classified correctly in the judge's batches whatever happens in others.
+        and for a clean image, which is classified correctly in the judge's batches whatever happens in others, unless
+        the goal may be reached from the start.
         """
-        predicted = answers if answers.dim() == 1 else answers.argmax(1)
-        rows = (predicted != self._y[ids]).nonzero()[:, 0]
+        rows = self._goal.reached(answers, self._y[ids]).nonzero()[:, 0]
+        if len(rows) and self._defense.card.randomized and self._confirmation is None:
+            answers = answers.index_copy(0, rows, self._fresh(x[rows], ids[rows]))
+            rows = rows[self._goal.reached(answers[rows], self._y[ids[rows]])]
         if not len(rows):
             return answers
         x, all_ids, ids = x[rows].detach(), ids, ids[rows]
         if (threshold := self._defense.card.binarization_threshold) is not None:
             x = snap_to_threshold(x, self._x[ids], threshold)
         distances = self.threat.distance(x, self._x[ids])
-        clean = distances == 0
+        clean = (distances == 0) & (not self._goal.from_start)
         if clean.any():
             answers = self._unbroken(answers, rows[clean], all_ids)
         closer = ~clean & self.threat.allows(distances) & (distances < self._closest_distance[ids])
@@ -372,6 +435,11 @@ class Oracle:
             highest = answers[rows].amax(1)
             changed[rows, y] = torch.nextafter(highest, torch.full_like(highest, torch.inf))
         return changed
+
+    def _fresh(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K) averaged over further draws of a randomised defense; counted."""
+        self._count(ids, forwards=FRESH_DRAWS)
+        return self._finite(mean_logits(self._defense, x, self._noise.rows(ids), FRESH_DRAWS), ids)
 
     def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
         """The classes (N,) that one further draw each of a randomised defense names; counted."""

@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from torch import Tensor
 
+from bench.ballot import classify
 from bench.datasets import Dataset
-from bench.detection import pgd, predictions
+from bench.detection import mislead
 from bench.norms import Norm
 from bench.protocols import Defense, HasDecodedImage, HasReconstruction
 from bench.studies import Measured, OnSamples, Study, records, schema
+from bench.study_queries import spent, study_oracle
+from bench.threat import ThreatModel
 
-VERSION = 1
 AT_THRESHOLD = True
 IMAGES = 5
 """Test images, the first ones, that are reconstructed."""
@@ -59,9 +60,24 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
     for level, share in enumerate(SHARES):
         started = time.perf_counter()
         epsilon = share * study.epsilon
-        found = pgd(defense, x, y, study.norm, epsilon, start=x, steps=STEPS) if share else x
-        predicted = predictions(defense, found)
-        decoded = reconstructed(defense, found, predicted)
+        threat = ThreatModel(study.norm, epsilon)
+        attacked, decoding = (
+            study_oracle(
+                defense,
+                access,
+                threat,
+                x,
+                y,
+                dataset.classes,
+                seed=study.seed,
+                keys=range(count),
+                purpose="reconstruction",
+            )
+            for access in ("gradient", "latent")
+        )
+        found = mislead(attacked, x, y, attacked.ids, start=x, steps=STEPS) if share else x
+        predicted = classify(defense, found, y, dataset.classes).prediction
+        decoded = decoding.reconstruct(found, predicted, decoding.ids)
         frames.append(
             records(
                 study,
@@ -72,18 +88,10 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
                 epsilon=epsilon,
                 prediction=predicted.tolist(),
                 error=(found - decoded).square().flatten(1).mean(1).double().cpu().numpy(),
+                **spent(attacked, decoding),
                 seconds=(time.perf_counter() - started) / count,
             )
         )
         images.append(torch.stack([found, decoded], 1).flatten(0, 1).clamp(0, 1).cpu().numpy())
         on_samples(count)
     return Measured(pd.concat(frames, ignore_index=True), np.concatenate(images))
-
-
-@torch.no_grad()
-def reconstructed(defense: Defense, x: Tensor, predicted: Tensor) -> Tensor:
-    """What a defense makes of images (N, C, H, W), under the class it gives them (N,) where that matters."""
-    if isinstance(defense, HasDecodedImage):
-        return defense.decoded(x)
-    assert isinstance(defense, HasReconstruction)
-    return defense.reconstruct(x, predicted)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +15,20 @@ import torch
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.datasets import Dataset, load_dataset
 from bench.errors import DefenseFault, UserError
-from bench.importing import attack_entries, still_valid
-from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, write_manifest
+from bench.guard import refuse_unguarded
+from bench.importing import attack_entries, outdated
+from bench.ledger import ledger_dir, load_manifest, read_provenance, verify_cell, write_clean, write_manifest
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
 from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
+from bench.refutation import put_to_test
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
-from bench.studies import Study, plan_studies
+from bench.source import engine_code
+from bench.staleness import IMAGES, Answers, answers, difference
+from bench.studies import ENTRY, Study, code_of, plan_studies
 
 RunnerName = Literal["auto", "serial", "process"]
 RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
@@ -34,7 +40,11 @@ class Planned:
 
     Attributes:
         studies: of its defenses, besides the cells.
-        done: ids of cells and studies whose result exists.
+        substitute: the defense that attacks transfer from, where some do.
+        done: ids of cells and studies whose result exists and is kept.
+        stale: why results that exist are not kept, by id.
+        imported: what the run's manifest says of cells imported into it.
+        left_out: why some of these are not part of the run any more, by id.
         untrained: defenses that were not trained; their cells' ids are not known yet.
         broken: defenses that could not be built, and why; they have no cells.
     """
@@ -46,7 +56,11 @@ class Planned:
     cells: list[Cell]
     not_applicable: list[NotApplicable]
     studies: list[Study]
+    substitute: LoadedDefense | None
     done: set[str]
+    stale: dict[str, str]
+    imported: list[Any]
+    left_out: dict[str, str]
     untrained: set[str]
     broken: dict[str, str]
 
@@ -89,15 +103,19 @@ def prepare(
     data_dir: Path | None,
     device: torch.device,
     trainers: int,
+    *,
+    check: bool = True,
 ) -> Planned:
     """Plans a matrix; trains the defenses that are not, in up to ``trainers`` processes (0: leaves them untrained).
 
-    A defense that cannot be built leaves the others alone.
+    A defense that cannot be built leaves the others alone. Where ``check`` is set, a result counts as done only if its
+    defense still answers as it did then.
 
     Raises:
         UserError: for whatever the user has to mend, and when no defense is left.
     """
-    registry = Registry(registry.plugins, matrix.variants)
+    refuse_unguarded()
+    registry = Registry(registry.plugins, matrix.variants, reuse=True)
     dataset = load_dataset(matrix.dataset, data_dir)
     available = len(dataset.test.labels)
     if matrix.samples > available:
@@ -125,8 +143,46 @@ def prepare(
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
-    done = {work.id for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
-    return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained), broken)
+    done = {work.id: work.file for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
+    imported = load_manifest(run).get("imported", []) if (ledger_dir(run) / "manifest.json").exists() else []
+    left_out = outdated(imported, tested, dataset, matrix.samples)
+    stale: dict[str, str] = {}
+    if check:
+        current = [entry for entry in imported if entry["id"] not in left_out]
+        kept = {entry["id"]: entry["file"] for entry in current if (ledger_dir(run) / entry["file"]).exists()}
+        stale = _stale({**done, **kept}, run, defenses, dataset, device)
+    return Planned(
+        matrix,
+        dataset,
+        registry,
+        tested,
+        cells,
+        not_applicable,
+        studies,
+        defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
+        done.keys() - stale.keys(),
+        {id: reason for id, reason in stale.items() if id in done},
+        imported,
+        left_out | {id: reason for id, reason in stale.items() if id not in done},
+        set(untrained),
+        broken,
+    )
+
+
+def _stale(
+    files: Mapping[str, str], run: Path, defenses: Mapping[str, LoadedDefense], dataset: Dataset, device: torch.device
+) -> dict[str, str]:
+    """Why results that are there may not be kept, by id: a defense answers fixed images in another way than before."""
+    now: dict[str, Answers] = {}
+    reasons = {}
+    for id, file in files.items():
+        for name, before in read_provenance(ledger_dir(run) / file).get("logits", {}).items():
+            if name in defenses and name not in now:
+                now[name] = answers(defenses[name].defense, dataset, device)
+            found = difference(before, now.get(name))
+            if found:
+                reasons[id] = f"{name} answers {IMAGES} fixed images differently ({found})"
+    return reasons
 
 
 def _all_but(
@@ -167,6 +223,8 @@ def execute(
         device=str(device),
         provenance=provenance(str(device), matrix.seed),
     )
+    for line in _remarks(planned):
+        print(line, file=sys.stderr, flush=True)
     write_manifest(run, manifest(planned, run, job.provenance))
     works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
@@ -189,7 +247,17 @@ def execute(
                 run_serial(job, pending, on_done, on_chunk)
             else:
                 run_processes(job, pending, processes, on_done, on_chunk)
+    put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     return Outcome(len(pending), len(planned.done), failed)
+
+
+def _remarks(planned: Planned) -> list[str]:
+    """What a user is told of results that are there and not kept."""
+    again, out = Counter(planned.stale.values()), Counter(planned.left_out.values())
+    return [
+        *(f"{count} cells run again: {reason}" for reason, count in again.items()),
+        *(f"{count} imported cells are left out: {reason}" for reason, count in out.items()),
+    ]
 
 
 def cost(cell: Work, loaded: LoadedDefense) -> float:
@@ -210,8 +278,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
-    known = load_manifest(run).get("imported", []) if (ledger_dir(run) / "manifest.json").exists() else []
-    imported = still_valid(known, planned.defenses, dataset, matrix.samples)
+    imported = [entry for entry in planned.imported if entry["id"] not in planned.left_out]
     return {
         "matrix": matrix.name,
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
@@ -219,6 +286,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "images": write_clean(run, images, labels),
         "seed": matrix.seed,
         "thresholds": dict(matrix.thresholds),
+        "estimation_draws": matrix.estimation_draws,
         "resubmissions": matrix.resubmissions,
         "defenses": [_defense_entry(planned, name) for name in matrix.labels],
         "attacks": [
@@ -246,15 +314,14 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
                 "budget": cell.budget,
                 "alpha": cell.judging and cell.judging.alpha,
                 "estimation_draws": cell.judging and cell.judging.estimation_draws,
+                "identity": cell.identity,
             }
             for cell in planned.cells
         ]
         + imported,
-        "studies": [
-            {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
-            for study in planned.studies
-        ],
-        "imported": known,
+        "studies": [{key: getattr(study, key) for key in ENTRY} for study in planned.studies],
+        "imported": planned.imported,
+        "modules": modules(planned),
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
     }
@@ -278,6 +345,19 @@ def _defense_entry(planned: Planned, name: str) -> dict[str, Any]:
         "plugin": plugin,
         "set": parameters,
     }
+
+
+def modules(planned: Planned) -> dict[str, str]:
+    """Digests of all modules that the run's results depend on, by name."""
+    attacks = [planned.registry.get("attacks", entry.name) for entry in planned.matrix.attacks]
+    closures = [
+        engine_code(),
+        *(attack.code for attack in attacks),
+        *(loaded.code for loaded in planned.defenses.values()),
+        *([planned.substitute.code] if planned.substitute is not None else []),
+        *(code_of(kind) for kind in planned.matrix.studies),
+    ]
+    return dict(sorted({name: digest for of in closures for name, digest in of.modules.items()}.items()))
 
 
 def default_out(matrix: Matrix) -> Path:

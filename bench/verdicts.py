@@ -76,7 +76,8 @@ def decide(test: SequentialTest, draw: Draw, alpha: Tensor) -> Decisions:
 
     No row draws beyond the nearest point at which it could be decided, so that none of its draws is wasted.
     """
-    levels, level_of = alpha.cpu().unique(return_inverse=True)
+    levels, inverse = np.unique(alpha.cpu().numpy(), return_inverse=True)
+    level_of = torch.from_numpy(inverse)
     accepted_at, given_up_at = _tables(test, tuple(levels.tolist()))
     successes = torch.zeros(len(alpha), dtype=torch.int64)
     draws = torch.zeros_like(successes)

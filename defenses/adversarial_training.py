@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import defense
+from bench.ascent import ascend
 from bench.datasets import Dataset, Split
 from bench.norms import Norm
 from bench.threat import project
@@ -160,13 +161,15 @@ def perturb(
     along the sign of the gradient (Linf) or the gradient's direction (L2) by reach epsilon / steps, projected after
     each step."""
     noise = 2 * torch.rand_like(x) - 1 if norm == "Linf" else torch.randn_like(x)
-    adversarial = project(x + epsilon * noise, x, norm, epsilon)
-    for _ in range(steps):
-        adversarial.requires_grad_(True)
-        loss = F.cross_entropy(net(adversarial), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        direction = gradient.sign() if norm == "Linf" else F.normalize(gradient.flatten(1)).view_as(x)
-        adversarial = project(adversarial.detach() + reach * epsilon / steps * direction, x, norm, epsilon)
+
+    def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            loss = F.cross_entropy(net(leaf), y, reduction="sum")
+        return rows, torch.autograd.grad(loss, leaf)[0]
+
+    start = project(x + epsilon * noise, x, norm, epsilon)
+    adversarial, _ = ascend(gradient, x, norm, epsilon, start=start, lengths=[reach * epsilon / steps] * steps)
     return adversarial
 
 

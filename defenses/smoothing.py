@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import defense
+from bench.ascent import ascend, steepest
 from bench.cards import DefenseCard
 from bench.datasets import Dataset
 from bench.door import NO_DRAWS, drawn_logits
@@ -145,14 +146,17 @@ class VariationalSmoothing(Smoothed):
             offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
         else:
             length = rng.uniform((self.classes, 1, 1, 1)).flatten(0, 1) ** (1 / x[0].numel())
-            offset = length * self.direction(rng.normal(shape).flatten(0, 1))
-        z = project(center + self.radius * offset, center, self.norm, self.radius)
-        for _ in range(self.steps):
+            offset = length * steepest(rng.normal(shape).flatten(0, 1), self.norm)
+
+        def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
-                leaf = z.reshape(-1, *shape).requires_grad_(True)
-                (gradient,) = torch.autograd.grad(self.score(leaf).sum(), leaf)
-            step = STEP * self.radius * self.direction(gradient.flatten(0, 1))
-            z = project(z.detach() + step, center, self.norm, self.radius)
+                leaf = z.detach().reshape(-1, *shape).requires_grad_(True)
+                (slope,) = torch.autograd.grad(self.score(leaf).sum(), leaf)
+            return rows, slope.flatten(0, 1)
+
+        start = project(center + self.radius * offset, center, self.norm, self.radius)
+        lengths = [STEP * self.radius] * self.steps
+        z, _ = ascend(gradient, center, self.norm, self.radius, start=start, lengths=lengths)
         return z.reshape(-1, *shape)
 
     def score(self, points: Tensor) -> Tensor:
@@ -160,13 +164,6 @@ class VariationalSmoothing(Smoothed):
         log_softmax: Tensor = F.log_softmax(drawn_logits(self.base, points.flatten(0, 1), NO_DRAWS), 1)
         own: Tensor = log_softmax.reshape(-1, self.classes, self.classes).diagonal(dim1=1, dim2=2)
         return own
-
-    def direction(self, x: Tensor) -> Tensor:
-        """The step of length 1 in the norm that follows ``x`` (N, C, H, W) best."""
-        if self.norm == "Linf":
-            return x.sign()
-        length: Tensor = x.flatten(1).norm(dim=1).clamp_min(1e-30)
-        return x / length.reshape(-1, 1, 1, 1)
 
 
 def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing]:

@@ -10,11 +10,13 @@ from bench.cards import DefenseCard
 from bench.confidence import CONFIDENT, Calibration, calibrate
 from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
-from bench.distal import cotangent, distal_adversarials
+from bench.distal import distal_adversarials, evidence
+from bench.distal_study import CALIBRATION_IMAGES, measure
 from bench.door import mean_logits
-from bench.judge import VERDICT
+from bench.oracle import FRESH_DRAWS
 from bench.protocols import as_defense
 from bench.randomness import Streams
+from bench.studies import Study
 
 SHAPE = (1, 4, 4)
 PLAIN = Calibration(alpha=1, log_eta=-math.inf)
@@ -67,20 +69,25 @@ def ascend(model, calibration=PLAIN, per_class=3, batch_size=64, randomized=Fals
 # The direction.
 
 
+def slope(calibration, logits, targets):
+    leaf = logits.clone().requires_grad_(True)
+    return torch.autograd.grad(evidence(calibration)(leaf, targets).sum(), leaf)[0]
+
+
 @pytest.mark.parametrize("log_eta", [-math.inf, -10.0, 0.0, 3.0])
-def test_the_direction_is_the_derivative_of_the_part_that_the_image_gives_reason_for(log_eta):
+def test_the_ascent_follows_the_part_of_the_confidence_that_the_image_gives_reason_for(log_eta):
     torch.manual_seed(0)
     logits, targets = 3 * torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
     leaf = logits.clone().requires_grad_(True)
-    evidence = (2 * leaf).exp() + math.exp(log_eta)
+    evidences = (2 * leaf).exp() + math.exp(log_eta)
     own = (2 * leaf).exp().gather(1, targets[:, None])[:, 0]
-    (expected,) = torch.autograd.grad((own / evidence.sum(1)).log().sum(), leaf)
-    torch.testing.assert_close(2 * cotangent(Calibration(2, log_eta), logits, targets), expected)
+    (expected,) = torch.autograd.grad((own / evidences.sum(1)).log().sum(), leaf)
+    torch.testing.assert_close(2 * slope(Calibration(2, log_eta), logits, targets), expected)
 
 
 @pytest.mark.parametrize("logits", [[-500.0, 500.0], [-900.0, -800.0], [-3e38, 3e38]])
 def test_there_is_a_direction_however_improbable_the_target_is(logits):
-    weights = cotangent(Calibration(1, 0), torch.tensor([logits]), torch.tensor([0]))
+    weights = slope(Calibration(1, 0), torch.tensor([logits]), torch.tensor([0]))
     assert weights[0, 0] == 1
     assert weights.isfinite().all()
 
@@ -160,6 +167,23 @@ def test_unknown_confidence_never_counts():
     assert found.images.isfinite().all()
 
 
+def test_an_image_pays_for_its_steps():
+    found = ascend(Linear())
+    # Also for the gradient at the image that arrived.
+    assert torch.equal(found.oracle.forwards, found.steps + 1.0)
+    assert torch.equal(found.oracle.backwards, found.oracle.forwards)
+
+
+def test_a_study_divides_the_calibration_among_its_images():
+    dataset = load_dataset("digits")
+    study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
+    records = measure(study, made(ClassMeans(dataset)), dataset, torch.device("cpu"), lambda samples: None).records
+    calibration = min(CALIBRATION_IMAGES, len(dataset.test.labels)) / 20
+    assert (records["forwards"] == records["steps"] + 1 + calibration).all()
+    assert (records["backwards"] == records["steps"] + 1).all()
+    assert (records["status"] == "reached").all()
+
+
 # Independence.
 
 
@@ -194,7 +218,7 @@ def test_what_arrives_by_luck_is_measured_on_fresh_draws():
 
     first = measured(ids, 1)
     arrived = (first >= CONFIDENT).nonzero()[:, 0]
-    again = measured(arrived, VERDICT.max_draws)
+    again = measured(arrived, FRESH_DRAWS)
     assert (again < CONFIDENT).any()
     torch.testing.assert_close(found.confidences, first.index_copy(0, arrived, again))
 

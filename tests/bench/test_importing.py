@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bench
@@ -66,6 +67,61 @@ def test_what_holds_enters_the_ledger_and_what_does_not_says_why(made):
     kept = load_adversarials(folder / "run", records["cell"].iloc[0])
     np.testing.assert_array_equal(kept[0], adversarials[0])
     assert "imported:mine" in (folder / "run" / "report" / "summary_L2.csv").read_text()
+
+
+def test_what_is_judged_is_the_image_as_it_is_and_stretching_is_named(made):
+    """On the way to the adversarials, 0.95 of the distance from the boundary: within a stretch of 1.1 it is crossed."""
+    folder, adversarials, _ = made
+    means = bench.load_defense("class_means", "digits", plugins=[PLUGIN], device="cpu")
+    digits = bench.load_dataset("digits")
+    x, y = digits.test.images[:6], digits.test.labels[:6]
+    low, high = torch.zeros(6), torch.ones(6)
+    for _ in range(30):
+        middle = (low + high) / 2
+        hit = means.logits(x + middle[:, None, None, None] * (torch.from_numpy(adversarials) - x)).argmax(1) != y
+        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+    short = x + 0.95 * low[:, None, None, None] * (torch.from_numpy(adversarials) - x)
+    np.savez(folder / "mine.npz", adversarials=short.numpy())
+    result = enter(folder)
+    assert result.exit_code == 0, result.output
+    assert imported(folder, "L2")["status"].tolist() == ["not_found"] * 6
+    assert "6 found (stretched)" in enter(folder, "--stretch").output
+    both = bench.load_ledger(folder / "run")
+    stretched = both[both["attack"].str.endswith("_stretched") & both["norm"].eq("L2")]
+    assert stretched["reason"].tolist() == ["stretched"] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda x: 255 * x, "values from 0 to 255, allowed are 0 to 1; divide by 255?"),
+        (lambda x: (x - 0.5) / 0.5, "values from -1 to 1, allowed are 0 to 1; undo the normalization?"),
+        (lambda x: x * np.nan, "some values are not finite"),
+    ],
+)
+def test_violations_are_printed_with_their_reason_and_the_range_seen(made, change, hint):
+    folder, adversarials, _ = made
+    np.savez(folder / "mine.npz", adversarials=change(adversarials.astype(np.float32)).astype(np.float32))
+    output = enter(folder).output
+    assert hint in output
+    assert "6 violation (out_of_range)" in output or "6 violation (non_finite)" in output
+
+
+def test_imports_to_a_randomized_defense_have_keys_of_their_own_and_share_alpha(made):
+    folder, adversarials, _ = made
+    name = "randomized_smoothing:class_means"
+    (folder / "small.toml").write_text(MATRIX.replace('"class_means"', f'"{name}"'))
+    bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu")
+    for kept in (slice(0, 6), slice(0, 3), slice(0, 6)):
+        np.savez(folder / "mine.npz", adversarials=adversarials[kept])
+        assert enter(folder, "--defense", name).exit_code == 0
+    cells = [cell for cell in load_manifest(folder / "run")["cells"] if "imported" in cell]
+    first, second = ([cell["judging"] for cell in cells if cell["samples"] == list(range(n))] for n in (6, 3))
+    assert len(first) == len(second) == 2, "one for each norm; the same file counts once"
+    assert first[0]["seed"] == first[1]["seed"] != second[0]["seed"] == second[1]["seed"]
+    share = 6 / np.pi**2
+    assert first[0]["alpha"] == pytest.approx([0.001 * share] * 6)
+    assert second[0]["alpha"] == pytest.approx([0.001 * share / 4] * 6)
 
 
 def test_they_stay_when_the_run_goes_on_and_go_when_the_defense_has_changed(made):

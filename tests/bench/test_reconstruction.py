@@ -74,6 +74,14 @@ def test_the_first_ball_holds_the_image_alone_and_the_others_what_fools_the_defe
         assert change <= record["epsilon"] * (1 + 1e-6)
 
 
+def test_records_say_what_was_spent():
+    """A reconstruction each, and 40 steps in the balls that hold more than the image."""
+    _, found = studied(Means(load_dataset("digits")))
+    spent = found.records.groupby("epsilon")[["forwards", "backwards"]].agg(["min", "max"])
+    assert spent["forwards"].to_numpy().tolist() == [[1, 1], [41, 41], [41, 41]]
+    assert spent["backwards"].to_numpy().tolist() == [[0, 0], [40, 40], [40, 40]]
+
+
 def test_an_autoencoder_without_classes_decodes():
     _, found = studied(Blurred())
     np.testing.assert_allclose(found.images[1::2], found.images[::2] / 2)

@@ -15,7 +15,7 @@ from bench.loading import load_trained, make_defense
 from bench.protocols import HasLowerBound
 from bench.randomness import Streams
 from bench.registry import Registry
-from bench.studies import Study
+from bench.studies import COSTS, Study
 from defenses.abs import bounds
 from defenses.abs.model import at
 from defenses.nearest_neighbour import NearestNeighbour
@@ -217,5 +217,15 @@ def test_a_study_holds_one_record_per_sample(digits):
     assert frame["sample"].tolist() == list(range(10))
     assert frame["certificate"].all()
     assert (frame["lower_bound"] >= 0).all()
+    # It compares images, and asks for no logits.
+    assert (frame[list(COSTS)] == 0).all(axis=None)
     expected = defense.lower_bound(digits.test.images[:10], digits.test.labels[:10], "L2", streams(10)).values
     assert frame["lower_bound"].tolist() == pytest.approx(expected.clamp_min(0).tolist(), rel=1e-5)
+
+
+def test_a_study_counts_the_passes_that_a_bound_takes(digits):
+    defense = load_trained("randomized_smoothing:cnn_gaussian", digits, Registry(), 0, CPU).defense
+    study = Study("lower_bound", "digits", "randomized_smoothing:cnn_gaussian", "L2", None, 0, 3, 2, None, {})
+    frame = measure(study, defense, digits, CPU, lambda samples: None).records
+    assert (frame["forwards"] == CERTIFYING_DRAWS).all()
+    assert (frame[["backwards", "inner_steps"]] == 0).all(axis=None)

@@ -5,6 +5,7 @@ import torch
 from scipy.stats import norm as normal
 from torch import nn
 
+from bench.ascent import steepest
 from bench.cards import DefenseCard, card_of
 from bench.cells import plan
 from bench.datasets import load_dataset
@@ -74,7 +75,7 @@ def test_the_search_finds_the_likeliest_point_of_the_ball_for_each_class(norm):
     w = base.module[1].weight
     for y in (0, 1):
         step = (w[y] - w[1 - y]).reshape(SHAPE).expand_as(x)
-        best = project(x + 10 * smoothed.direction(step), x, norm, 0.1)
+        best = project(x + 10 * steepest(step, norm), x, norm, 0.1)
         assert torch.allclose(found[:, y], best, atol=1e-4)
 
 
@@ -229,7 +230,7 @@ def test_the_base_is_trained_once_as_itself_and_makes_part_of_the_identity():
         assert not needs_training(made, dataset, 0)
         loaded = load_trained(f"{wrapper}:cnn_gaussian", dataset, registry, 0, CPU)
         assert loaded.fingerprint == base.fingerprint
-        assert loaded.code.endswith(f"around {base.code}")
+        assert loaded.code.modules.items() >= base.code.modules.items()
 
 
 def test_smoothing_keeps_the_accuracy_of_a_net_trained_with_noise():
