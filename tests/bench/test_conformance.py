@@ -10,6 +10,7 @@ from bench.datasets import load_dataset
 from bench.loading import LoadedDefense, load_trained
 from bench.protocols import as_defense
 from bench.registry import Plugin, Registry
+from bench.source import Sources
 
 
 class Faulty(nn.Module):
@@ -93,7 +94,7 @@ def checks_of(make, **card):
         return make()
 
     made = as_defense(factory.__assay_card__, factory())
-    return check_defense(LoadedDefense(Plugin(made.card, factory, "test", ""), made), load_dataset("digits"))
+    return check_defense(LoadedDefense(Plugin(made.card, factory, "test", "test", Sources()), made), load_dataset("digits"))
 
 
 SHARP = {
