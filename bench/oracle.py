@@ -319,7 +319,8 @@ class Oracle:
         return self._goal.refusal(self._y[ids], self.classes).to(x.dtype)
 
     def _suspicion(self, x: Tensor) -> Tensor:
-        assert isinstance(self._defense, HasDetectionScore)
+        if not isinstance(self._defense, HasDetectionScore):
+            raise AccessDenied("the defense has no detection score")
         return self._defense.detection_score(x)
 
     def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
