@@ -285,9 +285,9 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             {
                 "name": label,
                 "norms": [norm for norm in matrix.thresholds if norm in norms[label]],
-                "kind": "bounded" if first[label].bounded else "minimal",
+                "kind": first[label].kind,
                 "access": card.access,
-                "parameters": {**card.parameters, **first[label].parameters},
+                "parameters": first[label].effective(card, norms[label]),
                 "budget": first[label].budget or card.budget,
                 "citation": card.citation,
             }
