@@ -140,17 +140,15 @@ def plan(
 @app.command()
 def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
     """Say how far runs are."""
-    from bench.ledger import ledger_dir, load_manifest, read_cell
+    from bench.ledger import load_manifest, reader, works
 
     rows = []
     for folder in runs:
         manifest = load_manifest(folder)
-        works = [*manifest["cells"], *manifest.get("studies", [])]
-        files = [ledger_dir(folder) / work["file"] for work in works]
-        frames = [read_cell(file)[0] for file in files if file.exists()]
-        failed = sum(bool(frame["status"].eq("failed").any()) for frame in frames)
-        violated = sum(bool(frame["status"].eq("violation").any()) for frame in frames)
-        rows.append((str(folder), manifest["matrix"], f"{len(frames)}/{len(files)}", str(failed), str(violated)))
+        files, planned = reader(folder, manifest), works(manifest)
+        statuses = [set(files.read(work).table["status"].to_pylist()) for work in planned if files.is_there(work)]
+        failed, violated = (sum(what in each for each in statuses) for what in ("failed", "violation"))
+        rows.append((str(folder), manifest["matrix"], f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
     _print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
 
 

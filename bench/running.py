@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 
 from bench.cells import Cell, NotApplicable, plan, transfers
+from bench.consistency import Images, sample_hash
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.importing import attack_entries, still_valid
-from bench.ledger import ledger_dir, load_manifest, verify_cell, write_clean, write_manifest
+from bench.ledger import SCHEMA_VERSION, Reader, is_done, ledger_dir, load_manifest, write_clean, write_manifest
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
@@ -116,8 +117,33 @@ def prepare(
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
-    done = {work.id for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
+    files = _reader(run, matrix, dataset, tested)
+    done = {work.id for work in known if is_done(entry_of(work), files)}
     return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained))
+
+
+def entry_of(work: Work) -> dict[str, Any]:
+    """What the manifest says of a cell or a study, as far as its file must agree."""
+    if isinstance(work, Study):
+        return {key: getattr(work, key) for key in ENTRY}
+    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget")
+    judging = {key: work.judging and getattr(work.judging, key) for key in ("alpha", "estimation_draws")}
+    return {**{key: getattr(work, key) for key in keys}, **judging}
+
+
+def _reader(run: Path, matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> Reader:
+    """Reads what is there of a run; its manifest, if it has one, must be as it was written."""
+    images = Images(
+        dataset=dataset.name,
+        classes=dataset.classes,
+        shape=tuple(dataset.shape),
+        samples=range(matrix.samples),
+        hashes=[sample_hash(image) for image in dataset.test.images[: matrix.samples].numpy()],
+        labels=dataset.test.labels[: matrix.samples].numpy(),
+        randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
+    )
+    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
+    return Reader(ledger_dir(run), images, known.get("files") or {})
 
 
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
@@ -145,7 +171,7 @@ def execute(
         device=str(device),
         provenance=provenance(str(device), matrix.seed),
     )
-    write_manifest(run, manifest(planned, run, job.provenance))
+    content = manifest(planned, run, job.provenance)
     works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
         (work for work in works if work.id not in planned.done),
@@ -153,6 +179,7 @@ def execute(
     )
     failed: list[str] = []
     if pending:
+        write_manifest(run, content)
         samples = sum(work.samples for work in pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
 
@@ -168,6 +195,7 @@ def execute(
             else:
                 run_processes(job, pending, processes, on_done, on_chunk)
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
+    write_manifest(run, content, finished=True)
     return Outcome(len(pending), len(planned.done), failed)
 
 
@@ -189,7 +217,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
-    known = load_manifest(run).get("imported", []) if (ledger_dir(run) / "manifest.json").exists() else []
+    before = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
+    known = before.get("imported", []) if before.get("schema") == SCHEMA_VERSION else []
     imported = still_valid(known, planned.defenses, dataset, matrix.samples)
     return {
         "matrix": matrix.name,
@@ -228,23 +257,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             for label, card in cards.items()
         ]
         + attack_entries(imported),
-        "cells": [
-            {
-                "id": cell.id,
-                "defense": cell.defense,
-                "attack": cell.attack,
-                "norm": cell.norm,
-                "epsilon": cell.epsilon,
-                "file": cell.file,
-                "parameters": cell.parameters,
-                "budget": cell.budget,
-                "alpha": cell.judging and cell.judging.alpha,
-                "estimation_draws": cell.judging and cell.judging.estimation_draws,
-            }
-            for cell in planned.cells
-        ]
-        + imported,
-        "studies": [{key: getattr(study, key) for key in ENTRY} for study in planned.studies],
+        "cells": [entry_of(cell) for cell in planned.cells] + imported,
+        "studies": [entry_of(study) for study in planned.studies],
         "imported": known,
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
