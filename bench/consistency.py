@@ -21,6 +21,7 @@ _DISTANCES = ("l0", "l2", "linf")
 _ROUNDING = 1e-9
 """Relative slack of inequalities between distances, which are sums in float64."""
 _SPENT = ("forwards", "backwards", "inner_steps", "seconds")
+_RATES = ("success_rate", "success_low", "success_high", "likely_rate")
 _COUNTS = ("draws_choosing", "draws_deciding", "draws_estimating", "likely_errors", "likely_draws", "non_finite")
 _STUDY_STATUSES = {
     "lower_bound": ("bound", "failed"),
@@ -256,22 +257,22 @@ class _Rules:
 
     def _rate_rules(self) -> Iterator[tuple[str, NDArray[np.bool_], str]]:
         columns, broken = self._columns, self._columns["broken"].astype(bool)
-        for name in ("success_rate", "success_low", "success_high", "likely_rate", "useless_gradients"):
-            if name in columns:
-                yield name, (columns[name] < 0) | (columns[name] > 1), "a share lies in [0, 1]"
-        rate = columns["success_rate"]
-        if not self._randomized:
-            yield "success_rate", broken & (rate != 1), "a deterministic defense has 1 where broken"
-        if "success_low" in columns:
-            low, high = columns["success_low"], columns["success_high"]
-            yield "success_rate", ~broken & ~np.isnan(rate), "only a broken sample has a success rate"
-            yield "success_low", low > rate, "the interval holds the rate"
-            yield "success_high", high < rate, "the interval holds the rate"
-        if "likely_errors" in columns:
-            yield "likely_errors", columns["likely_errors"] > columns["likely_draws"], "at most as many as draws"
+        for name in (*_RATES, "useless_gradients"):
+            yield name, (columns[name] < 0) | (columns[name] > 1), "a share lies in [0, 1]"
         for name in _COUNTS:
-            if name in columns:
-                yield name, columns[name] < 0, "a count is 0 or more"
+            yield name, columns[name] < 0, "a count is 0 or more"
+        rate = columns["success_rate"]
+        yield "success_rate", ~broken & ~np.isnan(rate), "only a broken sample has a success rate"
+        if self._randomized:
+            yield "success_low", columns["success_low"] > rate + _ROUNDING, "the interval holds the rate"
+            yield "success_high", columns["success_high"] < rate - _ROUNDING, "the interval holds the rate"
+            yield "likely_errors", columns["likely_errors"] > columns["likely_draws"], "at most as many as draws"
+        else:
+            yield "success_rate", broken & (rate != 1), "a deterministic defense has 1 where broken"
+            for name in _RATES[1:]:
+                yield name, ~np.isnan(columns[name]), "a deterministic defense has none"
+            for name in _COUNTS[:-1]:
+                yield name, columns[name] != 0, "a deterministic defense has no draws"
 
     def _cost_rules(self) -> Iterator[tuple[str, NDArray[np.bool_], str]]:
         for name in _SPENT:

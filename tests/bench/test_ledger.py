@@ -321,6 +321,31 @@ def test_a_randomized_defense_may_be_wrong_most_of_the_time_and_answer_the_label
     read_all(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("success_rate", 0.9), ("success_low", 0.8), ("likely_errors", 3), ("draws_deciding", 10), ("likely_rate", 0.5)],
+)
+def test_a_deterministic_defense_has_no_draws(run, field, value):
+    frame = records()
+    frame.loc[1, field] = value
+    write_cell(one(run), frame, ADVERSARIALS, {})
+    assert f"row 1 (sample 1) {field} is {value}" in refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("success_low", 0.8), ("success_high", 0.6), ("likely_errors", 21), ("draws_choosing", -1), ("likely_rate", 2.0)],
+)
+def test_shares_and_counts_of_a_randomized_defense_stay_in_their_ranges(tmp_path, field, value):
+    planned = {**manifest(tmp_path, [entry()]), "defenses": [{"name": "net", "randomized": True}]}
+    write_manifest(tmp_path, planned)
+    rates = {"success_rate": [0.6, 0.7, NAN, NAN], "success_low": 0.5, "success_high": 0.9}
+    frame = records(**rates, likely_rate=0.5, likely_errors=9, likely_draws=20)
+    frame.loc[1, field] = value
+    write_cell(one(tmp_path), frame, ADVERSARIALS, {})
+    assert f"row 1 (sample 1) {field} is {value}" in refusal(tmp_path)
+
+
 def test_half_of_the_rows_are_refused(run):
     write_cell(one(run), records().head(2), ADVERSARIALS[:2], {})
     assert "number of rows is 2; the run has 4 samples" in refusal(run)
@@ -386,9 +411,9 @@ def test_an_altered_column_differs_from_the_seal(run, column):
 
 
 def test_another_encoding_of_the_same_records_is_the_same(run):
-    table = pq.read_table(one(run))
+    before, table = load_ledger(run), pq.read_table(one(run))
     pq.write_table(table, one(run), compression="none", use_dictionary=False)
-    pd.testing.assert_frame_equal(load_ledger(run), records())
+    pd.testing.assert_frame_equal(load_ledger(run), before)
 
 
 @pytest.mark.parametrize("change", ["altered", "added", "removed"])
