@@ -305,11 +305,10 @@ class Reader:
             UserError: when they are missing or corrupt, or do not fit the records.
         """
         result = self.read(entry)
-        path = result.path.with_suffix(".npz")
-        arrays = _read_images(path, result.facts.get("images_sha256", ""))
+        arrays = images_beside(result)
         if "attack" in entry:
-            broken = result.table["broken"].to_numpy(zero_copy_only=False)
-            _refuse(image_violations(str(path), arrays["adversarial"], broken, self.images))
+            broken, path = result.table["broken"].to_numpy(), str(result.path.with_suffix(".npz"))
+            _refuse(image_violations(path, arrays["adversarial"], broken, self.images))
         return arrays
 
     def is_there(self, entry: Mapping[str, Any]) -> bool:
@@ -330,6 +329,16 @@ class Reader:
         return result
 
 
+def images_beside(result: Result) -> dict[str, NDArray[Any]]:
+    """The arrays of images beside a file of records; none where it has none.
+
+    Raises:
+        UserError: when they are missing or corrupt.
+    """
+    digest = _images_hash(result)
+    return {} if digest is None else _read_images(result.path.with_suffix(".npz"), digest)
+
+
 def _images_hash(result: Result) -> str | None:
     digest: str | None = result.facts.get("images_sha256")
     return digest
@@ -347,7 +356,7 @@ def reader(run: Path | str, manifest: Mapping[str, Any]) -> Reader:
     Raises:
         UserError: when the clean images are missing or corrupt.
     """
-    arrays = _clean_arrays(run, manifest)
+    arrays = clean_arrays(run, manifest)
     images = Images(
         dataset=manifest["dataset"]["name"],
         classes=manifest["dataset"]["classes"],
@@ -452,12 +461,21 @@ def load_manifest(run: Path | str) -> dict[str, Any]:
             f"manifest {path}: schema version {manifest.get('schema')}, this assay reads "
             f"{' and '.join(map(str, READABLE))}; delete the run's folder or choose another with --out"
         )
+    names = [manifest.get("images", ""), *(work["file"] for work in works(manifest)), *(manifest.get("files") or {})]
+    if any(Path(name).name != name for name in names):
+        raise UserError(
+            f"manifest {path}: a file is named that is not in its folder; delete it and repeat the assay run"
+        )
     key = altered_key(manifest) if manifest["schema"] == SCHEMA_VERSION else None
     if key is not None:
         raise UserError(
             f"manifest {path}: its key {key!r} was altered: it differs from its seal; "
             "delete the manifest and repeat the assay run that made it"
         )
+    names = [manifest.get("images", ""), *(work["file"] for work in works(manifest)), *manifest.get("files", {})]
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"manifest {path}: its file {name!r} lies in another folder; repeat the assay run")
     return manifest
 
 
@@ -522,10 +540,10 @@ def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64
 
 def load_clean(run: Path | str) -> NDArray[np.float32]:
     """The run's clean images (S, C, H, W), float32 in [0, 1], in the order of the manifest's samples."""
-    return _clean_arrays(run, load_manifest(run))["images"]
+    return clean_arrays(run, load_manifest(run))["images"]
 
 
-def _clean_arrays(run: Path | str, manifest: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def clean_arrays(run: Path | str, manifest: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """The run's clean ``images`` and ``labels``, which must be those that their file's name says."""
     path = ledger_dir(run) / manifest["images"]
     arrays = _read_images(path, manifest.get("files", {}).get(path.name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -222,6 +223,8 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
     imported = still_valid(known, planned.defenses, dataset, matrix.samples)
     return {
         "matrix": matrix.name,
+        "definition": matrix.model_dump(mode="json"),
+        "plugins": [{"file": plugin, "sha256": _sha256(plugin)} for plugin in planned.registry.plugins],
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
         "samples": list(range(matrix.samples)),
         "images": write_clean(run, images, labels),
@@ -263,6 +266,10 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
     }
+
+
+def _sha256(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def default_out(matrix: Matrix) -> Path:

@@ -77,7 +77,7 @@ def test_every_table_and_figure_is_a_file(report):
         for norm in ("L2", "Linf", "L0")
     ]
     expected |= {f"figures/{figure}.{kind}" for figure in figures for kind in ("pdf", "png")}
-    assert names == expected | {"index.html"}
+    assert names == expected | {"index.html", "options.json"}
 
 
 def test_the_report_comes_from_the_ledger_alone(report, tmp_path):
