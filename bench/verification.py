@@ -482,7 +482,7 @@ class _Drawn:
             self._check_prediction("adversarial_prediction", row, own)
             if not replayed:
                 self._check_rate(row, count, int(own.sum()))
-        self._check_clean(memory)
+        self._check_clean(memory, replayed)
         if replayed:
             self._replay(images, likeliest, memory)
 
@@ -508,18 +508,20 @@ class _Drawn:
         if taken and fisher_exact(table).pvalue < REFUTED:
             self._cell.fault("success_rate", row, f"{errors} of {draws} fresh draws misclassify its image")
 
-    def _check_clean(self, memory: dict[Any, Any]) -> None:
+    def _check_clean(self, memory: dict[Any, Any], replayed: bool) -> None:
         """What the record says of clean images, by fresh draws."""
         records = self._cell.records
         wrong = (records["status"] == "clean_error").to_numpy()
-        key = (id(self._defense), tuple(self._cell.samples), wrong.tobytes(), "fresh")
+        key = (id(self._defense), tuple(self._cell.samples), wrong.tobytes(), replayed)
         if key not in memory:
-            memory[key] = self._fresh(self._x, np.arange(len(self._x)), wrong, stop=True)
+            memory[key] = self._fresh(self._x, np.arange(len(self._x)), wrong, stop=replayed)
         errors, votes = memory[key]
         for row in np.flatnonzero((records["clean_prediction"] >= 0).to_numpy()).tolist():
             count, draws = int(errors[row]), int(votes[row].sum())
             if wrong[row]:
                 self._check_verdict(row, count, draws)
+                if not replayed:
+                    self._check_rate(row, count, draws)
             elif binom.sf(count - 1, draws, VERDICT.alternative) < REFUTED:
                 self._cell.fault("status", row, f"{count} of {draws} fresh draws misclassify the clean image")
             self._check_prediction("clean_prediction", row, votes[row])
