@@ -28,6 +28,7 @@ _STUDY_STATUSES = {
     "distal": ("reached", "not_reached", "failed"),
     "detection": ("clean_error", "attacked", "failed"),
     "reconstruction": ("reconstructed", "failed"),
+    "refutation": ("tested",),
 }
 _STUDY_RANGES = {
     "lower_bound": (0.0, np.inf),
@@ -117,7 +118,11 @@ def study_violations(file: str, table: pa.Table, entry: Mapping[str, Any], image
         yield Violation(file, missing[0], "missing", "every study has this column")
         return
     yield from _foreign(file, table, identity)
-    if table["sample"].to_pylist() != list(range(len(table))):
+    own = table["sample"].to_pylist()
+    if entry["kind"] == "refutation":  # of some of the run's images
+        if not set(own) <= set(images.samples) or own != sorted(set(own)):
+            yield Violation(file, "sample", "out of order", "records are of samples of the run, each once")
+    elif own != list(range(len(table))):
         yield Violation(file, "sample", "out of order", f"records are numbered from 0 to {len(table) - 1}")
     statuses = table["status"].to_pylist()
     allowed = _STUDY_STATUSES.get(str(entry["kind"]))

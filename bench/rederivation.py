@@ -6,6 +6,7 @@ Nobody measures again: a detector and who evades it, steps of a distal adversari
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from bench.distal_study import CALIBRATION_IMAGES
 from bench.ledger import Result
 from bench.protocols import Defense
 from bench.provenance import kind_of_machine
+from bench.refutation import KIND as REFUTATION
+from bench.refutation import contested, errors_on
 from bench.studies import Measured, Study, kind_of
 
 AGAIN = ("lower_bound", "reconstruction")
@@ -33,6 +36,7 @@ SAME_MACHINE, OTHER_MACHINE = 1e-6, 1e-3
 
 
 def rederived(
+    run: Path,
     entry: Mapping[str, Any],
     result: Result,
     arrays: Mapping[str, NDArray[Any]],
@@ -42,11 +46,14 @@ def rederived(
     manifest: Mapping[str, Any],
     memory: dict[Any, Any],
 ) -> list[str]:
-    """What of a study's records and images (M, C, H, W) does not hold, one line each.
+    """What of a study's records and images (M, C, H, W) of a run does not hold, one line each.
 
     ``memory`` keeps what was measured, for another copy of the same study.
     """
     records = result.table.to_pandas()
+    if entry["kind"] == REFUTATION:
+        found = _refutations(run, entry, result, records, defense, dataset, device, manifest["seed"])
+        return [str(violation) for violation in found]
     if records["status"].eq("failed").any() or not len(records):
         return []
     study = Study(
@@ -78,6 +85,28 @@ def rederived(
     else:
         found = iter(())
     return [str(violation) for violation in found]
+
+
+def _refutations(
+    run: Path,
+    entry: Mapping[str, Any],
+    result: Result,
+    records: pd.DataFrame,
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    seed: int,
+) -> Iterator[Violation]:
+    """The contested certificates, and what the study's own draws say of them."""
+    rows = contested(run, entry["defense"], entry["norm"])
+    if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
+        yield Violation(str(result.path), "sample", str(records["sample"].tolist()), "other certificates are contested")
+        return
+    for name in ("lower_bound", "distance"):
+        yield from _differing(result, name, records[name].to_numpy(), rows[name].to_numpy(), SAME_MACHINE)
+    if result.facts.get("kind_of_machine") == kind_of_machine(str(device)):
+        errors = errors_on(run, rows, defense, dataset.classes, seed, device)
+        yield from _differing(result, "errors", records["errors"].to_numpy(), errors, 0)
 
 
 def _compared(

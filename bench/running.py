@@ -21,6 +21,7 @@ from bench.matrix import Matrix
 from bench.progress import bar
 from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
+from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
@@ -179,8 +180,8 @@ def execute(
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
     failed: list[str] = []
+    write_manifest(run, content, finished=not pending)
     if pending:
-        write_manifest(run, content)
         samples = sum(work.samples for work in pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
 
@@ -196,7 +197,7 @@ def execute(
             else:
                 run_processes(job, pending, processes, on_done, on_chunk)
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
-    write_manifest(run, content, finished=True)
+    write_manifest(run, load_manifest(run), finished=True)
     return Outcome(len(pending), len(planned.done), failed)
 
 
@@ -219,7 +220,10 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         for label in cards
     }
     before = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
-    known = before.get("imported", []) if before.get("schema") == SCHEMA_VERSION else []
+    current = before.get("schema") == SCHEMA_VERSION
+    known = before.get("imported", []) if current else []
+    # `put_to_test` says which of these still hold.
+    refutations = [study for study in before.get("studies", []) if current and study["kind"] == REFUTATION]
     imported = still_valid(known, planned.defenses, dataset, matrix.samples)
     return {
         "matrix": matrix.name,
@@ -261,7 +265,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         ]
         + attack_entries(imported),
         "cells": [entry_of(cell) for cell in planned.cells] + imported,
-        "studies": [entry_of(study) for study in planned.studies],
+        "studies": [*(entry_of(study) for study in planned.studies), *refutations],
         "imported": known,
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,

@@ -366,7 +366,7 @@ class _Session:
             else:
                 device, memory = self._laboratory.device, self._laboratory.memory
                 self._found.faults += rederived(
-                    work, result, arrays, loaded.defense, self._dataset, device, self._manifest, memory
+                    self._run, work, result, arrays, loaded.defense, self._dataset, device, self._manifest, memory
                 )
 
     def _judge_cell(
