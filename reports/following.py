@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.errors import UserError
+from bench.ledger import SCHEMA_VERSION
 from reports.report import OPTIONS, write_run_report
 from reports.runs import load_run
 from reports.selection import selected
@@ -27,21 +28,25 @@ def not_following(run_dir: Path) -> list[str]:
         UserError: when the ledger is damaged.
     """
     report = run_dir / "report"
-    stored = sorted(report.glob("*.csv"))
-    if not stored:
+    if not any(report.glob("*.csv")):
         return []
     run = load_run(run_dir)
     options = _options(report / OPTIONS)
-    if options is None and run.manifest["schema"] < 3:
+    if options is None and run.manifest["schema"] < SCHEMA_VERSION:
         return []  # a report of that time says other things; write it anew with: assay report
-    known = options or {}
-    try:
-        chosen = selected(run, known.get("norms"), known.get("attacks"))
-        with TemporaryDirectory() as folder:
-            write_run_report(chosen, Path(folder), formats=["csv"], baseline=known.get("baseline"))
-            return [line for path in stored for line in _differences(path, Path(folder) / path.name)]
-    except (UserError, TypeError) as error:
-        return [f"{report / OPTIONS}: {error}"]
+    chosen = options or {}
+    with TemporaryDirectory() as folder:
+        try:
+            own = selected(run, chosen.get("norms"), chosen.get("attacks"))
+            write_run_report(own, Path(folder), formats=["csv"], baseline=chosen.get("baseline"))
+        except (UserError, TypeError) as error:
+            return [f"{report / OPTIONS}: {error}"]
+        return differences(report, Path(folder))
+
+
+def differences(report: Path, expected: Path) -> list[str]:
+    """What in the CSV files of a report's folder is not as in those of another one, one line each."""
+    return [line for path in sorted(report.glob("*.csv")) for line in _differences(path, expected / path.name)]
 
 
 def _options(path: Path) -> dict[str, Any] | None:

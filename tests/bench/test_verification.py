@@ -1,5 +1,6 @@
 """`assay verify` finds whatever is altered in a run, also where all hashes are made anew, and nothing elsewhere."""
 
+import csv
 import json
 import shutil
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from bench.cli import app
 from bench.intervals import wilson_interval
 from bench.ledger import load_manifest, read_cell, write_cell, write_manifest, write_study
 from bench.verification import Laboratory, verify
+from reports import load_run, not_following, write_run_report
+from reports.following import differences
 
 PLUGIN = Path(__file__).with_name("verified_plugins.py")
 SCHEMA_2 = Path(__file__).with_name("schema2")
@@ -38,10 +41,11 @@ thresholds = { L2 = 0.6 }
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A finished run of a deterministic and a randomized defense, with every kind of study."""
+    """A finished run of a deterministic and a randomized defense, with every kind of study, and its tables."""
     folder = tmp_path_factory.mktemp("original")
     (folder / "small.toml").write_text(MATRIX)
     bench.run(folder / "small.toml", plugins=[PLUGIN], out=folder / "run", device="cpu", runner="serial")
+    write_run_report(load_run(folder / "run"), folder / "run" / "report", formats=["csv"])
     return folder / "run"
 
 
@@ -363,7 +367,7 @@ class Sizes:
 
 
 SIZES = [
-    pytest.param(Sizes(3, 60, 33), id="some"),
+    pytest.param(Sizes(2, 60, 24), id="some"),
     pytest.param(Sizes(100, 1000, 300), id="all", marks=pytest.mark.slow),
 ]
 
@@ -396,10 +400,26 @@ def another(value, random):
     return f"{value}x" if isinstance(value, str) else "x"
 
 
+def another_text(text):
+    """Another number, or another text."""
+    try:
+        return f"{float(text) * 1.01 + 1e-3:.9g}" if np.isfinite(float(text)) else "1.5"
+    except ValueError:
+        return f"{text}x"
+
+
 def alter(run, random):
     """Alters one field of one file, at random, and no hash; returns what was altered."""
-    paths = sorted(path for path in (run / "ledger").iterdir())
+    paths = sorted([*(run / "ledger").iterdir(), *(run / "report").glob("*.csv")])
     path = paths[random.integers(len(paths))]
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+        row, column = int(random.integers(len(rows))), int(random.integers(len(rows[0])))
+        rows[row][column] = another_text(rows[row][column])
+        with path.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        return path.name, (row, column)
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         places = [place for place in leaves(content) if place]
@@ -446,7 +466,9 @@ def test_every_altered_field_of_every_file_is_detected(original, tmp_path, sizes
     for number in range(sizes.alterations):
         shutil.copytree(original, tmp_path / "run")
         what = alter(tmp_path / "run", random)
-        assert verify(tmp_path / "run", None).faults, (number, what)
+        # The ledger is untouched where the report is altered, so that its tables are those of the original.
+        found = verify(tmp_path / "run", None, lambda run: differences(run / "report", original / "report"))
+        assert found.faults, (number, what)
         shutil.rmtree(tmp_path / "run")
 
 
@@ -454,7 +476,8 @@ def test_every_altered_field_of_every_file_is_detected(original, tmp_path, sizes
 def test_untouched_copies_are_not_reported(original, tmp_path, laboratory, sizes):
     for number in range(sizes.copies):
         shutil.copytree(original, tmp_path / f"copy{number}")
-        assert verify(tmp_path / f"copy{number}", laboratory).faults == []
+        follows = not_following if number < 3 else lambda run: ()
+        assert verify(tmp_path / f"copy{number}", laboratory, follows).faults == []
         shutil.rmtree(tmp_path / f"copy{number}")
 
 
@@ -506,7 +529,11 @@ def test_forgeries_with_new_hashes_are_named_with_row_and_field(original, tmp_pa
     for number in range(sizes.forgeries):
         shutil.copytree(original, tmp_path / "run")
         kinds = forgeries(random)
-        condition, field, value = kinds[number % len(kinds)]
+        if number % (len(kinds) + 1) == len(kinds):
+            forge_number(original, tmp_path / "run", random)
+            shutil.rmtree(tmp_path / "run")
+            continue
+        condition, field, value = kinds[number % (len(kinds) + 1)]
         entries = cells(tmp_path / "run")
         random.shuffle(entries)
         entry, row = chosen(tmp_path / "run", condition, entries, random)
@@ -526,6 +553,32 @@ def test_forgeries_with_new_hashes_are_named_with_row_and_field(original, tmp_pa
         if field in ("l0", "l2", "linf", "adversarial_prediction", "label", "success_rate"):
             assert any(f" {field} is " in line for line in lines), (number, field, lines)
         shutil.rmtree(tmp_path / "run")
+
+
+def forge_number(original, run, random):
+    """A number of a table: no hash covers it."""
+    paths = sorted((run / "report").glob("*.csv"))
+    path = paths[random.integers(len(paths))]
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    places = [(r, c) for r in range(1, len(rows)) for c, text in enumerate(rows[r]) if is_number(text)]
+    if not places:
+        return
+    row, column = places[random.integers(len(places))]
+    rows[row][column] = another_text(rows[row][column])
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    (line,) = differences(run / "report", original / "report")
+    assert f"{path}: row {row} " in line
+    assert repr(rows[0][column]) in line
+
+
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def chosen(run, condition, entries, random):
