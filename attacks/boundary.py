@@ -40,7 +40,6 @@ SMOOTHING = 1 / 16
     access="decision",
     stochastic=True,
     budget=8000,
-    version=4,
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
 )
 def boundary(

@@ -15,7 +15,6 @@ from bench.cards import attack
     norms=["L2", "Linf"],
     access="gradient",
     budget=600,
-    version=3,
     citation="Moosavi-Dezfooli, Fawzi & Frossard 2016, DeepFool: a simple and accurate method to fool deep networks",
 )
 def deepfool(

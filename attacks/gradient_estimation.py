@@ -184,7 +184,6 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         stochastic=True,
         budget=budget,
         citation=card.citation,
-        version=card.version,
     )(estimated)
 
 

@@ -30,7 +30,6 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     access="decision",
     stochastic=True,
     budget=1000,
-    version=3,
     citation=CITATION,
 )
 def gaussian_noise(
@@ -40,7 +39,7 @@ def gaussian_noise(
     return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
 
 
-@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, version=3, citation=CITATION)
+@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
 def uniform_noise(
     oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 8
 ) -> Tensor:
@@ -82,7 +81,7 @@ def additive_noise(
     return oracle.closest(loudest)
 
 
-@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, version=3, citation=CITATION)
+@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
 def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
     """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
 

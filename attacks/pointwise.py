@@ -29,16 +29,14 @@ SQUARES = (2, 4, 8)
 hardly looks, and neighbours go together."""
 
 
-@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, version=4, citation=CITATION)
+@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, citation=CITATION)
 def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 50, bisections: int = 10) -> Tensor:
     """One repetition of Pointwise, from the best of a few draws of salt and pepper noise on ``rungs`` densities; see
     `undo`."""
     return _pointwise(oracle, x, y, 1, STARTS, rungs, bisections)
 
 
-@attack(
-    "pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, version=4, citation=CITATION
-)
+@attack("pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, citation=CITATION)
 def pointwise_10x(
     oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 50, bisections: int = 10
 ) -> Tensor:

@@ -17,7 +17,6 @@ from bench.protocols import Defense, HasLowerBound
 from bench.randomness import Streams
 from bench.studies import Measured, OnSamples, Study, batches, records, schema
 
-VERSION = 1
 AT_THRESHOLD = False
 SCHEMA = schema(("lower_bound", pa.float64()), ("certificate", pa.bool_()), ("note", pa.string()))
 """``status`` is ``bound`` or ``failed``; ``certificate`` is false for an estimate that trusts a numeric minimum;

@@ -21,13 +21,14 @@ import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.atomic import write_atomically
 from bench.errors import UserError
 from bench.ledger import file_hashes, is_finished, ledger_dir, load_manifest
+from bench.source import PACKAGES, ROOT, Sources
 
 MAX_BYTES = 16 * 2**30
 """What the members of a bundle, unpacked, may take together."""
@@ -104,16 +105,39 @@ def _json(content: Any) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def _sources(plugin: Mapping[str, str]) -> dict[str, bytes]:
-    """The files of a plugin by their path beside it."""
+def plugin_sources(path: Path) -> dict[str, bytes]:
+    """A plugin's file and the modules beside it that it imports, by their path beside it."""
+    place = path.resolve()
+    sources = Sources(place)
+    sources.closure(place.name)
+    ours = [ROOT / package for package in PACKAGES]
+    own = {
+        file.relative_to(place.parent).as_posix(): content
+        for file, content in sources.contents.items()
+        if file.is_relative_to(place.parent) and not any(file.is_relative_to(folder) for folder in ours)
+    }
+    return {place.name: place.read_bytes(), **own}
+
+
+def plugin_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a plugin: its file, and the hashes of its sources."""
+    return {"file": str(path), "sha256": {name: _sha256(content) for name, content in plugin_sources(path).items()}}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sources(plugin: Mapping[str, Any]) -> dict[str, bytes]:
+    """The sources of a plugin, which must be those that were run."""
     path = Path(plugin["file"])
     try:
-        content = path.read_bytes()
+        sources = plugin_sources(path)
     except OSError:
         raise UserError(f"plugin {path}: not there any more; a bundle needs its source") from None
-    if hashlib.sha256(content).hexdigest() != plugin["sha256"]:
+    if {name: _sha256(content) for name, content in sources.items()} != plugin["sha256"]:
         raise UserError(f"plugin {path}: changed since the run; repeat the assay run, then bundle it")
-    return {path.name: content}
+    return sources
 
 
 @contextmanager
@@ -144,12 +168,14 @@ def opened(path: Path, trust: bool) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _trusted(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """The plugin files of an unpacked bundle, which must be those that were run."""
+    """The plugin files of an unpacked bundle; what lies there must be what was run, and nothing else."""
     for number, plugin in enumerate(manifest.get("plugins", [])):
-        path = folder / "plugins" / str(number) / Path(plugin["file"]).name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != plugin["sha256"]:
-            raise UserError(f"bundle: plugin {path.name} is not the one that was run; its manifest has another hash")
-        yield path
+        place = folder / "plugins" / str(number)
+        files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
+        name = PurePath(plugin["file"]).name
+        if {key: _sha256(path.read_bytes()) for key, path in files.items()} != plugin["sha256"] or name not in files:
+            raise UserError(f"bundle: plugin {name} is not the one that was run; its manifest has another hash")
+        yield files[name]
 
 
 def _unpack(path: Path, folder: Path) -> None:

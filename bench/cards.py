@@ -48,7 +48,7 @@ class DefenseCard:
             estimator, or an inner search that is held fixed. Implied by a threshold and by ``input_gradient``.
         batch_size: rows of one forward pass, on a GPU of a verdict's (see `bench.gpu`); part of a cell's identity,
             since float arithmetic depends on it.
-        version: raised whenever a change can alter results.
+        version: raised when its weights must be trained anew, which a change of its code alone does not bring about.
         wraps: name of the defense it is built around, or None.
         family: what it is a member of, in ablation studies; empty for none.
         parts: of the family's, those that it has.
@@ -90,7 +90,6 @@ class AttackCard:
         library: it runs a library's code through `Oracle.as_module`, which knows no sample ids: a sample's counts are
             its chunk's mean, and the budget stops the chunk.
         citation: where it was published.
-        version: raised whenever a change can alter results.
     """
 
     name: str
@@ -101,7 +100,6 @@ class AttackCard:
     budget: int
     library: bool = False
     citation: str = ""
-    version: int = 1
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,7 +169,6 @@ def attack(
     stochastic: bool = False,
     library: bool = False,
     citation: str = "",
-    version: int = 1,
 ) -> Callable[[Function], Function]:
     """Declares ``function(oracle, x, y, *, parameters...)`` as an attack; the arguments are `AttackCard`'s.
 
@@ -188,7 +185,6 @@ def attack(
             stochastic=stochastic,
             library=library,
             citation=citation,
-            version=version,
             parameters=_attack_parameters(name, function),
         )
         return _attach(card)(function)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cards import Access
-from bench.datasets import Dataset
 from bench.judge import ALPHA
 from bench.ledger import SCHEMA_VERSION
-from bench.loading import LoadedDefense
-from bench.matrix import AttackEntry, Matrix
 from bench.norms import Norm
 from bench.oracle import DRAWS
 from bench.protocols import offers
-from bench.registry import Plugin, Registry
+from bench.source import Closure, engine_code, identity_hash
+
+if TYPE_CHECKING:  # the engine imports this module, and its closure is in every cell's id
+    from bench.datasets import Dataset
+    from bench.loading import LoadedDefense
+    from bench.matrix import AttackEntry, Matrix
+    from bench.registry import Plugin, Registry
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Cell:
         chunk: samples that are attacked together.
         batch_size: rows of one forward pass at most; on a GPU `bench.gpu.rows_per_pass` of them.
         timeout: seconds after which the cell fails; does not change what a finished cell holds.
-        state: hashes of everything else that can change the result: data, weights, code.
+        state: hashes of everything else that can change the result: data, weights, code, versions of libraries.
         substitute: the defense that the attack transfers from, if it does.
         judging: how a randomized defense is judged; None for a deterministic one.
         as_it_is: candidates are neither post-processed nor moved outward.
@@ -75,12 +76,16 @@ class Cell:
     judging: Judging | None = None
     as_it_is: bool = False
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the result, and nothing else."""
+        known = {key: value for key, value in asdict(self).items() if key != "timeout"}
+        return {"schema": SCHEMA_VERSION, **known}
+
     @cached_property
     def id(self) -> str:
-        """A hash of everything that can change the result, and of nothing else."""
-        identity = {key: value for key, value in asdict(self).items() if key != "timeout"}
-        text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """A hash of the identity."""
+        return identity_hash(self.identity)
 
     @property
     def file(self) -> str:
@@ -120,6 +125,7 @@ def plan(
     """The cells of a matrix in its order, and the places that have none."""
     cells: list[Cell] = []
     missing: list[NotApplicable] = []
+    engine = engine_code()
     for entry in matrix.attacks:
         attack = registry.get("attacks", entry.name)
         for norm in matrix.norms_of(entry, attack.attack_card):
@@ -130,7 +136,7 @@ def plan(
                     missing.append(NotApplicable(name, entry.label, norm, reason))
                 else:
                     source = substitute if attack.attack_card.access == "transfer" else None
-                    cells.append(_cell(matrix, entry, attack, norm, loaded, source, dataset))
+                    cells.append(_cell(matrix, entry, attack, norm, loaded, source, dataset, engine))
     return cells, missing
 
 
@@ -146,8 +152,10 @@ def _cell(
     loaded: LoadedDefense,
     substitute: LoadedDefense | None,
     dataset: Dataset,
+    engine: Closure,
 ) -> Cell:
     card = attack.attack_card
+    code = attack.code | loaded.code if substitute is None else attack.code | loaded.code | substitute.code
     return Cell(
         dataset=dataset.name,
         defense=loaded.card.name,
@@ -166,8 +174,10 @@ def _cell(
         timeout=matrix.cell_timeout,
         state={
             **loaded.state(dataset),
-            "substitute": "" if substitute is None else f"{substitute.fingerprint} {substitute.code}",
-            "attack": f"{card.version} {attack.digest}",
+            "substitute": "" if substitute is None else substitute.digest,
+            "engine": engine.digest,
+            "attack": attack.code.digest,
+            "libraries": code.versions(without=engine),
         },
         substitute=None if substitute is None else substitute.card.name,
         judging=Judging(ALPHA, matrix.estimation_draws, matrix.thresholds[norm]) if loaded.card.randomized else None,

@@ -29,6 +29,7 @@ from bench.gpu import exact_float32, rows_per_pass
 from bench.progress import Bar, bar
 from bench.protocols import Defense, HasCoarseWeights, Trainable
 from bench.randomness import Streams
+from bench.source import Closure
 from bench.training import TRAINING_THREADS, Trainer, reproducible
 
 ACCURACY_OF_HALF = 0.0005
@@ -76,13 +77,15 @@ def ensure_trained(
     seed: int,
     device: torch.device,
     source: str,
+    code: Closure,
     progress: Bar | None = None,
     *,
     in_zoo: bool = True,
 ) -> Checkpoint:
     """Loads a trainable defense's state into it, from the cache or the zoo; where there is none, trains it first.
 
-    Training advances ``progress`` by one, or shows a bar of its own.
+    Training advances ``progress`` by one, or shows a bar of its own. The card records the digests of ``code``, the
+    modules that train; another code is no reason to train anew.
 
     Raises:
         UserError: when the checkpoint is corrupt or does not fit the defense.
@@ -90,13 +93,19 @@ def ensure_trained(
     assert isinstance(defense, Trainable)
     checkpoint = find_checkpoint(defense, dataset, seed, source, in_zoo=in_zoo)
     if checkpoint is None:
-        checkpoint = _train(defense, dataset, seed, device, source, progress)
+        checkpoint = _train(defense, dataset, seed, device, source, code, progress)
     _load_state(defense, checkpoint)
     return checkpoint
 
 
 def _train(
-    defense: Any, dataset: Dataset, seed: int, device: torch.device, source: str, progress: Bar | None
+    defense: Any,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    source: str,
+    code: Closure,
+    progress: Bar | None,
 ) -> Checkpoint:
     recipe = _recipe(defense, dataset, seed, source)
     path = _cached(defense, dataset, seed, recipe)
@@ -117,6 +126,7 @@ def _train(
         "device": str(device),
         "threads": TRAINING_THREADS,
         "torch": torch.__version__,
+        "code": dict(code.modules),
         "seconds": round(trainer.seconds, 1),
         "clean_accuracy": clean_accuracy(defense, dataset.test, device),
     }

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.errors import UserError, unknown
+from bench.guard import UNGUARDED
 from bench.provenance import check_packages
 
 app = typer.Typer(
@@ -102,31 +103,54 @@ def plan(
     seed: Seed = None,
     settings: Settings = None,
     out: Out = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also ask whether the defenses still answer as when their cells ran.")
+    ] = False,
 ) -> None:
-    """Show a matrix's cells: which are there, which are not applicable and why, what the rest may cost."""
+    """Show a matrix's cells: which are there, which would run and why, which are not applicable and why, what the rest
+    may cost."""
     import torch
 
+    from bench.changes import reasons
+    from bench.ledger import ledger_dir, load_manifest
+    from bench.loading import changed_since_training
     from bench.runners import Work
     from bench.running import cost, default_out, prepare
 
     built, registry = _matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
-    planned = prepare(built, registry, out or default_out(built), data_dir, torch.device("cpu"), trainers=0)
+    folder = out or default_out(built)
+    planned = prepare(built, registry, folder, data_dir, torch.device("cpu"), trainers=0, check=check)
+    why = reasons(planned, load_manifest(folder) if (ledger_dir(folder) / "manifest.json").exists() else {})
+
+    def state(work: Work) -> tuple[str, str]:
+        if work.defense in planned.untrained:
+            return "untrained", ""
+        return ("there", "") if work.id in planned.done else ("missing", why[work.id])
+
     rows = [
         (
             cell.attack,
             cell.norm if cell.epsilon is None else f"{cell.norm} {cell.epsilon:g}",
             cell.defense,
-            "untrained" if cell.defense in planned.untrained else "there" if cell.id in planned.done else "missing",
             f"{cell.budget:,}",
             f"{cost(cell, planned.defenses[cell.defense]):,.0f}",
+            *state(cell),
         )
         for cell in planned.cells
     ]
-    _print_table(["attack", "threat", "defense", "state", "budget per sample", "passes at most"], rows)
+    _print_table(["attack", "threat", "defense", "budget per sample", "passes at most", "state", "why"], rows)
+    if planned.studies:
+        typer.echo("Studies:")
+        made = [(study.kind, study.norm or "", study.defense, *state(study)) for study in planned.studies]
+        _print_table(["study", "norm", "defense", "state", "why"], made)
     places = [(place.attack, place.norm, place.defense, place.reason) for place in planned.not_applicable]
     if places:
         typer.echo("Not applicable:")
         _print_table(["attack", "norm", "defense", "why"], places)
+    for name, loaded in planned.defenses.items():
+        changed = changed_since_training(loaded, planned.dataset, built.seed)
+        if changed:
+            typer.echo(f"{name}: its weights were trained by other code and are kept (changed: {', '.join(changed)})")
     works: list[Work] = [*planned.cells, *planned.studies]
     left = [work for work in works if work.id not in planned.done]
     passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
@@ -354,7 +378,7 @@ def train(
     """
     from bench.checkpoints import clean_accuracy, ensure_trained, write_to_zoo, write_wrapped_card
     from bench.datasets import load_dataset
-    from bench.loading import make_defense
+    from bench.loading import make_defense, training_code
     from bench.protocols import Trainable
     from bench.registry import Registry
     from bench.running import choose_device
@@ -363,13 +387,14 @@ def train(
     torch_device = choose_device(device)
     named = make_defense(defense, data, Registry(plugin or []))
     loaded = named.learner
-    learner, digest = loaded.defense, loaded.plugin.digest
+    learner = loaded.defense
     if not isinstance(learner, Trainable):
         learner.to(torch_device)
         accuracy = clean_accuracy(learner, data.test, torch_device)
         typer.echo(f"{loaded.card.name} on {dataset}: clean accuracy {accuracy:.2%}, nothing to train")
         return
-    checkpoint = ensure_trained(learner, data, seed, torch_device, digest, in_zoo=into is None)
+    recipe, code = loaded.plugin.recipe, training_code(loaded)
+    checkpoint = ensure_trained(learner, data, seed, torch_device, recipe, code, in_zoo=into is None)
     if into is not None:
         checkpoint = write_to_zoo(learner, data, checkpoint, torch_device, into)
     accuracy, path = checkpoint.card["clean_accuracy"], checkpoint.path
@@ -393,7 +418,7 @@ def check(
     from bench.registry import Registry
 
     files = [Path(plugin)] if plugin.endswith(".py") else []
-    registry = Registry([*(plugins or []), *files])
+    registry = Registry([*files, *(plugins or [])])
     targets = _targets(registry, plugin, files)
     failures = 0
     for group, name in targets:
@@ -456,6 +481,11 @@ def main() -> None:
         exit_code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except UserError as error:
         _refuse(str(error))
+    except SystemExit as error:
+        # Typer returns its own exit codes; UNGUARDED is for the process that started this one.
+        if error.code == UNGUARDED:
+            raise
+        _refuse(f"a plugin ended the program: SystemExit: {error.code}")
     except _USAGE_ERRORS as error:
         _refuse(error.format_message())
     except OSError as error:

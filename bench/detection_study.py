@@ -21,7 +21,6 @@ from bench.studies import Measured, OnSamples, Study, batches, records, schema
 from bench.study_queries import spent, study_oracle
 from bench.threat import ThreatModel, project
 
-VERSION = 1
 AT_THRESHOLD = True
 TRAINING_IMAGES = 500
 """Training images, the first ones, whose scores and adversarials the detector is fitted to."""

@@ -21,7 +21,6 @@ from bench.protocols import Defense
 from bench.studies import Measured, OnSamples, Study, records, schema
 from bench.study_queries import spent
 
-VERSION = 1
 AT_THRESHOLD = False
 CALIBRATION_IMAGES = 500
 """Test images, the first ones, that the confidence is calibrated on: a run's own few may be classified without error,

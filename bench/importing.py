@@ -27,12 +27,22 @@ from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, run_cell
 from bench.errors import UserError, unknown
 from bench.judge import ALPHA
-from bench.ledger import SCHEMA_VERSION, is_finished, ledger_dir, load_manifest, write_cell, write_manifest
+from bench.ledger import (
+    SCHEMA_VERSION,
+    is_finished,
+    ledger_dir,
+    load_manifest,
+    read_provenance,
+    write_cell,
+    write_manifest,
+)
 from bench.loading import LoadedDefense, load_trained
 from bench.norms import Norm
 from bench.oracle import Oracle
 from bench.provenance import provenance
 from bench.registry import Registry
+from bench.source import engine_code
+from bench.staleness import answers, difference
 
 
 @dataclass(frozen=True)
@@ -144,6 +154,17 @@ def import_adversarials(
     loaded = load_trained(defense, data, Registry(plugins, variants), manifest["seed"], device)
     if entries[defense].get("weights") != loaded.fingerprint:
         raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
+    logits = answers(loaded.defense, data, device)
+    for entry in manifest["cells"]:
+        file = ledger_dir(run) / entry["file"]
+        before = read_provenance(file).get("logits", {}) if file.exists() else {}
+        if defense in before:
+            found = difference(before[defense], logits)
+            if found:
+                raise UserError(
+                    f"run {run} was made when {defense} gave other logits ({found}); repeat the assay run that made it "
+                    "first"
+                )
     origin = provenance(str(device), manifest["seed"])
     results, cells = {}, []
     state = {**_state(loaded, data, samples), "attack": candidates.digest}
@@ -158,6 +179,7 @@ def import_adversarials(
             "file": path.name,
             "judging": judging and asdict(judging),
             "state": cell.state,
+            "logits": {defense: logits},
         }
         path_of_cell = ledger_dir(run) / cell.file
         write_cell(path_of_cell, results[norm].records, results[norm].adversarials, facts, results[norm].likeliest)
@@ -167,12 +189,21 @@ def import_adversarials(
     return candidates, results
 
 
-def still_valid(
+def outdated(
     entries: Sequence[Mapping[str, Any]], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
-) -> list[Any]:
-    """The imported cells of a manifest that are about the same images, defenses and weights as a run is now."""
+) -> dict[str, str]:
+    """Why imported cells of a manifest are not about the same images, defenses, weights and code as a run is now, by
+    id."""
     current = {name: _state(loaded, data, samples) for name, loaded in defenses.items()}
-    return [entry for entry in entries if entry["imported"] == current.get(entry["defense"])]
+    reasons = {}
+    for entry in entries:
+        before, now = entry["imported"], current.get(entry["defense"])
+        if now is None:
+            reasons[entry["id"]] = f"{entry['defense']} is not in the run"
+        elif before != now:
+            keys = [key for key in now if before.get(key) != now[key]]
+            reasons[entry["id"]] = f"judged with other {', '.join(keys)}; import the file again"
+    return reasons
 
 
 def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -196,7 +227,13 @@ def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 
 def _state(loaded: LoadedDefense, data: Dataset, samples: int) -> dict[str, str]:
-    return {**loaded.state(data), "samples": str(samples)}
+    engine = engine_code()
+    return {
+        **loaded.state(data),
+        "samples": str(samples),
+        "engine": engine.digest,
+        "libraries": loaded.code.versions(without=engine),
+    }
 
 
 def _terms(manifest: Mapping[str, Any], candidates: Candidates, defense: str, state: Mapping[str, str]) -> Judging:

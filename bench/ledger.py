@@ -178,6 +178,20 @@ def read_cell(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return result.table.to_pandas(), result.facts
 
 
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What is stored about a result besides its records.
+
+    Raises:
+        UserError: when the file is corrupt.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        facts: dict[str, Any] = json.loads(metadata[b"assay"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise _unreadable(path, f"corrupt ({error})") from None
+    return facts
+
+
 def read_result(path: Path) -> Result:
     """Reads a file of records; makes sure that it is as it was written.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, Queue
+from typing import Any
 
 import torch
 
@@ -20,9 +22,12 @@ from bench.checkpoints import ensure_trained, find_checkpoint
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
 from bench.gpu import exact_float32
+from bench.guard import unguarded
+from bench.isolation import kept_defaults
 from bench.progress import Bar, bar
 from bench.protocols import Defense, Trainable, as_defense, fingerprint
 from bench.registry import Plugin, Registry, Variants
+from bench.source import TRAINING, Closure, Sources, changed_modules
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,15 @@ class LoadedDefense:
         """The defense's card."""
         return self.plugin.defense_card
 
+    @cached_property
+    def code(self) -> Closure:
+        """The modules that compute its answers, those of what it wraps among them."""
+        return self.plugin.code if self.base is None else self.plugin.code | self.base.code
+
     @property
-    def code(self) -> str:
-        """The version and the digest of its code, and of what it wraps, for identities."""
-        own = f"{self.card.version} {self.plugin.digest}"
-        return own if self.base is None else f"{own} around {self.base.code}"
+    def parameters(self) -> list[dict[str, Any]]:
+        """Its parameters, then those of what it wraps."""
+        return [self.card.parameters, *(self.base.parameters if self.base is not None else [])]
 
     @property
     def learner(self) -> LoadedDefense:
@@ -54,13 +63,19 @@ class LoadedDefense:
         """A hash of the defense's tensors."""
         return fingerprint(self.defense)
 
+    @property
+    def digest(self) -> str:
+        """All that its answers depend on, but libraries, in one text."""
+        return f"{self.fingerprint} {self.code.digest} {json.dumps(self.parameters, sort_keys=True)}"
+
     def state(self, dataset: Dataset) -> dict[str, str]:
         """Hashes of the data, the weights and the code, for identities of what is measured on it."""
         return {
             "train": dataset.train.hash,
             "test": dataset.test.hash,
             "weights": self.fingerprint,
-            "defense": self.code,
+            "defense": self.code.digest,
+            "defense parameters": json.dumps(self.parameters, sort_keys=True),
         }
 
 
@@ -78,10 +93,11 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     available = {"dataset": dataset, "base": base and base.defense}
     wanted = {key: available[key] for key in inspect.signature(plugin.function).parameters if key in available}
     try:
-        made = plugin.function(**wanted)
+        with kept_defaults():
+            made = plugin.function(**wanted)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise UserError(
             f"defense {name!r} ({plugin.source}) cannot be built: {type(error).__name__}: {text}"
@@ -105,7 +121,9 @@ def load_trained(
     loaded = make_defense(name, dataset, registry)
     learner = loaded.learner
     if isinstance(learner.defense, Trainable):
-        ensure_trained(learner.defense, dataset, seed, device, learner.plugin.digest, progress)
+        recipe, code = learner.plugin.recipe, training_code(learner)
+        with kept_defaults():
+            ensure_trained(learner.defense, dataset, seed, device, recipe, code, progress)
     loaded.defense.to(device)
     exact_float32()
     return loaded
@@ -116,7 +134,23 @@ def needs_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -> bool:
     learner = loaded.learner
     if not isinstance(learner.defense, Trainable):
         return False
-    return find_checkpoint(learner.defense, dataset, seed, learner.plugin.digest) is None
+    return find_checkpoint(learner.defense, dataset, seed, learner.plugin.recipe) is None
+
+
+def training_code(loaded: LoadedDefense) -> Closure:
+    """The modules that train a defense."""
+    return loaded.plugin.code | Sources().closure(TRAINING)
+
+
+def changed_since_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -> list[str]:
+    """The modules that are not what they were when a defense, or what it wraps, was trained; empty where its checkpoint
+    is of a time when nobody wrote that down."""
+    learner = loaded.learner
+    if not isinstance(learner.defense, Trainable):
+        return []
+    checkpoint = find_checkpoint(learner.defense, dataset, seed, learner.plugin.recipe)
+    trained_by = {} if checkpoint is None else checkpoint.card.get("code", {})
+    return changed_modules(trained_by, training_code(learner).modules) if trained_by else []
 
 
 def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registry, seed: int, workers: int) -> None:
@@ -126,8 +160,12 @@ def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registr
         UserError: as `load_trained`, and when a process dies.
     """
     context = multiprocessing.get_context("spawn")
+    try:
+        started = context.Manager()
+    except EOFError:
+        raise unguarded() from None
     with (
-        context.Manager() as manager,
+        started as manager,
         bar(f"training {len(names)} defenses on {dataset.name}", len(names)) as progress,
         ProcessPoolExecutor(min(workers, len(names)), context) as pool,
     ):
@@ -175,5 +213,10 @@ def _train(
 ) -> None:
     progress = _Reported(name, news)
     load_trained(
-        name, load_dataset(dataset, data_dir), Registry(plugins, variants), seed, torch.device("cpu"), progress
+        name,
+        load_dataset(dataset, data_dir),
+        Registry(plugins, variants, reuse=True),
+        seed,
+        torch.device("cpu"),
+        progress,
     )

@@ -20,7 +20,6 @@ from bench.studies import Measured, OnSamples, Study, records, schema
 from bench.study_queries import spent, study_oracle
 from bench.threat import ThreatModel
 
-VERSION = 1
 AT_THRESHOLD = True
 IMAGES = 5
 """Test images, the first ones, that are reconstructed."""

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,11 +29,13 @@ from bench.ledger import (
     write_manifest,
     write_study,
 )
-from bench.loading import LoadedDefense
 from bench.norms import Norm
 from bench.protocols import Defense
-from bench.studies import Study, records, schema
+from bench.studies import ENTRY, Study, records, schema, state_of
 from bench.verdicts import each_draw
+
+if TYPE_CHECKING:  # see `bench.studies`
+    from bench.loading import LoadedDefense
 
 KIND = "refutation"
 DRAWS = 400
@@ -82,9 +84,7 @@ def put_to_test(
                 study = _study(name, loaded, norm, rows, dataset, seed)
                 if not (ledger_dir(run) / study.file).exists():
                     _measure(run, study, loaded, rows, dataset, device, provenance)
-                entries.append(
-                    {key: getattr(study, key) for key in ("id", "kind", "defense", "norm", "epsilon", "file")}
-                )
+                entries.append({key: getattr(study, key) for key in ENTRY})
     others = [study for study in manifest["studies"] if study["kind"] != KIND]
     if [*others, *entries] != manifest["studies"]:
         write_manifest(run, {**manifest, "studies": [*others, *entries]})
@@ -114,7 +114,7 @@ def _study(name: str, loaded: LoadedDefense, norm: Norm, rows: pd.DataFrame, dat
         samples=len(rows),
         batch_size=loaded.card.batch_size,
         timeout=None,
-        state={**loaded.state(dataset), "contested": digest},
+        state={**state_of(KIND, loaded, dataset), "contested": digest},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -28,10 +28,14 @@ from bench.engine import (
 )
 from bench.errors import UserError
 from bench.gpu import rows_per_pass
+from bench.guard import UNGUARDED, unguarded
+from bench.isolation import kept_defaults
 from bench.ledger import ledger_dir, write_cell, write_study
 from bench.loading import LoadedDefense, load_trained
 from bench.registry import Registry, Variants
-from bench.studies import Measured, Study, failed_study, kind_of
+from bench.source import engine_code
+from bench.staleness import Answers, answers
+from bench.studies import Measured, Study, code_of, failed_study, kind_of
 
 _GRACE_SECONDS = 60
 """How long after a cell's timeout its worker is killed: between two queries a worker notices the timeout itself."""
@@ -64,21 +68,25 @@ class Workshop:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._registry = Registry(job.plugins, job.variants)
+        self._registry = Registry(job.plugins, job.variants, reuse=True)
+        self._engine = engine_code().digest
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
         self._clean_verdicts: dict[str, CleanVerdicts] = {}
         self._substitutes: dict[str, Substitute] = {}
+        self._answers: dict[str, Answers] = {}
 
     def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
         """Runs one cell or study and writes its result; returns how many of its samples failed."""
-        if isinstance(work, Study):
-            return self._write_study(work, self._measured(work, on_chunk))
-        try:
-            result = self._run(work, on_chunk)
-        except UserError as error:
-            result = failed_result(work, self._dataset, str(error))
-        return self.write(work, result)
+        with kept_defaults():
+            try:
+                if isinstance(work, Study):
+                    return self._write_study(work, self._measured(work, on_chunk))
+                return self.write(work, self._run(work, on_chunk))
+            except UserError as error:
+                return self.fail(work, str(error))
+            except SystemExit as error:  # of a plugin: the run goes on
+                return self.fail(work, f"exception: SystemExit: {error.code}")
 
     def write(self, cell: Cell, result: CellResult) -> int:
         """Writes a cell's result; returns how many of its samples failed."""
@@ -90,6 +98,7 @@ class Workshop:
             "batch_size": rows_per_pass(cell.batch_size, torch.device(self._job.device)),
             "judging": cell.judging and asdict(cell.judging),
             "state": cell.state,
+            "logits": self._answers_of(cell),
         }
         path = ledger_dir(self._job.run) / cell.file
         write_cell(path, result.records, result.adversarials, provenance, result.likeliest)
@@ -105,7 +114,8 @@ class Workshop:
         device = torch.device(self._job.device)
         torch.set_num_threads(CELL_THREADS)
         try:
-            loaded = self._loaded(study.defense, device, study.state["weights"])
+            loaded = self._loaded(study.defense, device, study.state)
+            _check("study", code_of(study.kind).digest, study.state)
             return kind_of(study).measure(study, loaded.defense, self._dataset, device, on_chunk)
         except UserError as error:
             return failed_study(study, str(error))
@@ -113,15 +123,22 @@ class Workshop:
             return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
 
     def _write_study(self, study: Study, measured: Measured) -> int:
-        provenance = {**self._job.provenance, "batch_size": study.batch_size, "state": study.state}
+        provenance = {
+            **self._job.provenance,
+            "batch_size": study.batch_size,
+            "state": study.state,
+            "logits": self._answers_of(study),
+        }
         path = ledger_dir(self._job.run) / study.file
         write_study(path, measured.records, kind_of(study).SCHEMA, provenance, measured.images)
         return int((measured.records["status"] == "failed").sum())
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
-        loaded = self._loaded(cell.defense, device, cell.state["weights"])
+        loaded = self._loaded(cell.defense, device, cell.state)
         attack = self._registry.get("attacks", cell.function)
+        _check("engine", self._engine, cell.state)
+        _check("attack", attack.code.digest, cell.state)
         clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
         substitute = None
         if cell.substitute is not None:
@@ -131,13 +148,27 @@ class Workshop:
             cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts, substitute
         )
 
-    def _loaded(self, name: str, device: torch.device, weights: str | None = None) -> LoadedDefense:
+    def _loaded(self, name: str, device: torch.device, state: Mapping[str, str] | None = None) -> LoadedDefense:
         if name not in self._defenses:
             self._defenses[name] = load_trained(name, self._dataset, self._registry, self._job.seed, device)
+            self._answers[name] = answers(self._defenses[name].defense, self._dataset, device)
         loaded = self._defenses[name]
-        if weights is not None and loaded.fingerprint != weights:
-            raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
+        if state is not None:
+            _check("defense", loaded.code.digest, state)
+            if loaded.fingerprint != state["weights"]:
+                raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
         return loaded
+
+    def _answers_of(self, work: Work) -> dict[str, Answers]:
+        """The logits on fixed images of the defenses that a result depends on, as far as they were loaded."""
+        names = filter(None, (work.defense, work.substitute))
+        return {name: self._answers[name] for name in names if name in self._answers}
+
+
+def _check(what: str, digest: str, state: Mapping[str, str]) -> None:
+    """Makes sure that code is the same as when the run was planned: the id of a result holds its digest."""
+    if digest != state[what]:
+        raise UserError(f"the code of the {what} has changed while the run went on; repeat the command")
 
 
 def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
@@ -225,6 +256,8 @@ def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
         what, value = worker.connection.recv()
     except (EOFError, ConnectionError):
         worker.process.join(timeout=5)
+        if worker.process.exitcode == UNGUARDED:
+            raise unguarded() from None
         killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
         return f"worker lost (exit code {worker.process.exitcode}{killed})"
     if what == "chunk":

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from bench.bundles import plugin_entry
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.consistency import Images, sample_hash
 from bench.datasets import Dataset, load_dataset
 from bench.errors import UserError
-from bench.importing import attack_entries, still_valid
-from bench.ledger import SCHEMA_VERSION, Reader, is_done, ledger_dir, load_manifest, write_clean, write_manifest
+from bench.guard import refuse_unguarded
+from bench.importing import attack_entries, outdated
+from bench.ledger import (
+    SCHEMA_VERSION,
+    Reader,
+    is_done,
+    ledger_dir,
+    load_manifest,
+    read_provenance,
+    write_clean,
+    write_manifest,
+)
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
@@ -25,7 +38,9 @@ from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
-from bench.studies import ENTRY, Study, plan_studies
+from bench.source import engine_code
+from bench.staleness import IMAGES, Answers, answers, difference
+from bench.studies import ENTRY, Study, code_of, plan_studies
 
 RunnerName = Literal["auto", "serial", "process"]
 RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
@@ -37,7 +52,11 @@ class Planned:
 
     Attributes:
         studies: of its defenses, besides the cells.
-        done: ids of cells and studies whose result exists.
+        substitute: the defense that attacks transfer from, where some do.
+        done: ids of cells and studies whose result exists and is kept.
+        stale: why results that exist are not kept, by id.
+        imported: what the run's manifest says of cells imported into it.
+        left_out: why some of these are not part of the run any more, by id.
         untrained: defenses that were not trained; their cells' ids are not known yet.
     """
 
@@ -48,7 +67,11 @@ class Planned:
     cells: list[Cell]
     not_applicable: list[NotApplicable]
     studies: list[Study]
+    substitute: LoadedDefense | None
     done: set[str]
+    stale: dict[str, str]
+    imported: list[Any]
+    left_out: dict[str, str]
     untrained: set[str]
 
 
@@ -90,13 +113,18 @@ def prepare(
     data_dir: Path | None,
     device: torch.device,
     trainers: int,
+    *,
+    check: bool = True,
 ) -> Planned:
     """Plans a matrix; trains the defenses that are not, in up to ``trainers`` processes (0: leaves them untrained).
+
+    Where ``check`` is set, a result counts as done only if its defense still answers as it did then.
 
     Raises:
         UserError: for whatever the user has to mend.
     """
-    registry = Registry(registry.plugins, matrix.variants)
+    refuse_unguarded()
+    registry = Registry(registry.plugins, matrix.variants, reuse=True)
     dataset = load_dataset(matrix.dataset, data_dir)
     available = len(dataset.test.labels)
     if matrix.samples > available:
@@ -119,22 +147,68 @@ def prepare(
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
-    files = _reader(run, matrix, dataset, tested)
-    done = {work.id for work in known if is_done(entry_of(work), files)}
-    return Planned(matrix, dataset, registry, tested, cells, not_applicable, studies, done, set(untrained))
+    before = _known(run)
+    files = _reader(run, before, matrix, dataset, tested)
+    done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
+    imported = before.get("imported", [])
+    left_out = outdated(imported, tested, dataset, matrix.samples)
+    stale: dict[str, str] = {}
+    if check:
+        current = [entry for entry in imported if entry["id"] not in left_out]
+        kept = {entry["id"]: entry["file"] for entry in current if (ledger_dir(run) / entry["file"]).exists()}
+        stale = _stale({**done, **kept}, run, defenses, dataset, device)
+    return Planned(
+        matrix,
+        dataset,
+        registry,
+        tested,
+        cells,
+        not_applicable,
+        studies,
+        defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
+        done.keys() - stale.keys(),
+        {id: reason for id, reason in stale.items() if id in done},
+        imported,
+        left_out | {id: reason for id, reason in stale.items() if id not in done},
+        set(untrained),
+    )
+
+
+def _stale(
+    files: Mapping[str, str], run: Path, defenses: Mapping[str, LoadedDefense], dataset: Dataset, device: torch.device
+) -> dict[str, str]:
+    """Why results that are there may not be kept, by id: a defense answers fixed images in another way than before."""
+    now: dict[str, Answers] = {}
+    reasons = {}
+    for id, file in files.items():
+        for name, before in read_provenance(ledger_dir(run) / file).get("logits", {}).items():
+            if name in defenses and name not in now:
+                now[name] = answers(defenses[name].defense, dataset, device)
+            found = difference(before, now.get(name))
+            if found:
+                reasons[id] = f"{name} answers {IMAGES} fixed images differently ({found})"
+    return reasons
 
 
 def entry_of(work: Work) -> dict[str, Any]:
     """What the manifest says of a cell or a study, as far as its file must agree."""
     if isinstance(work, Study):
         return {key: getattr(work, key) for key in ENTRY}
-    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget")
+    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget", "identity")
     judging = {key: work.judging and getattr(work.judging, key) for key in ("alpha", "estimation_draws")}
     return {**{key: getattr(work, key) for key in keys}, **judging}
 
 
-def _reader(run: Path, matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> Reader:
-    """Reads what is there of a run; its manifest, if it has one, must be as it was written."""
+def _known(run: Path) -> dict[str, Any]:
+    """The manifest of what is there already; empty where there is none of this schema version."""
+    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
+    return known if known.get("schema") == SCHEMA_VERSION else {}
+
+
+def _reader(
+    run: Path, known: Mapping[str, Any], matrix: Matrix, dataset: Dataset, defenses: Mapping[str, LoadedDefense]
+) -> Reader:
+    """Reads what is there of a run, which has this manifest."""
     images = Images(
         dataset=dataset.name,
         classes=dataset.classes,
@@ -144,8 +218,7 @@ def _reader(run: Path, matrix: Matrix, dataset: Dataset, defenses: dict[str, Loa
         labels=dataset.test.labels[: matrix.samples].numpy(),
         randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
     )
-    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
-    return Reader(ledger_dir(run), images, known.get("files") or {})
+    return Reader(ledger_dir(run), images, known.get("files", {}))
 
 
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
@@ -173,6 +246,8 @@ def execute(
         device=str(device),
         provenance=provenance(str(device), matrix.seed),
     )
+    for line in _remarks(planned):
+        print(line, file=sys.stderr, flush=True)
     content = manifest(planned, run, job.provenance)
     works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
@@ -201,6 +276,15 @@ def execute(
     return Outcome(len(pending), len(planned.done), failed)
 
 
+def _remarks(planned: Planned) -> list[str]:
+    """What a user is told of results that are there and not kept."""
+    again, out = Counter(planned.stale.values()), Counter(planned.left_out.values())
+    return [
+        *(f"{count} cells run again: {reason}" for reason, count in again.items()),
+        *(f"{count} imported cells are left out: {reason}" for reason, count in out.items()),
+    ]
+
+
 def cost(cell: Work, loaded: LoadedDefense) -> float:
     """A cell's or study's cost at most, in forward and backward passes, an inner optimisation step counting as one."""
     inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
@@ -219,16 +303,13 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
-    before = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
-    current = before.get("schema") == SCHEMA_VERSION
-    known = before.get("imported", []) if current else []
     # `put_to_test` says which of these still hold.
-    refutations = [study for study in before.get("studies", []) if current and study["kind"] == REFUTATION]
-    imported = still_valid(known, planned.defenses, dataset, matrix.samples)
+    refutations = [study for study in _known(run).get("studies", []) if study["kind"] == REFUTATION]
+    imported = [entry for entry in planned.imported if entry["id"] not in planned.left_out]
     return {
         "matrix": matrix.name,
         "definition": matrix.model_dump(mode="json"),
-        "plugins": [{"file": plugin, "sha256": _sha256(plugin)} for plugin in planned.registry.plugins],
+        "plugins": [plugin_entry(Path(plugin)) for plugin in planned.registry.plugins],
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
         "samples": list(range(matrix.samples)),
         "images": write_clean(run, images, labels),
@@ -266,14 +347,24 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         + attack_entries(imported),
         "cells": [entry_of(cell) for cell in planned.cells] + imported,
         "studies": [*(entry_of(study) for study in planned.studies), *refutations],
-        "imported": known,
+        "imported": planned.imported,
+        "modules": modules(planned),
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
     }
 
 
-def _sha256(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+def modules(planned: Planned) -> dict[str, str]:
+    """Digests of all modules that the run's results depend on, by name."""
+    attacks = [planned.registry.get("attacks", entry.name) for entry in planned.matrix.attacks]
+    closures = [
+        engine_code(),
+        *(attack.code for attack in attacks),
+        *(loaded.code for loaded in planned.defenses.values()),
+        *([planned.substitute.code] if planned.substitute is not None else []),
+        *(code_of(kind) for kind in planned.matrix.studies),
+    ]
+    return dict(sorted({name: digest for of in closures for name, digest in of.modules.items()}.items()))
 
 
 def default_out(matrix: Matrix) -> Path:

@@ -1,6 +1,6 @@
 """Studies: what a run finds out about a defense besides attacks on it, in cells and files of their own.
 
-A study's kind is a module here (`Kind`): ``VERSION``; ``AT_THRESHOLD``, whether it is made at the matrix's threshold in
+A study's kind is a module here (`Kind`): ``AT_THRESHOLD``, whether it is made at the matrix's threshold in
 its norm; ``SCHEMA``, its columns in the ledger; ``norms_of(defense)``, the norms it applies to (nothing where it does
 not); ``samples_of(dataset, samples)``, how many records it has; and ``measure(study, defense, dataset, device,
 on_samples)``, what it found.
@@ -8,14 +8,12 @@ on_samples)``, what it found.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -26,10 +24,13 @@ from torch import Tensor
 
 from bench.datasets import Dataset
 from bench.ledger import SCHEMA_VERSION
-from bench.loading import LoadedDefense
-from bench.matrix import Matrix
 from bench.norms import Norm
 from bench.protocols import Defense
+from bench.source import Closure, Sources, engine_code, identity_hash
+
+if TYPE_CHECKING:  # every study's module imports this one, and its closure is in its studies' ids
+    from bench.loading import LoadedDefense
+    from bench.matrix import Matrix
 
 KINDS = {
     "lower_bound": "bench.bounds",
@@ -42,7 +43,7 @@ KINDS = {
 COSTS = ("forwards", "backwards", "inner_steps")
 """Columns of every study: what it spent per sample, as in cells' records. What it spent on behalf of all of its samples
 is divided among them; the judge's passes are not counted."""
-ENTRY = ("id", "kind", "defense", "norm", "epsilon", "file")
+ENTRY = ("id", "kind", "defense", "norm", "epsilon", "file", "identity")
 """What a manifest says of a study."""
 PASSES = 200
 """What a study is reckoned to cost per sample, in forward passes: the longest cells go first."""
@@ -78,14 +79,16 @@ class Study:
     substitute: None = None
     budget: int = PASSES
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the result, and nothing else."""
+        left_out = ("timeout", "id", "budget", "substitute")
+        return {"schema": SCHEMA_VERSION, **{key: value for key, value in vars(self).items() if key not in left_out}}
+
     @cached_property
     def id(self) -> str:
-        """A hash of everything that can change the result, and of nothing else."""
-        identity = {
-            key: value for key, value in vars(self).items() if key not in ("timeout", "id", "budget", "substitute")
-        }
-        text = json.dumps({"schema": SCHEMA_VERSION, **identity}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """A hash of the identity."""
+        return identity_hash(self.identity)
 
     @property
     def file(self) -> str:
@@ -115,7 +118,6 @@ class Measured:
 class Kind(Protocol):
     """What a kind's module offers."""
 
-    VERSION: int
     AT_THRESHOLD: bool
     SCHEMA: pa.Schema
 
@@ -143,6 +145,18 @@ def kind_of(study: Study) -> Kind:
     return _kind(study.kind)
 
 
+def code_of(kind: str) -> Closure:
+    """The modules that make the studies of a kind."""
+    return Sources().closure(KINDS[kind])
+
+
+def state_of(kind: str, loaded: LoadedDefense, dataset: Dataset) -> dict[str, str]:
+    """The state of a study of a kind on a defense."""
+    code = code_of(kind)
+    libraries = (code | loaded.code).versions(without=engine_code())
+    return {**loaded.state(dataset), "study": code.digest, "libraries": libraries}
+
+
 def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> list[Study]:
     """The studies of a matrix: its kinds for each defense and norm to which they apply."""
     return [
@@ -156,7 +170,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             samples=_kind(kind).samples_of(dataset, matrix.samples),
             batch_size=loaded.card.batch_size,
             timeout=matrix.cell_timeout,
-            state={**loaded.state(dataset), "study": str(_kind(kind).VERSION)},
+            state=state_of(kind, loaded, dataset),
         )
         for name, loaded in defenses.items()
         for kind in matrix.studies

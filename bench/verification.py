@@ -50,6 +50,7 @@ from bench.protocols import Defense, Trainable
 from bench.provenance import kind_of_machine
 from bench.rederivation import rederived
 from bench.registry import Registry
+from bench.source import identity_hash
 from bench.threat import distance
 from bench.verdicts import each_draw
 
@@ -155,7 +156,7 @@ def checkpoints_of(run: Path, data_dir: Path | None) -> dict[str, list[Path]]:
     for entry in manifest["defenses"]:
         learner = make_defense(entry["name"], dataset, registry).learner
         if isinstance(learner.defense, Trainable):
-            found = find_checkpoint(learner.defense, dataset, manifest["seed"], learner.plugin.digest)
+            found = find_checkpoint(learner.defense, dataset, manifest["seed"], learner.plugin.recipe)
             if found is None:
                 raise UserError(f"defense {entry['name']!r}: not trained here; there are no weights to pack")
             files |= dict.fromkeys(map(str, (found.path, found.path.with_suffix(".json"))))
@@ -223,7 +224,7 @@ def _file_faults(run: Path, manifest: Mapping[str, Any], files: Reader, missing:
         path = files.folder / name
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             yield f"{path}: its SHA-256 is not the one that the manifest has"
-    for entry in works(manifest):
+    for entry in [*works(manifest), *manifest.get("imported", [])]:
         yield from _entry_faults(files.folder / "manifest.json", entry, manifest)
 
 
@@ -232,6 +233,9 @@ def _entry_faults(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, A
     names = [defense["name"] for defense in manifest["defenses"]]
     if entry["defense"] not in names:
         yield f"{path}: entry {entry['id']} defense is {entry['defense']!r}; the run has {', '.join(names)}"
+    identity = entry.get("identity")
+    if identity is not None and identity_hash(identity) != entry["id"]:
+        yield f"{path}: entry {entry['id']} identity is not what its id is made of"
     threshold = manifest["thresholds"].get(entry["norm"])
     if entry.get("epsilon") is not None and entry["epsilon"] != threshold:
         yield f"{path}: thresholds.{entry['norm']} is {threshold}; cell {entry['id']} has epsilon {entry['epsilon']}"

@@ -7,11 +7,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-import numpy as np
+import pandas as pd
 
 from bench.norms import Norm
+from reports.randomized import bound_note, power_note
 from reports.runs import Run
-from reports.statistics import wilson_interval
+from reports.statistics import accuracy_interval
 from reports.tables import (
     BOLD,
     CLEAN,
@@ -25,6 +26,7 @@ from reports.tables import (
     clean_row,
     laid_out,
     measured_on,
+    sentences,
 )
 
 
@@ -36,7 +38,8 @@ def accuracy_table(run: Run, summaries: Mapping[Norm, Table], strengths: Mapping
         summaries: `reports.tables.summary_table` of each norm.
         strengths: `reports.tables.strength_table` of each norm.
     """
-    rows = {CLEAN: [_with_interval(cell, len(run.samples)) for cell in clean_row(run, run.defenses)]}
+    clean = zip(run.defenses, clean_row(run, run.defenses), strict=True)
+    rows = {CLEAN: [_with_interval(cell, run.clean_distances[name]) if cell.values else cell for name, cell in clean]}
     rules = []
     for norm, summary in summaries.items():
         rules.append(len(rows))
@@ -99,16 +102,15 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
 
 def _caption(run: Run) -> str:
     thresholds = ", ".join(f"{run.threshold(norm):g} in {NORM_LABELS[norm]}" for norm in run.norms)
-    return (
+    return sentences(
         f"Accuracy, within ε = {thresholds} where a row names no other, on {measured_on(run)}; in brackets Wilson's "
         "95 % confidence intervals. A minimal attack counts where it found an adversarial within ε; all attacks count "
-        "where any of them did."
+        "where any of them did.",
+        bound_note(run, run.norms),
+        power_note(run, run.norms),
     )
 
 
-def _with_interval(cell: Cell, samples: int) -> Cell:
-    """A clean accuracy (behind a median that is none) with its interval."""
-    if not cell.values:
-        return cell
-    low, high = wilson_interval(np.array(cell.values[1]), samples)
-    return replace(cell, values=(cell.values[1], float(low), float(high)))
+def _with_interval(cell: Cell, distances: pd.Series) -> Cell:
+    """A clean accuracy (behind a median that is none) with its interval, from `Run.clean_distances`."""
+    return replace(cell, values=(cell.values[1], *accuracy_interval(distances.dropna(), 0.0)))

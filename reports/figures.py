@@ -17,14 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
+from bench.intervals import wilson_interval
 from bench.norms import Norm
 from reports.pairwise import mcnemar_table
 from reports.runs import Run
-from reports.statistics import (
-    accuracy_distortion_curve,
-    median_distance,
-    wilson_interval,
-)
+from reports.statistics import accuracy_distortion_curve, median_distance
 from reports.sweeps import Sweep, sweep_table, sweeps, swept
 from reports.tables import NORM_LABELS, minimised, passes_and_seconds, with_distances
 
@@ -114,12 +111,14 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
     """Accuracy against epsilon under the per-sample minimum over attacks, with the band of Wilson's 95 % intervals at
     each epsilon (Schott et al. 2019, Figure 2).
 
-    A defense of which an image's distance is unknown (failed attacks) has no curve; the legend says so. One that
-    bounded attacks alone met is left out, where there are others.
+    A curve is over the images with a known distance; the legend says where some are unknown (failed attacks). A defense
+    that bounded attacks alone met is left out, where there are others.
     """
     defenses = with_distances(run, norm)
     by_defense = dict(list(run.smallest(norm).groupby("defense")["distance"]))
-    known = {name: by_defense[name] for name in defenses if name in by_defense and by_defense[name].notna().all()}
+    known = {
+        name: by_defense[name].dropna() for name in defenses if name in by_defense and by_defense[name].notna().any()
+    }
     right = _right_end(list(known.values()), run.threshold(norm))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.0, 3.3 + 0.1 * len(defenses)), layout="constrained")
@@ -132,7 +131,9 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
                 end = right if minimised(run, norm, defense) else run.threshold(norm)
                 epsilons = np.append(epsilons, max(end, epsilons[-1]))
                 accuracies = np.append(accuracies, accuracies[-1])
-                axes.step(epsilons, accuracies, where="post", label=defense, **style)
+                some = f" ({len(known[defense])} of {len(by_defense[defense])} images)"
+                label = defense + (some if by_defense[defense].isna().any() else "")
+                axes.step(epsilons, accuracies, where="post", label=label, **style)
                 low, high = wilson_interval(accuracies, len(known[defense]))
                 axes.fill_between(epsilons, low, high, step="post", alpha=0.12, linewidth=0, **_color(i))
             else:
@@ -175,7 +176,7 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
             # Evenly spread within the strip, in an order that has nothing to do with the distance.
             offset = (np.arange(len(seen)) * 0.618034 % 1 - 0.5) * 0.5
             axes.scatter(seen, i + offset, s=8, alpha=0.6, linewidths=0, rasterized=len(seen) > RASTERIZED, **_color(i))
-            median = median_distance(values)
+            median = median_distance(values[~np.isnan(values)])
             if median <= right and minimised(run, norm, defense):
                 axes.plot([median, median], [i - 0.36, i + 0.36], color="#000000", linewidth=1.6)
             beyond, unknown = int(np.sum(values > right)), int(np.isnan(values).sum())
@@ -302,7 +303,7 @@ def _costs(run: Run, norm: Norm, defense: str) -> Iterator[tuple[float, float]]:
         records = run.cell_records(row.cells[defense]) if defense in row.cells and row.epsilon is None else None
         if records is not None:
             passes, _ = passes_and_seconds(run, row, defense)
-            median = median_distance(records[norm.lower()])
+            median = median_distance(records[norm.lower()].dropna())
             if np.isfinite(median) and passes > 0:
                 yield passes, median
 

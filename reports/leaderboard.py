@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ import pandas as pd
 
 from bench.norms import TOLERANCE, Norm
 from reports.masking import defense_doubts
-from reports.runs import Run
+from reports.randomized import with_protocols
+from reports.runs import AttackRow, Run
 from reports.statistics import accuracy_at
 from reports.tables import DECIMALS, NORM_LABELS, accuracy_quantity, gaps_of, signs_of, spared
 
 LARGEST = 250_000
 """Records from which on a page would be too large with their distances in it; it then has no leaderboards."""
-NONE_FOUND = -1
-"""Stands for an infinite distance; an unknown one is null."""
+NONE_FOUND, UNDECIDED = -1, -2
+"""Stand for an infinite distance; an unknown one is null."""
 DIGITS = 9
 """Significant ones of a distance: two distances that fewer tell apart may lie on both sides of an epsilon."""
 
@@ -32,11 +34,14 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
         "samples": len(run.samples),
         "decimals": DECIMALS[norm],
         "percent_decimals": accuracy_quantity(run).decimals,
+        "undecided": UNDECIDED,
+        "resubmissions": run.manifest["resubmissions"] if with_protocols(run, norm) else None,
         "defenses": [
             {
                 "name": name,
-                "clean": _number(accuracy_at(run.clean_distances.get(name, ()), 0.0)),
-                "doubts": signs_of(defense_doubts(run, norm, name)),
+                "randomized": name in run.randomized,
+                "clean": _clean_accuracy(run, name),
+                "doubts": signs_of(*defense_doubts(run, norm, name)),
                 "gaps": gaps_of(run, norm, name),
                 "spared": spared(run, norm, name),
             }
@@ -46,16 +51,41 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
             {
                 "label": row.label,
                 "epsilon": row.epsilon,
-                "distances": {
-                    defense: [_number(value) for value in found.sort_values("sample")[norm.lower()]]
-                    for defense, cell in row.cells.items()
-                    if (found := run.cell_records(cell)) is not None
+                "distances": {defense: _distances(records, norm) for defense, records in found.items()},
+                "likeliest": {
+                    defense: _likeliest(records, norm)
+                    for defense, records in found.items()
+                    if defense in run.randomized and with_protocols(run, norm)
                 },
             }
-            for row in run.attack_rows(norm)
-            if row.cells
+            for row, found in _found(run, norm)
         ],
     }
+
+
+def _found(run: Run, norm: Norm) -> Iterator[tuple[AttackRow, dict[str, pd.DataFrame]]]:
+    """Each attack that has cells, and its records by defense, in the order of the samples."""
+    for row in run.attack_rows(norm):
+        records = {defense: run.cell_records(cell) for defense, cell in row.cells.items()}
+        if row.cells:
+            yield row, {name: own.sort_values("sample") for name, own in records.items() if own is not None}
+
+
+def _distances(records: pd.DataFrame, norm: Norm) -> list[float | None]:
+    undecided = records["status"].eq("undecided")
+    return [UNDECIDED if u else _number(value) for value, u in zip(records[norm.lower()], undecided, strict=True)]
+
+
+def _likeliest(records: pd.DataFrame, norm: Norm) -> list[tuple[float, int, int] | None]:
+    """For each sample with a result the rate by which its likeliest image was chosen, and its errors of fresh draws."""
+    valid = records[norm.lower()].notna() & (records["likely_draws"] > 0)
+    columns = (records[name] for name in ("likely_rate", "likely_errors", "likely_draws"))
+    return [(float(rate), int(k), int(n)) if own else None for own, rate, k, n in zip(valid, *columns, strict=True)]
+
+
+def _clean_accuracy(run: Run, defense: str) -> float | None:
+    known = run.clean_distances.get(defense, pd.Series(dtype=float)).dropna()
+    return _number(accuracy_at(known, 0.0))
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,8 @@ prove that a number is wrong; they say why it may be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +18,23 @@ from scipy.stats import binom
 from bench.cards import GRANTS
 from bench.norms import Norm, within
 from reports.runs import AttackRow, Run, once_per_run
+from reports.statistics import falls
 
+OLD_RULE = "judged by the rule before version 3"
 NO_GRADIENTS = "no attack with the defense's gradients"
+NO_GRADIENT_FREE = "no attack without the defense's gradients"
 NOT_UNROLLED = "no attack through the optimisation that the defense does at inference"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without the defense's gradients come closer than those with them"
 UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
+NEVER = "a minimal attack with gradients never succeeds on images that other attacks break"
+FALLING = "a larger epsilon or more steps break fewer images"
 LATE = "images still broken in the last quarter of the passes: more steps or restarts may help"
 CUT_SHORT = "the budget ended the attack before it was done: more steps may help"
 VANISHED = "adversarials of an attack's own queries did not hold on fresh passes"
-REMARKS = "the attack's library warns"
+NON_FINITE = "candidates were dropped because the defense's logits were not finite"
+FAILED = "attacks failed on images that no other attack broke"
+REMARKS = "warnings of the engine or of the attack's library"
 
 USELESS_SHARE = 0.05
 """Share of the derivatives that may be zero or not finite."""
@@ -38,11 +46,19 @@ MARGIN = 0.01
 """Distances that differ by less than this share are equally close."""
 ALPHA = 0.05
 """Level of the one-sided sign test that attacks without gradients come closer."""
+FALL = 0.01
+"""Level of the one-sided test that a larger setting of an attack breaks fewer images."""
+OTHERS = 3
+"""Images that other attacks have to break before an attack that never succeeds is suspect."""
 GRADIENTS = tuple(access for access, granted in GRANTS.items() if "gradient" in granted)
 """Kinds of access that include gradients."""
+GRADIENT_FREE = ("decision", "score")
+"""Kinds of access of attacks that need nothing but the defense's answers."""
+_UNATTACKED = ("clean_error", "failed", "violation")
+"""Statuses of records that say nothing of an attack."""
 _COLUMNS = [
     *("cell", "sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
-    *("found_after", "useless_gradients", "forwards", "backwards", "remarks"),
+    *("found_after", "useless_gradients", "forwards", "backwards", "non_finite", "remarks"),
 ]
 
 
@@ -58,15 +74,20 @@ class Doubt:
 @once_per_run
 def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
     """What makes one attack's number for a defense doubtful."""
-    records = run.cell_records(row.cells[defense]) if defense in row.cells else None
-    if records is None or (row.epsilon is None and not run.facts[row.cells[defense]].dubious):
+    cell = row.cells.get(defense, "")
+    records = run.cell_records(cell)
+    if records is None:
         return []
-    records = _valid(records[_COLUMNS])
-    if records.empty:
-        return []
-    found = [useless_gradients(records), vanished(records), remarks(records), cut_short(records)]
-    if row.epsilon is not None:
-        found.append(found_late(records))
+    found = [judged_before(run, defense, [cell])]
+    if row.epsilon is not None or run.facts[cell].dubious:
+        valid = _valid(records[_COLUMNS])
+        found += [useless_gradients(valid), vanished(valid), remarks(valid), cut_short(valid), non_finite(valid)]
+        if row.epsilon is not None:
+            found.append(found_late(valid))
+    if row.epsilon is None and row.access in GRADIENTS and not run.facts[cell].breaks:
+        found.append(never_succeeds(_valid(records[_COLUMNS]), _broken(run, run.cells[cell]["norm"], defense)))
+    fallen = (falling(run, cell, smaller) for smaller in _smaller_settings(run).get(cell, ()))
+    found.append(next((doubt for doubt in fallen if doubt is not None), None))
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -74,13 +95,15 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
 def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     """What makes a defense's number under all attacks of a norm doubtful."""
     rows = {row.cells[defense]: row for row in run.attack_rows(norm) if defense in row.cells}
-    records = _valid(run.records_against(defense, norm, _COLUMNS))
-    records = records[records["cell"].isin(rows)]
+    everything = run.records_against(defense, norm, _COLUMNS)
+    everything = everything[everything["cell"].isin(rows)]
+    records, judged = _valid(everything), judged_before(run, defense, rows)
     if records.empty:
-        return []
-    found = [useless_gradients(records), vanished(records), remarks(records)]
-    if all(cell in run.facts for cell, row in rows.items() if row.access in GRADIENTS):
-        access = records["cell"].map({cell: row.access for cell, row in rows.items()})
+        return [judged] if judged is not None else []
+    found = [judged, useless_gradients(records), vanished(records), remarks(records)]
+    found += [non_finite(records), failed(everything)]
+    access = records["cell"].map({cell: row.access for cell, row in rows.items()})
+    if _all_ran(run, rows, GRADIENTS):
         with_gradients = records[access.isin(GRADIENTS)]
         if len(with_gradients):
             without = records[~access.isin([*GRADIENTS, "imported"])]
@@ -88,7 +111,9 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
             if not (access == "unrolled").any():
                 found.append(not_unrolled(run, norm, defense))
         else:
-            found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense)))
+            found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense, GRADIENTS)))
+        if _all_ran(run, rows, GRADIENT_FREE) and not access.isin(GRADIENT_FREE).any():
+            found.append(Doubt(NO_GRADIENT_FREE, _why_none(run, norm, defense, GRADIENT_FREE)))
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -99,6 +124,16 @@ def evidence(run: Run) -> Iterator[tuple[str, Norm, str | None, Doubt]]:
             yield from ((defense, norm, None, doubt) for doubt in defense_doubts(run, norm, defense))
             for row in run.attack_rows(norm):
                 yield from ((defense, norm, row.label, doubt) for doubt in cell_doubts(run, row, defense))
+
+
+def judged_before(run: Run, defense: str, cells: Collection[str]) -> Doubt | None:
+    """Some of the cells are of a randomized defense and state no bound on the judge's error: they come from a run
+    before version 3 of the ledger."""
+    if defense not in run.randomized:
+        return None
+    done = [cell for cell in cells if cell in run.facts]
+    old = [cell for cell in done if not run.cells[cell].get("alpha")]
+    return Doubt(OLD_RULE, f"{len(old)} of {len(done)} cells") if old else None
 
 
 def not_unrolled(run: Run, norm: Norm, defense: str) -> Doubt | None:
@@ -121,11 +156,13 @@ def useless_gradients(records: pd.DataFrame) -> Doubt | None:
 
 
 def vanished(records: pd.DataFrame) -> Doubt | None:
-    """More than `IMAGES_SHARE` of the images have an adversarial among the queries and none that holds."""
-    if not (records["claimed"].to_numpy() & ~records["broken"].to_numpy()).any():
+    """More than `IMAGES_SHARE` of the images have an adversarial among the queries and none that holds. One that is
+    undecided has not vanished: the tables count it."""
+    lost = (records["claimed"] & ~records["broken"] & (records["status"] != "undecided")).to_numpy()
+    if not lost.any():
         return None
-    images = records.groupby("sample")[["claimed", "broken"]].any()
-    return _too_many(VANISHED, images["claimed"] & ~images["broken"])
+    images = records.assign(lost=lost).groupby("sample")[["lost", "broken"]].any()
+    return _too_many(VANISHED, images["lost"] & ~images["broken"])
 
 
 def cut_short(records: pd.DataFrame) -> Doubt | None:
@@ -143,9 +180,90 @@ def found_late(records: pd.DataFrame) -> Doubt | None:
 
 
 def remarks(records: pd.DataFrame) -> Doubt | None:
-    """The attack's library warned."""
+    """The engine or the attack's library warned."""
     texts = dict.fromkeys(text for joined in records["remarks"].unique() for text in joined.split("; ") if text)
     return Doubt(REMARKS, "; ".join(texts)) if texts else None
+
+
+def non_finite(records: pd.DataFrame) -> Doubt | None:
+    """Candidates were dropped because the defense's logits on them were not finite."""
+    dropped = records["non_finite"].to_numpy(int)
+    if not dropped.any():
+        return None
+    images = records["sample"][dropped > 0].nunique()
+    return Doubt(NON_FINITE, f"{dropped.sum()} candidates of {images} images")
+
+
+def failed(records: pd.DataFrame) -> Doubt | None:
+    """More than `IMAGES_SHARE` of the images count as not broken although some attack has no valid result on them."""
+    unknown = records["status"].isin(["failed", "violation"])
+    if not unknown.any():
+        return None
+    images = records.assign(unknown=unknown, known=~unknown).groupby("sample")[["unknown", "known", "broken"]].any()
+    images = images[images["known"]]
+    return _too_many(FAILED, images["unknown"] & ~images["broken"])
+
+
+def never_succeeds(records: pd.DataFrame, broken: Collection[int]) -> Doubt | None:
+    """A minimal attack with gradients, which broke nothing, gave up on at least `OTHERS` images that are ``broken`` by
+    other attacks. Where its budget ended it, that is not its failure."""
+    gave_up = records["status"].eq("not_found") & ~records["claimed"]
+    images = records["sample"].isin(list(broken))[gave_up]
+    return Doubt(NEVER, f"0 of {images.sum()} images") if images.sum() >= OTHERS else None
+
+
+def falling(run: Run, cell: str, smaller: str) -> Doubt | None:
+    """A cell breaks significantly fewer images than a cell of the same attack that has a smaller epsilon or fewer steps
+    and is otherwise equal (McNemar's exact test, one-sided, `FALL`). Images count that both attacked with a valid
+    result; a minimal attack breaks one where it found an adversarial within the threshold."""
+    found = [run.cell_records(each) for each in (smaller, cell)]
+    if any(records is None for records in found):
+        return None
+    norm, bounded = run.cells[cell]["norm"], run.cells[cell]["epsilon"] is not None
+    less, more = (_valid(records).set_index("sample")[norm.lower()] for records in found if records is not None)
+    both = less.index.intersection(more.index)
+    before, after = (
+        np.isfinite(distances[both]) if bounded else within(distances[both], run.threshold(norm))
+        for distances in (less, more)
+    )
+    if falls(before, after) >= FALL:
+        return None
+    return Doubt(FALLING, f"{after.sum()} of {len(both)} images, {before.sum()} with {_difference(run, smaller, cell)}")
+
+
+@once_per_run
+def _smaller_settings(run: Run) -> dict[str, list[str]]:
+    """For each cell those of the same attack, defense and norm that differ only in a smaller epsilon or fewer steps."""
+    alike: dict[str, list[tuple[float, str]]] = {}
+    for cell in run.manifest["cells"]:
+        place = [cell["attack"].partition(":")[0], cell["defense"], cell["norm"], cell["budget"]]
+        epsilon, parameters = cell["epsilon"], cell["parameters"]
+        if epsilon is not None:
+            alike.setdefault(json.dumps([*place, parameters]), []).append((epsilon, cell["id"]))
+        if isinstance(steps := parameters.get("steps"), int):
+            rest = {**parameters, "steps": None}
+            alike.setdefault(json.dumps([*place, rest, epsilon], sort_keys=True), []).append((steps, cell["id"]))
+    smaller: dict[str, list[str]] = {}
+    for settings in alike.values():
+        for size, cell in settings:
+            if others := [other for less, other in settings if less < size]:
+                smaller.setdefault(cell, []).extend(others)
+    return smaller
+
+
+def _difference(run: Run, smaller: str, cell: str) -> str:
+    """What is smaller in the first of two cells."""
+    less, more = run.cells[smaller], run.cells[cell]
+    if less["epsilon"] != more["epsilon"]:
+        return f"epsilon {less['epsilon']:g} instead of {more['epsilon']:g}"
+    return f"{less['parameters']['steps']} steps instead of {more['parameters']['steps']}"
+
+
+@once_per_run
+def _broken(run: Run, norm: Norm, defense: str) -> frozenset[int]:
+    """The attacked images of a defense that any attack of a norm broke."""
+    records = run.records_against(defense, norm, ["sample", "status", "broken"])
+    return frozenset(records.loc[records["broken"] & (records["status"] != "clean_error"), "sample"])
 
 
 def unbroken(records: pd.DataFrame) -> Doubt | None:
@@ -179,9 +297,14 @@ def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, thre
     return None
 
 
-def _why_none(run: Run, norm: Norm, defense: str) -> str:
-    """Why no attack with gradients has a result for a defense."""
-    rows = [row for row in run.attack_rows(norm) if row.access in GRADIENTS]
+def _all_ran(run: Run, rows: Mapping[str, AttackRow], accesses: Collection[str]) -> bool:
+    """True if the cells of all attacks with one of these kinds of access have run."""
+    return all(cell in run.facts for cell, row in rows.items() if row.access in accesses)
+
+
+def _why_none(run: Run, norm: Norm, defense: str, accesses: Collection[str]) -> str:
+    """Why no attack with one of these kinds of access has a result for a defense."""
+    rows = [row for row in run.attack_rows(norm) if row.access in accesses]
     reasons = [row.not_applicable[defense] for row in rows if defense in row.not_applicable]
     reasons += ["failed" for row in rows if defense in row.cells]
     return "; ".join(dict.fromkeys(reasons)) or "none is in the matrix"
@@ -189,7 +312,7 @@ def _why_none(run: Run, norm: Norm, defense: str) -> str:
 
 def _valid(records: pd.DataFrame) -> pd.DataFrame:
     """The records of the images that were attacked with a valid result."""
-    return records[~records["status"].isin(["clean_error", "failed", "violation"]).to_numpy()]
+    return records[~records["status"].isin(_UNATTACKED).to_numpy()]
 
 
 def _closest(records: pd.DataFrame, norm: Norm) -> pd.Series:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.norms import Norm, within
 from reports.masking import defense_doubts
+from reports.randomized import bound_note
 from reports.runs import Run, once_per_run
 from reports.statistics import accuracy_at, cochran_q, holm, mcnemar, median_difference
 from reports.tables import (
@@ -25,6 +26,7 @@ from reports.tables import (
     meant_for,
     measured_on,
     minimised,
+    sentences,
     signs_of,
 )
 
@@ -37,7 +39,7 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     """
     smallest, defenses = run.smallest(norm), run.defenses_in(norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=defenses)
-    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in defenses}
+    doubts = {defense: signs_of(*defense_doubts(run, norm, defense)) for defense in defenses}
     pairs = [(first, second) for row, first in enumerate(defenses) for second in defenses[:row]]
     cells = [_mcnemar_cell(run, norm, distances[first], distances[second], doubts) for first, second in pairs]
     adjusted = holm([cell.values[0] if cell.values else np.nan for cell in cells])
@@ -55,10 +57,11 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
         else ""
     )
     tested = int(np.sum(~np.isnan(adjusted)))
-    caption = (
+    caption = sentences(
         f"p-values of McNemar's exact test (two-sided) that two defenses survive all {NORM_LABELS[norm]} attacks "
         f"within ε = {run.threshold(norm):g} equally often, raw / adjusted for {tested} pairs by Holm's "
-        f"method, on {measured_on(run)}. {all_equal}Bold: adjusted p < {ALPHA:g}."
+        f"method, on {measured_on(run)}. {all_equal}Bold: adjusted p < {ALPHA:g}.",
+        bound_note(run, [norm]),
     )
     return Table(
         name=f"mcnemar_{norm}",
@@ -75,7 +78,7 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
     smallest, defenses = run.smallest(norm), run.defenses_in(norm)
     distances = smallest.pivot(index="sample", columns="defense", values="distance").reindex(columns=defenses)
     others = [defense for defense in defenses if defense != baseline]
-    doubts = {defense: signs_of(defense_doubts(run, norm, defense)) for defense in defenses}
+    doubts = {defense: signs_of(*defense_doubts(run, norm, defense)) for defense in defenses}
     tests = [_mcnemar_cell(run, norm, distances[other], distances[baseline], doubts) for other in others]
     adjusted = holm([cell.values[0] if cell.values else np.nan for cell in tests])
     rows: dict[str, list[Cell]] = {}
@@ -92,12 +95,13 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
     return Table(
         name=f"baseline_{norm}",
         title=f"{NORM_LABELS[norm]}: beside {baseline}",
-        caption=(
+        caption=sentences(
             f"Median {NORM_LABELS[norm]} distance minus that of {baseline}, with its 95 % paired bootstrap interval / "
             f"accuracy at ε = {run.threshold(norm):g} minus that of {baseline} / p-value of McNemar's exact test that "
             f"the accuracies are equal, raw / adjusted for their number by Holm's method, under all attacks, "
             f"on {measured_on(run)}. Where both medians are infinite, their difference is unknown. Bold: adjusted "
-            f"p < {ALPHA:g}."
+            f"p < {ALPHA:g}.",
+            bound_note(run, [norm]),
         ),
         frame=laid_out("defense", [f"minus {baseline}"], rows),
         quantities=(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 from reports.runs import Run
-from reports.statistics import brackets
-from reports.tables import NORM_LABELS, gaps_of
+from reports.tables import NORM_LABELS, problem_of
 
 
 def problems(run: Run) -> list[str]:
     """One line for each cell or study that has not run or holds samples without a valid result."""
     of_cells = [
-        f"{defense}, {NORM_LABELS[norm]}: {gap}"
+        f"{defense}, {NORM_LABELS[norm]}: {row.label} {problem}"
         for norm in run.norms
         for defense in run.defenses
-        for gap in gaps_of(run, norm, defense)
+        for row in run.attack_rows(norm)
+        if (problem := problem_of(run, norm, row, defense))
     ]
     return [*of_cells, *_study_problems(run)]
 
@@ -36,10 +36,10 @@ def _study_problems(run: Run) -> list[str]:
 
 
 def refuted_certificates(run: Run) -> list[str]:
-    """One line for each defense and norm of which a certificate exceeds a found adversarial."""
+    """One line for each defense and norm of which a certificate exceeds a found adversarial (`statistics.brackets`)."""
     lines = []
     for norm in run.norms:
-        known = brackets(run.records, run.study_records("lower_bound"), norm)
+        known = run.brackets(norm)
         if known.empty:
             continue
         wrong = known[known["refuted"] & known["certificate"].astype(bool)]

@@ -19,12 +19,11 @@ from reports.pairwise import baseline_table, mcnemar_table
 from reports.published import PAPERS, Numbers, published_detection, published_numbers
 from reports.render import to_csv, to_latex, to_markdown
 from reports.runs import Run, load_run
-from reports.statistics import brackets
 from reports.study_tables import bracket_table, detection_table, distal_table
 from reports.sweeps import sweep_table, sweeps
 from reports.tables import Table, ranking_table, strength_table, summary_table, with_published
 
-BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "note"]
+BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "untested", "note"]
 OPTIONS = "options.json"
 """File of a report that says what was chosen for it, so that its numbers can be derived again."""
 _RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
@@ -116,7 +115,7 @@ def write_run_report(
 def _write_brackets(run: Run, sections: Sequence[Section], out_dir: Path) -> None:
     for section in sections:
         if section.bracket is not None:
-            samples = brackets(run.records, run.study_records("lower_bound"), section.norm)[BRACKET_COLUMNS]
+            samples = run.brackets(section.norm)[BRACKET_COLUMNS]
             samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
 
 

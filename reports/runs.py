@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bench.ledger import load_clean, load_ledger, load_manifest, load_studies, reader, works
 from bench.norms import Norm
-from reports.statistics import CellFacts, cell_facts, clean_distances, smallest_adversarials
+from reports.statistics import CellFacts, brackets, cell_facts, clean_distances, smallest_adversarials
 
 Others = TypeVarTuple("Others")
 Answer = TypeVar("Answer")
@@ -72,6 +72,11 @@ class Run:
         return [defense["name"] for defense in self.manifest["defenses"]]
 
     @property
+    def randomized(self) -> list[str]:
+        """Names of the defenses whose answers are random, in the run's order."""
+        return [defense["name"] for defense in self.manifest["defenses"] if defense["randomized"]]
+
+    @property
     def norms(self) -> list[Norm]:
         """The norms in which anything was planned, in the order of the run's thresholds."""
         planned = {entry["norm"] for entry in [*self.manifest["cells"], *self.manifest["not_applicable"]]}
@@ -109,7 +114,17 @@ class Run:
     def clean_distances(self) -> dict[str, pd.Series]:
         """`reports.statistics.clean_distances` of each defense that has records."""
         columns = self.records[["defense", "sample", "clean_prediction", "status"]]
-        return {str(name): clean_distances(own, len(self.samples)) for name, own in columns.groupby("defense")}
+        return {str(name): clean_distances(own) for name, own in columns.groupby("defense")}
+
+    @cached_property
+    def cells(self) -> dict[str, Mapping[str, Any]]:
+        """The manifest's entries of cells, by id."""
+        return {cell["id"]: cell for cell in self.manifest["cells"]}
+
+    def cells_of(self, defense: str, norm: Norm | None = None) -> list[str]:
+        """Ids of the cells of a defense, in one norm or in all."""
+        own = (cell for cell in self.manifest["cells"] if cell["defense"] == defense)
+        return [cell["id"] for cell in own if norm in (None, cell["norm"])]
 
     @cached_property
     def facts(self) -> dict[str, CellFacts]:
@@ -125,6 +140,17 @@ class Run:
     def smallest(self, norm: Norm) -> pd.DataFrame:
         """`reports.statistics.smallest_adversarials` of the run's records."""
         return smallest_adversarials(self.records, norm)
+
+    @once_per_run
+    def brackets(self, norm: Norm) -> pd.DataFrame:
+        """`reports.statistics.brackets` of the run's records and studies."""
+        return brackets(
+            self.records,
+            self.study_records("lower_bound"),
+            norm,
+            self.randomized,
+            self.study_records("refutation"),
+        )
 
     def study_records(self, kind: str) -> pd.DataFrame:
         """The records of all studies of a kind; empty, without columns, where there are none."""

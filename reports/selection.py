@@ -80,6 +80,7 @@ def combined(runs: Sequence[Run]) -> Run:
         "attacks": [_with_all_norms(attack, manifests) for attack in attacks],
         "cells": cells,
         "studies": studies,
+        **_fewest_resubmissions(manifests),
         "not_applicable": _once(((*place, ""), m) for *place, m in missing if tuple(place) not in measured),
     }
     kinds = dict.fromkeys(kind for run in runs for kind in run.studies)
@@ -129,6 +130,12 @@ def _with_all_norms(attack: Mapping[str, Any], manifests: Sequence[Mapping[str, 
     """An attack with the norms of all the runs that have it."""
     norms = [norm for m in manifests for own in m["attacks"] if own["name"] == attack["name"] for norm in own["norms"]]
     return {**attack, "norms": list(dict.fromkeys(norms))}
+
+
+def _fewest_resubmissions(manifests: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The smallest number of resubmissions: each run's draws suffice for it. Runs before version 3 have none."""
+    known = [manifest["resubmissions"] for manifest in manifests if "resubmissions" in manifest]
+    return {"resubmissions": min(known)} if known else {}
 
 
 def _works(run: Run) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ was found, and NaN where the attack failed or broke the rules (design.md, "Ledge
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,15 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom, chi2, mannwhitneyu, quantile_test
-from scipy.stats import norm as norm_distribution
 
+from bench.intervals import wilson_interval
 from bench.norms import Norm, within
 
 FloatArray = NDArray[np.float64]
 COSTS = ("forwards", "backwards", "inner_steps", "seconds")
 """Columns that say what an attack spent on an image."""
-CHANCE = 0.001
-"""Probability at most of as many successes in a verdict's draws, if an image were adversarial in half of them."""
+REFUTED = 0.001
+"""Level at which draws of their own refute the certificates of a randomized defense in a norm, together."""
 ROUNDING = 1e-6
 """How far an adversarial may lie within a lower bound, relative to it, before it refutes the bound."""
 
@@ -78,20 +79,6 @@ def accuracy_interval(distances: ArrayLike, epsilon: float, confidence: float = 
     return float(low), float(high)
 
 
-def wilson_interval(shares: ArrayLike, samples: int, confidence: float = 0.95) -> tuple[FloatArray, FloatArray]:
-    """Wilson's confidence interval (Wilson 1927) of shares of ``samples`` samples: lower ends and upper ends."""
-    p, z2 = np.asarray(shares, dtype=np.float64), _quantile(0.5 + confidence / 2) ** 2
-    center = (p + z2 / (2 * samples)) / (1 + z2 / samples)
-    half = np.sqrt(z2 * (p * (1 - p) / samples + z2 / (4 * samples**2))) / (1 + z2 / samples)
-    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
-
-
-@cache
-def _quantile(probability: float) -> float:
-    """Of the normal distribution."""
-    return float(norm_distribution.ppf(probability))
-
-
 def curve_area(distances: ArrayLike, end: float) -> float:
     """Area under the accuracy-distortion curve from 0 to ``end``, which is the mean of the distances, none counting
     more than ``end``; NaN for none, or if any distance is NaN."""
@@ -137,8 +124,8 @@ def accuracy_distortion_curve(distances: ArrayLike) -> tuple[FloatArray, FloatAr
 def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
     """For each defense and sample the record with the smallest distance in ``norm``: "All L2 attacks" of Schott et al.
 
-    Every attack in that threat model takes part, bounded ones with the adversarials they found. A NaN is passed over
-    where another attack found an adversarial; where none did, the answer is unknown and the distance NaN.
+    Every attack in that threat model takes part, bounded ones with the adversarials they found. A NaN is passed over:
+    the answer is that of the other attacks, and NaN where none has one.
 
     Returns:
         The chosen records, with a column ``distance``, sorted by defense and sample.
@@ -149,10 +136,65 @@ def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
     samples = records["sample"].to_numpy()[own]
     places = defenses * (samples.max(initial=0) + 1) + samples
     order = np.lexsort((distances, places))  # in each place NaN is last
-    _, first, counts = np.unique(places[order], return_index=True, return_counts=True)
-    smallest, unknown = distances[order[first]], np.isnan(distances[order[first + counts - 1]])
-    distance = np.where(np.isposinf(smallest) & unknown, np.nan, smallest)
-    return records.iloc[own[order[first]]].reset_index(drop=True).assign(distance=distance)
+    _, first = np.unique(places[order], return_index=True)
+    chosen = order[first]
+    return records.iloc[own[chosen]].reset_index(drop=True).assign(distance=distances[chosen])
+
+
+def survival(errors: ArrayLike, draws: ArrayLike, resubmissions: int) -> FloatArray:
+    """Estimates the probability that a sample survives N submissions of the same image to a randomized defense.
+
+    Of n draws of which k are wrong, it is the share of choices of N draws without a wrong one: C(n - k, N) / C(n, N).
+    It is unbiased for N <= n. One submission (N = 1) gives 1 - k / n.
+
+    Args:
+        errors: k of each sample, (S,).
+        draws: n of each sample.
+        resubmissions: N.
+
+    Returns:
+        Probabilities (S,) in [0, 1]; NaN where n < N.
+    """
+    k, n = (np.asarray(counts, dtype=np.float64)[..., None] for counts in (errors, draws))
+    done = np.arange(resubmissions)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        right = np.clip((n - k - done) / (n - done), 0, 1)
+    return np.asarray(np.where(n[..., 0] < resubmissions, np.nan, right.prod(-1)))
+
+
+def share_interval(
+    shares: ArrayLike, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of one share per sample, and its bootstrap interval over the samples (percentiles; Efron & Tibshirani
+    1993, section 13.3). Where all samples agree the bootstrap has nothing to vary, and the interval is Wilson's.
+
+    NaN for no samples, or if any share is NaN.
+    """
+    values = np.asarray(shares, dtype=np.float64)
+    if values.size == 0 or np.isnan(values).any():
+        return np.nan, np.nan, np.nan
+    mean = float(values.mean())
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) == 1:
+        low, high = wilson_interval(distinct[0], values.size, confidence)
+        return mean, float(low), float(high)
+    # A resample is determined by how often it holds each value.
+    drawn = np.random.default_rng(seed).multinomial(values.size, counts / values.size, size=resamples)
+    low, high = np.quantile(drawn @ distinct / values.size, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return mean, float(low), float(high)
+
+
+def likeliest(records: pd.DataFrame) -> pd.DataFrame:
+    """For each sample the record of the attack whose likeliest image was misclassified most often when it was chosen.
+
+    The choice uses ``likely_rate``, which comes from the choosing draws, so that ``likely_errors`` of ``likely_draws``
+    stay unbiased. Records without draws are passed over.
+
+    Args:
+        records: of one randomized defense in one norm.
+    """
+    drawn = records[records["likely_draws"] > 0]
+    return drawn.sort_values("likely_rate", ascending=False, kind="stable").drop_duplicates("sample")
 
 
 @dataclass(frozen=True)
@@ -162,11 +204,14 @@ class CellFacts:
     Attributes:
         costs: means over the attacked images of the columns ``forwards``, ``backwards``, ``inner_steps`` and
             ``seconds``, by name; NaN where none was attacked.
-        dubious: any record shows a useless derivative, an adversarial that vanished, a remark or an exhausted budget.
+        dubious: any record shows a useless derivative, an adversarial that vanished, a remark, an exhausted budget or a
+            candidate with logits that are not finite.
+        breaks: an attacked image was broken.
     """
 
     costs: dict[str, float]
     dubious: bool
+    breaks: bool
 
 
 def cell_facts(records: pd.DataFrame) -> dict[str, CellFacts]:
@@ -185,10 +230,13 @@ def cell_facts(records: pd.DataFrame) -> dict[str, CellFacts]:
         | records["claimed"] & ~records["broken"]
         | (records["remarks"] != "")
         | (records["status"] == "budget")
+        | (records["non_finite"] > 0)
     )
-    found = sums(dubious) > 0
+    found, breaking = sums(dubious) > 0, sums(attacked & records["broken"]) > 0
     return {
-        str(cell): CellFacts({cost: float(values[i]) for cost, values in means.items()}, bool(found[i]))
+        str(cell): CellFacts(
+            {cost: float(values[i]) for cost, values in means.items()}, bool(found[i]), bool(breaking[i])
+        )
         for i, cell in enumerate(cells)
     }
 
@@ -198,28 +246,55 @@ def by_sample(records: pd.DataFrame, column: str) -> pd.Series:
     return pd.Series(records[column].to_numpy(), index=records["sample"].to_numpy())
 
 
-def brackets(records: pd.DataFrame, bounds: pd.DataFrame, norm: Norm) -> pd.DataFrame:
+def brackets(
+    records: pd.DataFrame,
+    bounds: pd.DataFrame,
+    norm: Norm,
+    randomized: Collection[str] = (),
+    refutations: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """For each defense and sample with a lower bound in ``norm``, the bound beside the smallest adversarial.
 
     Args:
         records: of attacks.
         bounds: of studies of lower bounds (`bench.bounds`).
         norm: of both.
+        randomized: the defenses whose certificates are tested on draws.
+        refutations: these tests' records, with the columns ``defense``, ``norm``, ``sample``, ``errors`` and ``draws``.
 
     Returns:
-        The bounds' columns, with ``distance`` (infinity where no adversarial is known, NaN where that is unknown) and
-        ``refuted``, true where an adversarial lies within the bound (but for rounding) that is no accident of draws.
+        The bounds' columns, with ``distance`` (infinity where no adversarial is known, NaN where that is unknown),
+        ``refuted`` and ``untested``. A bound is refuted where an adversarial lies within it, but for rounding. For a
+        certificate of a randomized defense, the draws of a test of its own have to show in addition that the
+        adversarial is one (`significant_errors`); without that test it is untested.
     """
     if bounds.empty:
-        return bounds.assign(distance=[], refuted=[])
+        return bounds.assign(distance=[], refuted=[], untested=[])
     own = bounds[(bounds["norm"] == norm) & (bounds["status"] == "bound")]
-    known = smallest_adversarials(records, norm)[["defense", "sample", "distance", "success_rate", "draws"]]
-    merged = own.merge(known, on=["defense", "sample"], how="left")
-    # Of a randomised defense, an adversarial that could be a bare majority by chance refutes nothing.
-    successes = (merged["success_rate"] * merged["draws"]).round()
-    sure = (merged["draws"] <= 1) | (binom.sf(successes - 1, merged["draws"], 0.5) < CHANCE)
+    merged = own.merge(
+        smallest_adversarials(records, norm)[["defense", "sample", "distance"]], on=["defense", "sample"], how="left"
+    )
     within_bound = merged["distance"] < merged["lower_bound"] * (1 - ROUNDING)
-    return merged.assign(refuted=within_bound & sure).drop(columns=["success_rate", "draws"])
+    drawn = merged["certificate"].astype(bool) & merged["defense"].isin(list(randomized))
+    places = pd.MultiIndex.from_frame(merged[["defense", "sample"]])
+    known = significant_errors(refutations, norm)
+    tested, wrong = places.isin(known.index), places.isin(known.index[known])
+    return merged.assign(refuted=within_bound & (~drawn | wrong), untested=within_bound & drawn & ~tested)
+
+
+def significant_errors(refutations: pd.DataFrame | None, norm: Norm) -> pd.Series:
+    """Whether draws show that an image is misclassified more often than not: by a one-sided exact binomial test of each
+    sample, at `REFUTED` after Holm's adjustment for the tested samples of the same defense and norm.
+
+    Returns:
+        bool, by defense and sample; empty where nothing was tested.
+    """
+    nothing = pd.Series(dtype=bool, index=pd.MultiIndex.from_arrays([[], []], names=["defense", "sample"]))
+    if refutations is None or refutations.empty:
+        return nothing
+    own = refutations[(refutations["norm"] == norm) & (refutations["draws"] > 0)]
+    p = pd.Series(binom.sf(own["errors"] - 1, own["draws"], 0.5), index=[own["defense"], own["sample"]])
+    return p.groupby(level=0).transform(holm) < REFUTED if len(p) else nothing
 
 
 def detection(records: pd.DataFrame) -> dict[str, float]:
@@ -253,16 +328,14 @@ def detection(records: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def clean_distances(records: pd.DataFrame, samples: int) -> pd.Series:
+def clean_distances(records: pd.DataFrame) -> pd.Series:
     """By sample, 0 where one defense misclassifies it when nobody attacks, and infinity where it does not.
 
-    NaN for every sample if ``records`` (of that defense, any attack and norm) do not hold a clean prediction for each
-    of ``samples`` samples.
+    NaN for a sample without a clean prediction in any of ``records`` (of that defense, any attack and norm).
     """
-    judged = records[records["clean_prediction"] >= 0]
-    mistaken = (judged["status"] == "clean_error").groupby(judged["sample"]).any()
-    distances = pd.Series(np.where(mistaken, 0.0, np.inf), index=mistaken.index)
-    return distances if len(distances) == samples else distances * np.nan
+    judged = (records["clean_prediction"] >= 0).groupby(records["sample"]).any()
+    mistaken = (records["status"] == "clean_error").groupby(records["sample"]).any()
+    return pd.Series(np.where(mistaken, 0.0, np.where(judged, np.inf, np.nan)), index=judged.index)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
@@ -279,6 +352,19 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     only_first, only_second = int(np.sum(survived & ~also)), int(np.sum(also & ~survived))
     tail = binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
     return min(1.0, 2 * float(tail))
+
+
+def falls(smaller: ArrayLike, larger: ArrayLike) -> float:
+    """One-sided p-value of McNemar's exact test that a larger setting of an attack breaks fewer images than a smaller
+    one; 1 where they never differ.
+
+    Args:
+        smaller: whether each image is broken with the smaller setting, bool (S,).
+        larger: the same images with the larger setting.
+    """
+    before, after = np.asarray(smaller, dtype=bool), np.asarray(larger, dtype=bool)
+    lost, gained = int(np.sum(before & ~after)), int(np.sum(after & ~before))
+    return float(binom.sf(lost - 1, lost + gained, 0.5))
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from bench.norms import Norm
+from reports.masking import judged_before
 from reports.runs import Run
-from reports.statistics import brackets, detection, median_distance
-from reports.tables import DECIMALS, NORM_LABELS, Cell, Quantity, Table, laid_out, measured_on, versions_of
+from reports.statistics import REFUTED, detection, median_distance
+from reports.tables import DECIMALS, NORM_LABELS, Cell, Quantity, Table, laid_out, measured_on, signs_of, versions_of
 
 CERTIFICATE_REFUTED = "an adversarial lies within the certified distance: the certificate is wrong"
+TESTED = (
+    "The certificate of a randomized defense is refuted where draws of its own show that an adversarial within it is "
+    f"misclassified more often than not (one-sided exact binomial test, p < {REFUTED:g}, adjusted by Holm's method); "
+    "not tested: an adversarial lies within it, but no such draws were made."
+)
 DETECTION = {
     "accuracy": "detector's accuracy",
     "auc": "ROC AUC",
@@ -24,7 +32,7 @@ DETECTION = {
 
 def bracket_table(run: Run, norm: Norm) -> Table | None:
     """What is known of the distance to the nearest adversarial from below and from above; None without lower bounds."""
-    known = brackets(run.records, run.study_records("lower_bound"), norm)
+    known = run.brackets(norm)
     if known.empty:
         return None
     rows: dict[str, list[Cell]] = {}
@@ -33,16 +41,23 @@ def bracket_table(run: Run, norm: Norm) -> Table | None:
         if own.empty:
             continue
         certified = bool(own["certificate"].all())
+        distances = own["distance"].dropna()
         # A refuted estimate says nothing; a refuted certificate is an error that has to be seen.
         bounds = own["lower_bound"].mask(own["refuted"] & ~own["certificate"].astype(bool), 0.0)
-        refuted = int(own["refuted"].sum())
+        refuted, untested = int(own["refuted"].sum()), int(own["untested"].sum())
         kind = "a certificate" if certified else "an estimate"
         rows[defense] = [
             Cell((median_distance(bounds),), doubts=(CERTIFICATE_REFUTED,) if certified and refuted else ()),
-            _number_or_reason(median_distance(own["distance"])),
-            Cell(text=f"{refuted} of {len(own)}"),
+            replace(
+                _number_or_reason(median_distance(distances)),
+                notes=(f"{len(distances)} of {len(own)} images",) if len(distances) < len(own) else (),
+                doubts=signs_of(judged_before(run, defense, run.cells_of(defense, norm))),
+            ),
+            Cell(text=f"{refuted} of {len(own)}{f', {untested} not tested' if untested else ''}"),
             Cell(text=", ".join([kind, *(note for note in own["note"].unique() if note)])),
         ]
+    drawn = known["certificate"].astype(bool) & known["defense"].isin(run.randomized)
+    tested = f" {TESTED}" if drawn.any() else ""
     return Table(
         name=f"bracket_{norm}",
         title=f"{NORM_LABELS[norm]}: between lower bound and smallest adversarial",
@@ -50,7 +65,7 @@ def bracket_table(run: Run, norm: Norm) -> Table | None:
             f"Median {NORM_LABELS[norm]} distance, over {measured_on(run)}, within which the defense shows that an "
             f"image has no adversarial, and that of the smallest adversarial any attack found; 0 for images that are "
             f"misclassified as they are. An estimate that an adversarial refutes counts as 0. Each image's own bracket "
-            f"is in brackets_{norm}.csv."
+            f"is in brackets_{norm}.csv.{tested}"
         ),
         frame=laid_out("defense", ["lower bound", "smallest adversarial", "refuted", "the bound is"], rows),
         quantities=(Quantity("median", DECIMALS[norm]),),

@@ -7,9 +7,23 @@ import json
 from dataclasses import replace
 
 from bench.norms import Norm
+from reports.masking import cell_doubts
+from reports.randomized import bound_note
 from reports.runs import AttackRow, Run
 from reports.statistics import accuracy_at, accuracy_interval
-from reports.tables import NORM_LABELS, Cell, Table, accuracy_quantity, distances_of, laid_out, measured_on, records_of
+from reports.tables import (
+    NORM_LABELS,
+    Cell,
+    Table,
+    accuracy_quantity,
+    distances_of,
+    laid_out,
+    measured_on,
+    records_of,
+    sentences,
+    shortfall,
+    signs_of,
+)
 
 SWEEP_LENGTH = 3
 """Values of a parameter that make a sweep."""
@@ -50,9 +64,10 @@ def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
     return Table(
         name=f"sweep_{norm}_{base}_{parameter}",
         title=f"{NORM_LABELS[norm]}: {base} with more {parameter}",
-        caption=(
+        caption=sentences(
             f"Accuracy under {base} within ε = {sweep[0][1].epsilon:g} in {NORM_LABELS[norm]} for each value of its "
-            f"parameter {parameter}, on {measured_on(run)}; in brackets Wilson's 95 % confidence intervals."
+            f"parameter {parameter}, on {measured_on(run)}; in brackets Wilson's 95 % confidence intervals.",
+            bound_note(run, [norm]),
         ),
         frame=laid_out(parameter, defenses, rows),
         quantities=(replace(accuracy_quantity(run), interval=True),),
@@ -64,7 +79,8 @@ def _cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     if isinstance(records, Cell):
         return records
     assert row.epsilon is not None
-    distances = distances_of(run, norm, row)[defense]
-    if distances.isna().any():
+    distances = distances_of(run, norm, row)[defense].dropna()
+    if distances.empty:
         return Cell(text="unknown")
-    return Cell((accuracy_at(distances, row.epsilon), *accuracy_interval(distances, row.epsilon)))
+    values = (accuracy_at(distances, row.epsilon), *accuracy_interval(distances, row.epsilon))
+    return Cell(values, notes=shortfall(records, norm), doubts=signs_of(*cell_doubts(run, row, defense)))

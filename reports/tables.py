@@ -6,7 +6,7 @@ Every cell of a table says numbers or, where there are none, why.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,17 @@ import numpy as np
 import pandas as pd
 
 from bench.norms import Norm, within
-from reports.masking import Doubt, cell_doubts, defense_doubts
+from reports.masking import Doubt, cell_doubts, defense_doubts, judged_before
+from reports.randomized import (
+    bound_note,
+    bounded_cells,
+    percentage,
+    power_note,
+    protocols,
+    protocols_note,
+    quantity_names,
+    with_protocols,
+)
 from reports.runs import AttackRow, Run, once_per_run
 from reports.statistics import (
     COSTS,
@@ -148,10 +158,12 @@ def summary_table(run: Run, norm: Norm) -> Table:
         replace(cell, significant=False) if spared(run, norm, defense) else cell
         for defense, cell in zip(defenses, _marked(cells, run, smallest, run.threshold(norm)), strict=True)
     ]
-    caption = (
+    caption = sentences(
         f"Median {NORM_LABELS[norm]} distance of the smallest adversarials / accuracy at ε = {run.threshold(norm):g} "
         f"on {measured_on(run)}. A median of ∞: none found for at least half of the images. "
-        f"The last row takes each image's smallest adversarial over all attacks. {BOLD}"
+        f"The last row takes each image's smallest adversarial over all attacks. {BOLD}",
+        bound_note(run, [norm]),
+        power_note(run, [norm]),
     )
     return Table(
         name=f"summary_{norm}",
@@ -194,32 +206,49 @@ def _beside(cell: Cell, published: Published | None) -> Cell:
 
 def strength_table(run: Run, norm: Norm) -> Table:
     """How strong each attack is, how sure that is, and what it costs: the numbers of `summary_table` with the median's
-    interval, and passes and seconds per attacked image."""
-    summary = summary_table(run, norm)
+    interval, and passes and seconds per attacked image. Cells of randomized defenses also hold their accuracies under
+    the other protocols of `reports.randomized`."""
+    summary, smallest, shown = summary_table(run, norm), smallest_of(run, norm), with_protocols(run, norm)
     rows: dict[str, list[Cell]] = {}
     for row in run.attack_rows(norm):
         distances, epsilon = distances_of(run, norm, row), run.threshold(norm) if row.epsilon is None else row.epsilon
         rows[row.label] = [
-            _with_intervals_and_cost(cell, distances.get(defense), epsilon, passes_and_seconds(run, row, defense))
+            _with_intervals(
+                cell,
+                distances.get(defense),
+                epsilon,
+                protocols(run, norm, defense, row) if shown else (),
+                passes_and_seconds(run, row, defense),
+            )
             for defense, cell in summary.row(row.label).items()
         ]
-    smallest = smallest_of(run, norm)
     rows[all_attacks(norm)] = [
-        _with_intervals_and_cost(cell, smallest.get(defense), run.threshold(norm), (np.nan, np.nan))
+        _with_intervals(
+            cell,
+            smallest.get(defense),
+            run.threshold(norm),
+            protocols(run, norm, defense, None) if shown else (),
+            (np.nan, np.nan),
+        )
         for defense, cell in summary.row(all_attacks(norm)).items()
     ]
+    accuracy = replace(accuracy_quantity(run), interval=True)
     return Table(
         name=f"strength_{norm}",
         title=f"{NORM_LABELS[norm]}: strength and cost of the attacks",
-        caption=(
+        caption=sentences(
             f"Median {NORM_LABELS[norm]} distance / accuracy at ε = {run.threshold(norm):g} / mean forward plus "
             f"backward passes / mean seconds per attacked image, on {measured_on(run)}; in brackets 95 % confidence "
-            "intervals (between order statistics; Wilson's). Seconds depend on the machine and on what else it does."
+            "intervals (between order statistics; Wilson's). Seconds depend on the machine and on what else it does.",
+            protocols_note(run) if shown else "",
+            bound_note(run, [norm]),
+            power_note(run, [norm]),
         ),
         frame=laid_out("attack", run.defenses_in(norm), rows),
         quantities=(
             Quantity("median", DECIMALS[norm], interval=True),
-            replace(accuracy_quantity(run), interval=True),
+            accuracy,
+            *(replace(accuracy, name=name) for name in (quantity_names(run) if shown else ())),
             Quantity("passes"),
             Quantity("seconds", 2),
         ),
@@ -242,9 +271,11 @@ def ranking_table(run: Run, norm: Norm) -> Table | None:
             if isinstance(records, Cell):
                 shown.append(records)
                 continue
-            distances = distances_of(run, norm, row)[defense]
+            distances = distances_of(run, norm, row)[defense].dropna()
             optimality = local_optimality(distances, best[defense].reindex(distances.index))
-            shown.append(Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,)))
+            doubts = signs_of(judged_before(run, defense, [row.cells[defense]]))
+            cell = Cell(text="unknown") if np.isnan(optimality) else Cell((optimality,), doubts=doubts)
+            shown.append(replace(cell, notes=shortfall(records, norm)))
             local.append(optimality)
             costs.append(passes_and_seconds(run, row, defense))
         known = [value for value in local if not np.isnan(value)]
@@ -286,8 +317,8 @@ def _marked(cells: Mapping[str, Cell], run: Run, distances: Mapping[Any, pd.Seri
     that the row will or may yet say something about, nobody knows whether it is better."""
     if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL) for cell in cells.values()):
         return list(cells.values())
-    survived = pd.DataFrame({name: ~within(values, epsilon) for name, values in distances.items()})
-    best = significantly_best(survived, ALPHA) if len(survived) == len(run.samples) else None
+    known = pd.DataFrame(dict(distances)).dropna()
+    best = significantly_best(~within(known, epsilon), ALPHA) if len(known) else None
     return [
         replace(cell, significant=True) if name == best and cell.values and not cell.doubts else cell
         for name, cell in cells.items()
@@ -297,22 +328,29 @@ def _marked(cells: Mapping[str, Cell], run: Run, distances: Mapping[Any, pd.Seri
 def _clean_cell(run: Run, defense: str) -> Cell:
     if defense not in run.clean_distances:
         return Cell(text="not run yet")
-    accuracy = accuracy_at(run.clean_distances[defense], 0.0)
-    return Cell(text="failed") if np.isnan(accuracy) else Cell((np.nan, accuracy))
+    distances = run.clean_distances[defense]
+    known = distances.dropna()
+    if known.empty:
+        return Cell(text="failed")
+    missing = len(distances) - len(known)
+    notes = (f"{len(known)} of {len(distances)}, {missing} failed",) if missing else ()
+    doubts = signs_of(judged_before(run, defense, run.cells_of(defense)))
+    return Cell((np.nan, accuracy_at(known, 0.0)), notes=notes, doubts=doubts)
 
 
 def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     records = records_of(run, row, defense)
     if isinstance(records, Cell):
         return records
-    invalid = _invalid(records, norm)
-    if invalid:
-        return Cell(text=invalid, notes=_details(records, norm))
-    distances = records[norm.lower()]
-    doubts = signs_of(cell_doubts(run, row, defense))
+    distances = records[norm.lower()].dropna()
+    if distances.empty:
+        return Cell(text=invalid(records, norm), notes=_details(records, norm))
+    notes = (*shortfall(records, norm), *_undecided(records["status"].eq("undecided")))
+    doubts = signs_of(*cell_doubts(run, row, defense))
     if row.epsilon is not None:
-        return Cell((np.nan, accuracy_at(distances, row.epsilon)), doubts=doubts)
-    return Cell((median_distance(distances), accuracy_at(distances, run.threshold(norm))), doubts=doubts)
+        return Cell((np.nan, accuracy_at(distances, row.epsilon)), notes=notes, doubts=doubts)
+    values = (median_distance(distances), accuracy_at(distances, run.threshold(norm)))
+    return Cell(values, notes=notes, doubts=doubts)
 
 
 def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -> Cell:
@@ -325,12 +363,27 @@ def _all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -
         notes += (f"under {len(met)} of {len(there_are)} attacks only",)
     if distances is None:
         return Cell(text="not run yet", notes=notes) if gaps else Cell(text=NO_CELL, notes=("no attack applies",))
-    unknown = int(distances.isna().sum())
-    if unknown:
-        return Cell(text=f"unknown ({unknown}/{len(distances)})", notes=notes)
-    median = median_distance(distances) if minimised(run, norm, defense) else np.nan
-    doubts = signs_of(defense_doubts(run, norm, defense))
-    return Cell((median, accuracy_at(distances, run.threshold(norm))), notes=notes, doubts=doubts)
+    known = distances.dropna()
+    if known.empty:
+        return Cell(text=f"unknown ({len(distances)}/{len(distances)})", notes=notes)
+    if len(known) < len(distances):
+        smallest = run.smallest(norm)
+        notes = (*shortfall(smallest[smallest["defense"] == defense], norm), *notes)
+    records = run.records_against(defense, norm, ["sample", "status"])
+    undecided = records.loc[records["status"] == "undecided", "sample"]
+    notes += _undecided(pd.Series(distances.index.isin(undecided) & np.isposinf(distances)))
+    alphas = bounded_cells(run, norm, defense)
+    if alphas:
+        bound = percentage(min(1.0, sum(alphas)))
+        notes += (f"over m = {len(alphas)} cells: broken by mistake with probability at most m α = {bound} per sample",)
+    median = median_distance(known) if minimised(run, norm, defense) else np.nan
+    doubts = signs_of(*defense_doubts(run, norm, defense))
+    return Cell((median, accuracy_at(known, run.threshold(norm))), notes=notes, doubts=doubts)
+
+
+def _undecided(images: pd.Series) -> tuple[str, ...]:
+    """A footnote that counts undecided images; nothing where there are none."""
+    return (f"{images.sum()} of {len(images)} undecided",) if images.any() else ()
 
 
 def spared(run: Run, norm: Norm, defense: str) -> bool:
@@ -357,21 +410,26 @@ def with_distances(run: Run, norm: Norm) -> list[str]:
     return [name for name in run.defenses_in(norm) if name not in bounded] or run.defenses_in(norm)
 
 
-def signs_of(doubts: list[Doubt]) -> tuple[str, ...]:
+def signs_of(*doubts: Doubt | None) -> tuple[str, ...]:
     """What was seen, for footnotes."""
-    return tuple(doubt.sign for doubt in doubts)
+    return tuple(doubt.sign for doubt in doubts if doubt is not None)
 
 
-def _with_intervals_and_cost(
-    cell: Cell, distances: pd.Series | None, epsilon: float, costs: tuple[float, float]
+def _with_intervals(
+    cell: Cell,
+    distances: pd.Series | None,
+    epsilon: float,
+    others: tuple[float, ...],
+    costs: tuple[float, float],
 ) -> Cell:
-    """A cell that says median and accuracy, with their intervals, and mean passes and seconds behind them."""
+    """A cell that says median and accuracy, with their intervals; behind them the accuracies under other protocols, and
+    mean passes and seconds."""
     if distances is None or not cell.values:
         return cell
-    median, accuracy = cell.values
-    of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(distances)
-    of_accuracy = accuracy_interval(distances, epsilon)
-    return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *costs), significant=False)
+    (median, accuracy), known = cell.values, distances.dropna()
+    of_median = (np.nan, np.nan) if np.isnan(median) else median_interval(known)
+    of_accuracy = accuracy_interval(known, epsilon)
+    return replace(cell, values=(median, *of_median, accuracy, *of_accuracy, *others, *costs), significant=False)
 
 
 def passes_and_seconds(run: Run, row: AttackRow, defense: str) -> tuple[float, float]:
@@ -395,14 +453,24 @@ def smallest_of(run: Run, norm: Norm) -> dict[str, pd.Series]:
 
 @once_per_run
 def gaps_of(run: Run, norm: Norm, defense: str) -> list[str]:
-    """The attacks on a defense whose cell has not run or holds samples without a valid result."""
-    gaps = []
-    for row in run.attack_rows(norm):
-        if defense in row.cells:
-            records = run.cell_records(row.cells[defense])
-            problem = "not run yet" if records is None else _invalid(records, norm)
-            gaps += [f"{row.label} {problem}"] if problem else []
-    return gaps
+    """The attacks on a defense whose cell has not run or lacks a valid result on an image that another attack has one
+    for; where no attack has any, all attacks."""
+    distances = smallest_of(run, norm).get(defense, pd.Series(dtype=float))
+    unknown = distances.index[distances.isna()]
+    samples = unknown[:0] if len(unknown) == len(distances) else unknown
+    gaps = ((row, problem_of(run, norm, row, defense, samples)) for row in run.attack_rows(norm))
+    return [f"{row.label} {problem}" for row, problem in gaps if problem]
+
+
+def problem_of(run: Run, norm: Norm, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
+    """That the cell of an attack on a defense has not run, or counts of its images without a valid result; empty where
+    there is no cell, or no problem. Some samples may be passed over."""
+    if defense not in row.cells:
+        return ""
+    records = run.cell_records(row.cells[defense])
+    if records is None:
+        return "not run yet"
+    return invalid(records, norm, passed_over)
 
 
 def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
@@ -415,9 +483,11 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
     return Cell(text=NO_CELL, notes=(NOT_PLANNED,))
 
 
-def _invalid(records: pd.DataFrame, norm: Norm) -> str:
+def invalid(records: pd.DataFrame, norm: Norm, passed_over: Collection[int] = ()) -> str:
     """Counts of the records without a distance, by status and kind of reason; empty if there are none."""
     unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if unknown.any() and len(passed_over):
+        unknown &= ~records["sample"].isin(list(passed_over)).to_numpy()
     if not unknown.any():
         return ""
     kinds = [
@@ -427,8 +497,21 @@ def _invalid(records: pd.DataFrame, norm: Norm) -> str:
     return "; ".join(f"{kind} ({count}/{len(records)})" for kind, count in Counter(kinds).items())
 
 
+def shortfall(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
+    """Footnotes to a number over the records with a distance, where some have none: ``4 of 5, 1 failed (non_finite)``,
+    and the reasons in full where that shortens them."""
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if not unknown.any():
+        return ()
+    missing = records[unknown]
+    reasons = missing["reason"].str.partition(":")[0]
+    kinds = Counter(zip(missing["status"], reasons, strict=True))
+    counts = [f"{count} {status}{f' ({reason})' if reason else ''}" for (status, reason), count in kinds.items()]
+    return f"{len(records) - len(missing)} of {len(records)}, {', '.join(counts)}", *_details(records, norm)
+
+
 def _details(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
-    """The reasons in full, where `_invalid` shortens them."""
+    """The reasons in full, where `invalid` and `shortfall` shorten them."""
     reasons = records.loc[records[norm.lower()].isna(), "reason"]
     return tuple(reasons[reasons.str.contains(":")].unique())
 
@@ -437,6 +520,11 @@ def laid_out(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -
     """A table's frame, from its rows by label."""
     index = pd.Index(list(rows), name=heading)
     return pd.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
+
+
+def sentences(*texts: str) -> str:
+    """A caption of those texts that are not empty."""
+    return " ".join(filter(None, texts))
 
 
 def measured_on(run: Run) -> str:

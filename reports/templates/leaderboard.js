@@ -1,15 +1,37 @@
 "use strict";
 
-// Unknown distances are null, and pass where another attack found an adversarial; -1 says that none was found.
+// The smallest distance of each image that an attack has a valid result for, and how many are undecided. An unknown
+// distance is null; a negative one says that no adversarial was found, or that the draws could not decide.
 function worstCase(data, attacks, defense) {
-  const smallest = Array(data.samples).fill(Infinity), unknown = Array(data.samples).fill(false);
+  const smallest = Array(data.samples).fill(null), open = new Set();
   for (const attack of attacks) {
     attack.distances[defense].forEach((distance, i) => {
-      if (distance === null) unknown[i] = true;
-      else if (distance >= 0) smallest[i] = Math.min(smallest[i], distance);
+      if (distance === null) return;
+      if (distance === data.undecided) open.add(i);
+      smallest[i] = Math.min(smallest[i] ?? Infinity, distance < 0 ? Infinity : distance);
     });
   }
-  return { smallest, unknown: smallest.filter((distance, i) => distance === Infinity && unknown[i]).length };
+  const undecided = [...open].filter(i => smallest[i] === Infinity).length;
+  return { smallest: smallest.filter(distance => distance !== null), undecided };
+}
+
+// The probability that an image with k errors of n draws survives some submissions.
+function survival(k, n, submissions) {
+  let share = 1;
+  for (let i = 0; i < submissions; i++) share *= Math.max(0, n - k - i) / (n - i);
+  return share;
+}
+
+// The mean survival of each sample's likeliest image: that of the attack whose choosing draws erred most often.
+function surviving(data, attacks, defense, submissions) {
+  const likeliest = Array(data.samples).fill(null);
+  for (const attack of attacks) {
+    (attack.likeliest[defense] ?? []).forEach((drawn, i) => {
+      if (drawn && (!likeliest[i] || drawn[0] > likeliest[i][0])) likeliest[i] = drawn;
+    });
+  }
+  const known = likeliest.filter(drawn => drawn && drawn[2] >= submissions);
+  return known.length ? known.reduce((sum, [, k, n]) => sum + survival(k, n, submissions), 0) / known.length : null;
 }
 
 function medianOf(distances) {
@@ -38,14 +60,18 @@ function printedDistance(value, digits) {
 function standing(data, attacks, epsilon, defense) {
   const used = attacks.filter(attack => Object.hasOwn(attack.distances, defense.name));
   const row = { name: defense.name, doubts: defense.doubts, gaps: defense.gaps,
-    spared: defense.spared, clean: defense.clean, used: used.length, accuracy: null, median: null, unknown: 0 };
+    spared: defense.spared, clean: defense.clean, used: used.length, accuracy: null, median: null, known: data.samples,
+    undecided: 0, oneDraw: null, bestOf: null };
   if (!used.length) return row;
-  const { smallest, unknown } = worstCase(data, used, defense.name);
-  if (unknown) return { ...row, unknown };
-  const accuracy = smallest.filter(distance => !(distance <= epsilon * (1 + data.tolerance))).length / data.samples;
+  const { smallest, undecided } = worstCase(data, used, defense.name), known = smallest.length;
+  if (!known) return { ...row, known };
+  const accuracy = smallest.filter(distance => !(distance <= epsilon * (1 + data.tolerance))).length / known;
   // Adversarials of bounded attacks lie near their epsilon: alone they say nothing about the smallest or beyond it.
   const median = used.some(attack => attack.epsilon === null) ? medianOf(smallest) : null;
-  return { ...row, accuracy: used.some(reaches(epsilon)) ? accuracy : null, median };
+  const found = { ...row, accuracy: used.some(reaches(epsilon)) ? accuracy : null, median, known, undecided };
+  const protocol = times => !defense.randomized ? found.accuracy
+    : epsilon === data.epsilon ? surviving(data, used, defense.name, times) : null;
+  return { ...found, oneDraw: protocol(1), bestOf: protocol(data.resubmissions) };
 }
 
 function reaches(epsilon) {
@@ -63,15 +89,18 @@ function leaderboard(place) {
   const percent = share => `${printed(100 * share, data.percent_decimals)}%`;
   const columns = [
     { key: "name", title: "defense", text: row => row.name, up: true },
-    { key: "accuracy", title: "accuracy", text: row => row.unknown ? `unknown (${row.unknown}/${data.samples})`
+    { key: "accuracy", title: "accuracy", text: row => !row.known ? `unknown (${data.samples}/${data.samples})`
         : row.accuracy === null ? "—" : percent(row.accuracy) },
     { key: "interval", title: "95 % interval", text: row => row.accuracy === null ? "—"
-        : wilson(row.accuracy, data.samples).map(percent).join(" – ") },
+        : wilson(row.accuracy, row.known).map(percent).join(" – ") },
+    ...(data.resubmissions ? [["oneDraw", "one draw"], ["bestOf", `best of ${data.resubmissions}`]] : [])
+      .map(([key, title]) => ({ key, title, text: row => row[key] === null ? "—" : percent(row[key]) })),
     { key: "median", title: `median ${data.norm}`, text: row => row.median === null ? "—"
         : printedDistance(row.median, data.decimals) },
     { key: "clean", title: "clean accuracy", text: row => row.clean === null ? "—" : percent(row.clean) },
     { key: "used", title: "attacks", text: row => [String(row.used), row.spared && "(spared others)",
-        row.gaps.length && "(incomplete)"].filter(Boolean).join(" ") },
+        row.gaps.length && "(incomplete)", row.undecided && `(${row.undecided} undecided)`,
+        row.known < data.samples && `(on ${row.known} of ${data.samples} images)`].filter(Boolean).join(" ") },
   ];
   let sorted = columns[1], up = false;
 

@@ -15,8 +15,10 @@ from bench.datasets import load_dataset
 from bench.errors import UserError
 from bench.loading import make_defense, needs_training
 from bench.registry import Registry
+from bench.source import Closure
 
 CPU = torch.device("cpu")
+CODE = Closure({"mine": "0123"}, {})
 PLUGIN = """
 import torch
 from bench import defense
@@ -72,14 +74,14 @@ def make(tmp_path, monkeypatch):
 def filled(make, tmp_path, monkeypatch):
     """The zoo holds the linear defense, and the cache nothing."""
     dataset = load_dataset("digits")
-    checkpoint = ensure_trained(make(), dataset, 0, CPU, "")
+    checkpoint = ensure_trained(make(), dataset, 0, CPU, "", CODE)
     written = write_to_zoo(make(), dataset, checkpoint, CPU, tmp_path / "zoo")
     monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "empty"))
     return written
 
 
 def test_the_zoo_spares_training(filled, make):
-    found = ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+    found = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE)
     assert found.path == filled.path
     assert found.path.parts[-2:] == ("digits", "linear.safetensors")
 
@@ -87,7 +89,7 @@ def test_the_zoo_spares_training(filled, make):
 def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
     assert {tensor.dtype for tensor in load_file(filled.path).values()} == {torch.float16}
     defense = make()
-    ensure_trained(defense, load_dataset("digits"), 0, CPU, "")
+    ensure_trained(defense, load_dataset("digits"), 0, CPU, "", CODE)
     assert defense.layer.weight.dtype == torch.float32
     assert torch.equal(defense.layer.weight.half(), load_file(filled.path)["layer.weight"])
     assert filled.card["clean_accuracy"] == clean_accuracy(defense, load_dataset("digits").test, CPU)
@@ -95,7 +97,7 @@ def test_weights_in_the_zoo_are_half_precision_and_used_in_single(filled, make):
 
 def test_coarse_matrices_are_kept_in_eight_bits(make, tmp_path):
     dataset, defense = load_dataset("digits"), make()
-    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "", CODE)
     defense.coarse = ("layer.",)
     card = {**checkpoint.card, "clean_accuracy": clean_accuracy(rounded(defense), dataset.test, CPU)}
     written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, card), CPU, tmp_path / "zoo")
@@ -112,7 +114,7 @@ def rounded(defense):
 
 def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):
     dataset, defense = load_dataset("digits"), make()
-    checkpoint = ensure_trained(defense, dataset, 0, CPU, "")
+    checkpoint = ensure_trained(defense, dataset, 0, CPU, "", CODE)
     better = {**checkpoint.card, "clean_accuracy": checkpoint.card["clean_accuracy"] + 0.01}
     written = write_to_zoo(defense, dataset, Checkpoint(checkpoint.path, better), CPU, tmp_path / "zoo")
     assert written.card["precision"] == "single"
@@ -120,12 +122,49 @@ def test_half_precision_that_costs_accuracy_is_not_used(make, tmp_path):
     assert {tensor.dtype for tensor in load_file(written.path).values()} == {torch.float32}
 
 
+def test_a_plan_says_that_weights_were_trained_by_other_code_and_keeps_them(make, tmp_path, monkeypatch):
+    make()
+    plugin, dataset = ["--plugin", str(tmp_path / "linear.py")], ["--dataset", "digits"]
+    assert CliRunner().invoke(app, ["train", "linear", *plugin, *dataset]).exit_code == 0
+    (card,) = (tmp_path / "cache").rglob("linear-*.json")
+    trained_by = json.loads(card.read_text())["code"]
+    assert {"linear.py", "bench.training", "bench.gpu"} <= set(trained_by)
+    options = [*plugin, "--defenses", "linear", "--attacks", "fgm", "--samples", "2", "--out", str(tmp_path / "out")]
+
+    def planned():
+        return CliRunner().invoke(app, ["plan", "digits", *options]).stdout
+
+    assert "trained by other code" not in planned()
+    card.write_text(json.dumps({**json.loads(card.read_text()), "code": {**trained_by, "bench.training": "0"}}))
+    line = "linear: its weights were trained by other code and are kept (changed: bench.training)"
+    assert line in planned()
+    assert "0 defenses to train" in planned()
+    # Cards of the zoo that were written before say nothing.
+    card.write_text(json.dumps({key: value for key, value in json.loads(card.read_text()).items() if key != "code"}))
+    assert "trained by other code" not in planned()
+    assert "0 defenses to train" in planned()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "untrained"),
+    [("epochs=2", "epochs=3", 1), ("def linear():", "def linear():  # mine", 0), ("", "", 0)],
+)
+def test_a_plugin_that_learns_otherwise_is_trained_anew(make, tmp_path, old, new, untrained):
+    make()
+    path = tmp_path / "linear.py"
+    arguments = ["--plugin", str(path), "--dataset", "digits"]
+    assert CliRunner().invoke(app, ["train", "linear", *arguments]).exit_code == 0
+    path.write_text(path.read_text().replace(old, new))
+    loaded = make_defense("linear", load_dataset("digits"), Registry([path]))
+    assert needs_training(loaded, load_dataset("digits"), 0) == bool(untrained)
+
+
 def test_a_card_says_how_to_remake_the_weights(filled):
     card = json.loads(filled.path.with_suffix(".json").read_text())
     assert card == filled.card
     assert card["command"] == "assay train linear --dataset digits --seed 0 --into defenses/weights"
     assert card["epochs"] == 2
-    assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256"} <= set(card)
+    assert {"recipe", "seed", "device", "threads", "torch", "seconds", "precision", "sha256", "code"} <= set(card)
 
 
 def test_a_defense_around_another_has_its_accuracy_in_the_zoo_and_no_weights(make, tmp_path):
@@ -153,7 +192,7 @@ def test_weights_of_another_recipe_are_not_used(filled, make, changed):
 
 def test_what_is_trained_for_the_zoo_does_not_come_from_it(filled, make):
     assert find_checkpoint(make(), load_dataset("digits"), 0, "", in_zoo=False) is None
-    trained = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", in_zoo=False)
+    trained = ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE, in_zoo=False)
     assert trained.path.parent.parent.name == "checkpoints"
     # What was trained here goes before the zoo.
     assert find_checkpoint(make(), load_dataset("digits"), 0, "").path == trained.path
@@ -164,7 +203,7 @@ def test_a_corrupt_file_of_the_zoo_is_named(filled, make):
     content[-1] ^= 1
     filled.path.write_bytes(content)
     with pytest.raises(UserError, match=r"linear.safetensors: SHA-256 differs"):
-        ensure_trained(make(), load_dataset("digits"), 0, CPU, "")
+        ensure_trained(make(), load_dataset("digits"), 0, CPU, "", CODE)
 
 
 @pytest.mark.parametrize("card", zoo_cards(), ids=lambda card: f"{card['dataset']}-{card['defense']}")
@@ -174,7 +213,7 @@ def test_the_zoos_weights_fit_the_present_recipe(card, request, tmp_path, monkey
     data = load_dataset(dataset, None if dataset == "digits" else request.getfixturevalue("data_dir"))
     made = make_defense(name, data, Registry())
     assert not needs_training(made, data, 0)
-    used = ensure_trained(made.learner.defense, data, 0, CPU, "")
+    used = ensure_trained(made.learner.defense, data, 0, CPU, "", CODE)
     # Of a defense around another one, the card says the accuracy with these.
     assert card["sha256"] == used.card["sha256"]
 

@@ -154,7 +154,7 @@ def test_a_defenses_parameters_make_it_a_defense_of_its_own():
     assert (plain.defense.radius, plain.defense.steps) == (0.025, 1)
     assert (wide.defense.radius, wide.defense.steps) == (0.2, 3)
     assert wide.card.parameters == {**plain.card.parameters, "radius": 0.2, "steps": 3}
-    assert wide.code != plain.code
+    assert wide.parameters != plain.parameters
     assert wide.learner.card.name == "cnn"
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -83,10 +84,147 @@ def test_a_local_file_offers_its_plugins(write):
     registry = Registry([path])
     assert registry.get("defenses", "mine").source == f"file {path}"
     assert registry.get("attacks", "nudge").attack_card.parameters == {"size": 0.1}
-    assert (
-        Registry([write(GOOD + "\n", "other.py")]).get("attacks", "nudge").digest
-        != registry.get("attacks", "nudge").digest
-    )
+
+
+def digest_of(path, group="attacks", name="nudge"):
+    return Registry([path]).get(group, name).code.digest
+
+
+def test_a_plugins_digest_is_that_of_its_code_wherever_it_lies(write, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    first = digest_of(write(GOOD))
+    assert digest_of(write(GOOD, "elsewhere/plugin.py")) == first
+    assert digest_of(write(f'"""Mine."""\n{GOOD}# the end')) == first
+    assert digest_of(write(GOOD.replace("0.1", "0.2"))) != first
+
+
+HELPED = """
+from bench import attack, defense
+from mynet import build
+
+@defense("mine", datasets=["digits"])
+def mine():
+    return build()
+
+@attack("nudge", norms=["L2"], access="decision", budget=5)
+def nudge(oracle, x, y, *, size=0.1):
+    from mynet.parts import SIZE
+    return (x + SIZE).clamp(0, 1)
+"""
+HELPERS = {
+    "mynet/__init__.py": "from mynet.parts import build",
+    "mynet/parts.py": "SIZE = 1\ndef build(): return SIZE",
+}
+
+
+@pytest.fixture
+def helped(tmp_path):
+    """Writes a plugin with a package beside it into a folder, and returns the plugin's path."""
+
+    def write_files(folder="here", **changes):
+        for name, text in {"plugin.py": HELPED, **HELPERS, **changes}.items():
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text(text)
+        return tmp_path / folder / "plugin.py"
+
+    return write_files
+
+
+def test_a_plugin_imports_what_lies_beside_it(helped, monkeypatch):
+    path = helped()
+    plugin = Registry([path]).get("defenses", "mine")
+    assert plugin.function() == 1
+    assert set(plugin.code.modules) - {"bench.cards", "bench.norms"} == {"plugin.py", "mynet.parts"}
+    monkeypatch.chdir(path.parent)
+    assert Registry(["plugin.py"]).get("defenses", "mine").code.digest == plugin.code.digest
+
+
+def test_the_bytes_that_are_digested_are_the_bytes_that_run(helped):
+    """Python takes bytecode from its cache where a file's size and time are those of before."""
+    path = helped()
+    code = f"import sys; sys.path.insert(0, {str(path.parent)!r}); import mynet.parts, plugin"
+    subprocess.run([sys.executable, "-c", code], check=True)  # bytecode is cached
+    for changed in (path, path.parent / "mynet" / "parts.py"):
+        old, before = Registry([path]).get("defenses", "mine"), changed.stat()
+        text = changed.read_text().replace("SIZE = 1", "SIZE = 2").replace("return build()", "return 333333.")
+        changed.write_text(text)
+        os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (changed.stat().st_size, changed.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        new = Registry([path]).get("defenses", "mine")
+        assert new.code.digest != old.code.digest
+        assert new.function() != old.function()
+        path = helped()
+
+
+def test_a_function_that_imports_later_gets_what_was_digested(helped):
+    path = helped(**{"mynet/parts.py": "SIZE = 0.25\ndef build(): ..."})
+    attack = Registry([path]).get("attacks", "nudge")
+    for name in [name for name in sys.modules if name.startswith("mynet")]:
+        del sys.modules[name]
+    helped(**{"mynet/parts.py": "SIZE = 0.75\ndef build(): ..."})
+    assert attack.function(None, torch.zeros(1), None).item() == 0.25
+
+
+def test_helpers_of_one_name_in_two_folders_are_not_mixed_up(helped):
+    first, second = helped(), helped("there", **{"mynet/parts.py": "def build(): return 2"})
+    assert Registry([first]).get("defenses", "mine").function() == 1
+    assert Registry([second]).get("defenses", "mine").function() == 2
+    assert Registry([first]).get("defenses", "mine").function() == 1
+    with pytest.raises(UserError, match=r"each imports a module 'mynet' of its own folder; rename one"):
+        Registry([first, second])
+
+
+def test_what_a_user_keeps_beside_a_plugin_does_not_hide_ours(helped):
+    files = {"attacks/__init__.py": "raise RuntimeError", "bench.py": "", "torch/data.txt": "", "numpy.txt": ""}
+    plugin = "import attacks.lines, random, torch.nn\n" + HELPED
+    path = helped(**files, **{"random.py": "raise RuntimeError", "plugin.py": plugin})
+    assert Registry([path]).get("defenses", "mine").function() == 1
+
+
+@pytest.mark.parametrize("where", ["{}", "def f():\n    {}\nf()"])
+@pytest.mark.parametrize("end", ["import sys; sys.exit(0)", "import sys; sys.exit()", "raise SystemExit", "exit(0)"])
+def test_a_plugin_that_ends_the_program_is_broken(write, where, end):
+    path = write(f"from bench import defense\n{where.format(end)}\n{GOOD}")
+    with pytest.raises(UserError, match=r"unknown defense 'mine'.*plugin .*plugin\.py is broken: SystemExit"):
+        Registry([path]).get("defenses", "mine")
+
+
+def test_a_factory_that_ends_the_program_is_broken(write):
+    text = GOOD.replace("return torch.nn.Sequential", "raise SystemExit(0)\n    return torch.nn.Sequential")
+    with pytest.raises(UserError, match=r"defense 'mine' .* cannot be built: SystemExit: 0"):
+        make_defense("mine", load_dataset("digits"), Registry([write(text)]))
+
+
+def test_a_file_that_is_named_twice_is_one_plugin(write, monkeypatch):
+    path = write(GOOD)
+    (path.parent / "link.py").symlink_to(path)
+    (path.parent / "folder").mkdir()
+    monkeypatch.chdir(path.parent)
+    registry = Registry([path, "plugin.py", "./plugin.py", "folder/../plugin.py", "link.py"])
+    assert registry.get("defenses", "mine").source == f"file {path}"
+    assert registry.plugins == (str(path),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "torch.set_default_dtype(torch.float64)",
+        "torch.set_default_device('meta')",
+        "torch.set_grad_enabled(False)",
+    ],
+)
+@pytest.mark.parametrize("place", ["import", "factory"])
+def test_a_plugin_leaves_torchs_defaults_to_others(write, change, place):
+    text = f"{GOOD}\n{change}" if place == "import" else GOOD.replace("    return torch", f"    {change}; return torch")
+    try:
+        make_defense("mine", load_dataset("digits"), Registry([write(text)]))
+        assert torch.ones(1).dtype == torch.float32
+        assert torch.ones(1).device.type == "cpu"
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
 
 
 def test_an_installed_package_offers_its_plugins(installed, monkeypatch):
@@ -98,6 +236,12 @@ def test_an_installed_package_offers_its_plugins(installed, monkeypatch):
     failed = [c for c in check_defense(make_defense("example_linear", dataset, registry), dataset) if not c.passed]
     assert failed == []
     assert [c for c in check_attack(registry.get("attacks", "example_blend")) if not c.passed] == []
+    assert "assay_example.plugins" in defense.code.modules
+    file = installed / "assay_example" / "plugins.py"
+    text = file.read_text()
+    file.write_text(text + "\nMORE = 1\n")
+    assert Registry().get("defenses", "example_linear").code.digest != defense.code.digest
+    file.write_text(text)
 
 
 DEFENSES = [name for name in Registry().names("defenses") if not name.endswith(":schott2019")]

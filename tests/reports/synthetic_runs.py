@@ -30,6 +30,7 @@ class RunMaker:
         self.attacks, self.cells, self.not_applicable, self.frames = {}, [], [], []
         self.studies, self.measured = [], {}
         self.families = {}
+        self.schema = 3
 
     def attack(self, name, norms, kind="minimal", access="gradient", citation="", **parameters):
         self.attacks[name] = {
@@ -56,15 +57,26 @@ class RunMaker:
             "file": f"{defense}-{attack}-{norm}.parquet",
             "parameters": entry["parameters"],
             "budget": budget,
+            "alpha": 0.001 if self.is_randomized(defense) and self.schema > 2 else None,
+            "estimation_draws": 20 if self.is_randomized(defense) else 0,
+            "threshold": self.thresholds[norm] if self.is_randomized(defense) else None,
         }
         self.cells.append(cell)
         if distances is not None:
             records = self._records(cell, np.array(distances, float), reasons or {}, predictions)
             self.frames.append(records.assign(**columns))
 
+    def randomize(self, *defenses):
+        """Makes the answers of defenses random."""
+        for defense in defenses:
+            self.families.setdefault(defense, {})["randomized"] = True
+
+    def is_randomized(self, defense):
+        return self.families.get(defense, {}).get("randomized", False)
+
     def member(self, defense, family, *parts):
         """Makes a defense a member of a family that has these of its parts."""
-        self.families[defense] = {"family": family, "parts": list(parts)}
+        self.families.setdefault(defense, {}).update(family=family, parts=list(parts))
 
     def na(self, defense, attack, norm, reason):
         self.not_applicable.append({"defense": defense, "attack": attack, "norm": norm, "reason": reason})
@@ -82,6 +94,19 @@ class RunMaker:
                 "note": note,
             }
             self.measured.setdefault("lower_bound", []).append(pd.DataFrame(columns))
+
+    def refutation(self, defense, norm, errors, draws=400):
+        """Wrong answers of each sample's adversarial within its certificate; -1 for samples that were not tested."""
+        tested = np.flatnonzero(np.array(errors) >= 0)
+        columns = {
+            **self._study("refutation", defense, norm, len(errors)),
+            "status": "tested",
+            "lower_bound": 1.0,
+            "distance": 0.5,
+            "errors": errors,
+            "draws": draws,
+        }
+        self.measured.setdefault("refutation", []).append(pd.DataFrame(columns).iloc[tested])
 
     def distal(self, defense, confidences, steps=0, alpha=1.0, log_eta=2.0, reason=""):
         """One noise image per confidence, to one class after the other; None: the study failed."""
@@ -146,6 +171,8 @@ class RunMaker:
         assert len(distances) == count
         labels = np.arange(count) % 10
         broken = np.isfinite(distances)
+        drawn = self.is_randomized(cell["defense"]) & ~np.isnan(distances) & (self.schema > 2)
+        likely = drawn & (distances <= self.thresholds[cell["norm"]])
         status = np.select(
             [distances == 0, broken, np.isnan(distances)], ["clean_error", "found", "failed"], "not_found"
         )
@@ -168,8 +195,16 @@ class RunMaker:
                 "broken": broken,
                 "reason": [reasons.get(i, "") for i in range(count)],
                 **{key: np.where(broken & (distances > 0), 1.0, distances) for key in ("l0", "l2", "linf")},
-                "success_rate": np.where(broken, 1.0, 0.0),
-                "draws": 1,
+                "draws_choosing": 20 * drawn,
+                "draws_deciding": 14 * drawn,
+                "draws_estimating": 20 * drawn,
+                "success_rate": np.where(broken, 1.0, NAN),
+                "success_low": np.where(broken & drawn, 0.8389, NAN),
+                "success_high": np.where(broken & drawn, 1.0, NAN),
+                "likely_rate": np.where(drawn, np.where(likely, 0.95, 0.05), NAN),
+                "likely_errors": 20 * likely,
+                "likely_draws": 20 * drawn,
+                "non_finite": 0,
                 "claimed": broken & (distances > 0),
                 "found_after": np.where(distances == 0, 0.0, np.where(broken, 10.0, INF)),
                 "useless_gradients": 0.0 if self.attacks[cell["attack"]]["access"] in GRADIENTS else NAN,
@@ -189,8 +224,9 @@ class RunMaker:
         shape = (self.samples, *self.dataset["shape"])
         images = np.zeros(shape, np.float32) if clean is None else clean
         manifest = {
-            "schema": 2,
+            "schema": self.schema,
             "matrix": "synthetic",
+            **({"resubmissions": 10} if self.schema > 2 else {}),
             "dataset": self.dataset,
             "samples": list(range(self.samples)),
             "images": "images.npz",
@@ -312,4 +348,21 @@ def studied():
     maker.distal("cnn", [0.95] * 9 + [0.5], steps=20)
     maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)
     maker.detection("cnn", "Linf", clean=[1, -1, -3, 2], adversarial=[3, 3, -2, 4], fooled="yyyn", evaded="nnyy")
+    return maker.make()
+
+
+def random_answers():
+    """A randomized defense beside a deterministic one, with an undecided image and one without finite logits."""
+    maker = RunMaker(["eabs", "cnn"], 5)
+    maker.randomize("eabs")
+    maker.attack("eot_pgd:bounded", ["Linf"], kind="bounded", draws=5)
+    maker.attack("boundary", ["Linf"], access="decision")
+    found = ["clean_error", "found", "undecided", "not_found", "failed"]
+    errors = {"likely_errors": [20, 17, 9, 1, 0], "likely_rate": [0.95, 0.8, 0.5, 0.1, NAN]}
+    broken = {"reasons": {4: "non_finite"}}
+    maker.cell("eabs", "eot_pgd:bounded", "Linf", [0, 0.3, INF, INF, NAN], status=list(found), **errors, **broken)
+    found[1:4] = ["found", "found", "not_found"]
+    maker.cell("eabs", "boundary", "Linf", [0, 0.5, 0.9, INF, NAN], status=found, **broken)
+    for attack in maker.attacks:
+        maker.cell("cnn", attack, "Linf", [0, 0.2, 0.25, 0.3, INF])
     return maker.make()

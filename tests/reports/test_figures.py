@@ -2,7 +2,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_runs import INF, RunMaker, every_defense, every_status
+from synthetic_runs import INF, NAN, RunMaker, every_defense, every_status
 
 from reports.figures import (
     COLORS,
@@ -39,9 +39,22 @@ def test_the_axis_is_finite_and_shows_the_threshold():
         assert threshold < right < np.inf
 
 
-def test_a_defense_with_unknown_distances_has_no_curve_and_the_legend_says_so():
-    line = curves(curve_figure(every_status(), "L2"))["binary_cnn (unknown)"]
+def test_a_curve_is_over_the_images_with_a_distance_and_the_legend_says_how_many():
+    epsilons, accuracies = curves(curve_figure(every_status(), "L2"))["binary_cnn (3 of 5 images)"].get_data()
+    assert accuracies[epsilons <= 1.5][-1] == pytest.approx(1 / 3)  # 0, 1 and 2
+
+
+def test_a_defense_without_any_known_distance_has_no_curve_and_the_legend_says_so():
+    line = curves(curve_figure(failing(), "L2"))["abs (unknown)"]
     assert len(line.get_xdata()) == 0
+
+
+def failing():
+    maker = RunMaker(["cnn", "abs"], 2)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [1.0, 2.0])
+    maker.cell("abs", "pgd", "L2", [NAN, NAN], reasons={0: "timeout", 1: "timeout"})
+    return maker.make()
 
 
 def test_a_defense_that_no_attack_applies_to_has_no_curve():

@@ -23,7 +23,7 @@ def run():
         maker.attack(name, ["L2"])
     rest = [1.0] * 8
     maker.cell("cnn", "a", "L2", [0, 2.0, INF, NAN, *rest], reasons={3: "timeout"})
-    maker.cell("cnn", "b", "L2", [0, 1.234, INF, INF, *rest])
+    maker.cell("cnn", "b", "L2", [0, 1.234, INF, NAN, *rest], reasons={3: "timeout"})
     maker.cell("abs", "a", "L2")
     clean = np.linspace(0, 1, 48, dtype=np.float32).reshape(12, 1, 2, 2)
     return maker.make(clean, {"cnn-a-L2": clean * 0, "cnn-b-L2": clean * 0 + 1}.__getitem__)

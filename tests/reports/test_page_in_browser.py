@@ -10,12 +10,14 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
-from synthetic_runs import RunMaker, every_defense, every_status
+from synthetic_runs import RunMaker, every_defense, every_status, random_answers
 
+from bench.intervals import wilson_interval
 from reports.render import print_numbers
 from reports.report import write_run_report
 from reports.selection import selected
-from reports.tables import Quantity, all_attacks, summary_table
+from reports.statistics import survival
+from reports.tables import Quantity, all_attacks, strength_table, summary_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -84,6 +86,18 @@ def test_the_leaderboard_rounds_as_the_tables_do(page, value, quantity):
     script = "printed(100 * arguments[0], arguments[1]) + '%'" if quantity.percent else "printedDistance(...arguments)"
     shown = page.execute_script(f"return {script}", value, quantity.decimals)
     assert shown == print_numbers((value,), (quantity,))
+
+
+@pytest.mark.parametrize(("survivors", "samples"), [(0, 1), (1, 1), (3, 40), (20, 40), (999, 1000), (5000, 10000)])
+def test_the_leaderboards_interval_is_pythons(page, survivors, samples):
+    shown = page.execute_script("return wilson(arguments[0] / arguments[1], arguments[1])", survivors, samples)
+    assert shown == pytest.approx([float(end) for end in wilson_interval(survivors / samples, samples)], abs=1e-12)
+
+
+@pytest.mark.parametrize(("errors", "draws", "times"), [(0, 20, 10), (2, 20, 10), (20, 20, 1), (7, 20, 1), (3, 40, 20)])
+def test_the_leaderboards_survival_is_pythons(page, errors, draws, times):
+    shown = page.execute_script("return survival(...arguments)", errors, draws, times)
+    assert shown == pytest.approx(float(survival(errors, draws, times)), abs=1e-12)
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
@@ -158,10 +172,7 @@ def test_the_best_comes_first_until_another_column_is_chosen(browser, choosing):
 
 
 def test_choosing_attacks_recomputes_the_worst_case(browser, choosing):
-    browser.find_element(By.CSS_SELECTOR, "#L2 .leaderboard summary").click()
-    for label in browser.find_elements(By.CSS_SELECTOR, "#L2 .choices label"):
-        if label.text not in ("deepfool", "bim"):
-            label.find_element(By.TAG_NAME, "input").send_keys(Keys.SPACE)
+    choose(browser, "deepfool", "bim")
     assert named(leaderboard_rows(browser)) == printed(selected(choosing, attacks=["deepfool", "bim"]))
 
 
@@ -188,13 +199,79 @@ def test_a_part_of_a_name_picks_defenses(browser, choosing):
     assert {row[0].removesuffix("†") for row in leaderboard_rows(browser)} == {"adv_linf", "adv_l2"}
 
 
-def test_unknown_distances_give_no_numbers(browser, tmp_path):
+def test_numbers_are_over_the_images_with_a_result(browser, tmp_path):
     visit(browser, write_run_report(every_status(), tmp_path, formats=["html"]).as_uri())
     rows = {row[0].removesuffix("†"): row[1:] for row in leaderboard_rows(browser)}
-    assert rows["binary_cnn"][0] == "unknown (2/5)"
-    assert rows["nearest_neighbour"][-1].endswith("(incomplete)")
-    assert rows["nearest_neighbour"][0] == "unknown (1/5)"
+    assert named(leaderboard_rows(browser)) == printed(every_status())
+    assert rows["binary_cnn"][0] == "33%"
+    assert rows["binary_cnn"][-1] == "1 (on 3 of 5 images)"
+    assert rows["nearest_neighbour"][-1] == "1 (incomplete) (on 4 of 5 images)"
     assert rows["cnn"][0] == "20%"
+
+
+def test_a_defense_that_every_attack_failed_on_is_unknown(browser, tmp_path):
+    maker = RunMaker(["cnn"], 2)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [math.nan] * 2, reasons={0: "timeout", 1: "timeout"})
+    visit(browser, write_run_report(maker.make(), tmp_path, formats=["html"]).as_uri())
+    assert leaderboard_rows(browser)[0][1] == "unknown (2/2)"
+
+
+@pytest.fixture
+def random_page(browser, tmp_path):
+    run = random_answers()
+    visit(browser, write_run_report(run, tmp_path, formats=["html"]).as_uri())
+    return run
+
+
+def protocols_printed(run):
+    """Majority, one draw and best of 10 of each defense in the strength table's last row; of one that is deterministic
+    all are the same."""
+    cells = strength_table(run, "Linf").row(all_attacks("Linf"))
+    numbers = {name: [cell.values[place] for place in (3, 6, 9)] for name, cell in cells.items()}
+    accuracy = (Quantity("accuracy", percent=True),)
+    return {
+        name: [print_numbers((value if value == value else shown[0],), accuracy) for value in shown]
+        for name, shown in numbers.items()
+    }
+
+
+def test_the_leaderboard_shows_the_protocols_of_the_strength_table(browser, random_page):
+    def shown():
+        rows = leaderboard_rows(browser, "Linf")
+        return {name.removesuffix("†"): [accuracy, *rest[1:3]] for name, accuracy, *rest in rows}
+
+    headers = [header.text for header in browser.find_elements(By.CSS_SELECTOR, "#Linf .leaderboard th[scope=col]")]
+    assert headers[1:5] == ["accuracy", "95 % interval", "one draw", "best of 10"]
+    assert shown() == protocols_printed(random_page)
+    choose(browser, "boundary", norm="Linf")
+    assert shown() == protocols_printed(selected(random_page, attacks=["boundary"]))
+
+
+def test_the_leaderboard_counts_undecided_images(browser, random_page):
+    rows = {row[0].removesuffix("†"): row[-1] for row in leaderboard_rows(browser, "Linf")}
+    assert rows["eabs"] == "2 (on 4 of 5 images)"  # boundary broke the one that the other could not decide
+    assert rows["cnn"] == "2"
+    choose(browser, "eot_pgd:bounded (ε=0.3)", norm="Linf")
+    rows = {row[0].removesuffix("†"): row[-1] for row in leaderboard_rows(browser, "Linf")}
+    assert rows["eabs"] == "1 (1 undecided) (on 4 of 5 images)"
+
+
+def test_at_another_epsilon_nothing_is_known_of_the_likeliest_images(browser, random_page):
+    field = browser.find_element(By.CSS_SELECTOR, "#Linf .controls input[type=number]")
+    field.clear()
+    field.send_keys("0.2")
+    rows = {row[0].removesuffix("†"): row for row in leaderboard_rows(browser, "Linf")}
+    assert rows["eabs"][3:5] == ["—", "—"]
+    assert rows["cnn"][3:5] == [rows["cnn"][1]] * 2
+
+
+def choose(browser, *labels, norm="L2"):
+    """Leaves only these attacks chosen."""
+    browser.find_element(By.CSS_SELECTOR, f"#{norm} .leaderboard summary").click()
+    for label in browser.find_elements(By.CSS_SELECTOR, f"#{norm} .choices label"):
+        if label.text not in labels:
+            label.find_element(By.TAG_NAME, "input").send_keys(Keys.SPACE)
 
 
 def test_the_leaderboard_tells_who_was_spared_attacks(browser, tmp_path):
@@ -204,4 +281,5 @@ def test_the_leaderboard_tells_who_was_spared_attacks(browser, tmp_path):
         for defense in defenses:
             maker.cell(defense, attack, "L2", [0.5] * 4)
     visit(browser, write_run_report(maker.make(), tmp_path, formats=["html"]).as_uri())
-    assert {row[0]: row[-1] for row in leaderboard_rows(browser)} == {"cnn": "2", "abs": "1 (spared others)"}
+    used = {row[0].removesuffix("†"): row[-1] for row in leaderboard_rows(browser)}
+    assert used == {"cnn": "2", "abs": "1 (spared others)"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import INF, NAN, every_defense, every_status, studied
+from synthetic_runs import INF, NAN, every_defense, every_status, random_answers, studied
 
 from reports.accuracies import ablation_tables, accuracy_table
 from reports.appendix import attacks_table, cost_table, defenses_table, masking_table
@@ -41,6 +41,7 @@ def tables():
     return [
         *per_norm,
         strength_table(run, "L2"),
+        strength_table(random_answers(), "Linf"),
         ranking_table(run, "L2"),
         masking_table(run),
         attacks_table(run),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, hypergeom
 from statsmodels.stats.contingency_tables import cochrans_q
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -18,13 +18,18 @@ from reports.statistics import (
     clean_distances,
     cochran_q,
     curve_area,
+    falls,
     holm,
+    likeliest,
     local_optimality,
     mcnemar,
     median_difference,
     median_distance,
     median_interval,
+    share_interval,
+    significant_errors,
     smallest_adversarials,
+    survival,
 )
 
 finite = st.floats(0, 100)
@@ -151,9 +156,9 @@ def two_attacks(first, second):
 
 @pytest.mark.parametrize(
     ("first", "second", "smallest"),
-    [(1.0, NAN, 1.0), (NAN, 1.0, 1.0), (INF, NAN, NAN), (NAN, INF, NAN), (NAN, NAN, NAN), (INF, INF, INF), (0, NAN, 0)],
+    [(1.0, NAN, 1.0), (NAN, 1.0, 1.0), (INF, NAN, INF), (NAN, INF, INF), (NAN, NAN, NAN), (INF, INF, INF), (0, NAN, 0)],
 )
-def test_a_failed_attack_hides_robustness_but_no_adversarial(first, second, smallest):
+def test_where_an_attack_failed_the_others_say_how_near_the_smallest_is(first, second, smallest):
     chosen = smallest_adversarials(two_attacks(first, second), "L2")
     assert chosen["distance"].tolist() == pytest.approx([smallest], nan_ok=True)
 
@@ -168,21 +173,22 @@ def test_smallest_distance_is_the_minimum_over_attacks(values):
         ]
     )
     expected = np.where(np.isnan(values), INF, values).min(0)
-    expected[np.isinf(expected) & np.isnan(values).any(0)] = NAN
+    expected[np.isnan(values).all(0)] = NAN
     np.testing.assert_array_equal(smallest_adversarials(records, "L2")["distance"], expected)
 
 
 def test_clean_accuracy_counts_each_sample_once():
     records = every_status().records
-    assert accuracy_at(clean_distances(records[records["defense"] == "cnn"], 5), 0) == pytest.approx(4 / 5)
-    assert accuracy_at(clean_distances(records[records["defense"] == "nearest_neighbour"], 5), 0) == 1
+    assert accuracy_at(clean_distances(records[records["defense"] == "cnn"]), 0) == pytest.approx(4 / 5)
+    assert accuracy_at(clean_distances(records[records["defense"] == "nearest_neighbour"]), 0) == 1
 
 
 def test_clean_accuracy_is_unknown_where_no_cell_judged_a_sample():
     records = every_status().records
     unjudged = records.assign(clean_prediction=np.where(records["sample"] == 2, -1, records["clean_prediction"]))
-    assert clean_distances(unjudged[unjudged["defense"] == "cnn"], 5).isna().all()
-    assert clean_distances(records.iloc[:0], 5).empty
+    distances = clean_distances(unjudged[unjudged["defense"] == "cnn"])
+    assert distances.tolist() == pytest.approx([0, INF, NAN, INF, INF], nan_ok=True)
+    assert clean_distances(records.iloc[:0]).empty
 
 
 @given(st.integers(0, 60), st.integers(1, 60))
@@ -270,3 +276,75 @@ def test_infinite_medians_leave_their_difference_open():
     assert median_difference([1.0] * 9, [3.0] * 9) == (-2, -2, -2)
     assert np.isnan(median_difference([1.0, NAN], [1.0, 2.0])).all()
     assert np.isnan(median_difference([], [])).all()
+
+
+def test_survival_of_worked_examples():
+    """Of 20 draws with 2 errors, C(18, 10) / C(20, 10) = (10 * 9) / (20 * 19) of the choices of ten have none."""
+    assert survival([2], [20], 10) == pytest.approx([90 / 380])
+    assert survival([0, 20, 11], [20, 20, 20], 10).tolist() == [1, 0, 0]
+    assert survival([5], [20], 1) == pytest.approx([0.75])
+    assert survival([0, 0], [20, 10], 20) == pytest.approx([1, NAN], nan_ok=True)
+
+
+@given(st.integers(1, 40), st.data())
+def test_survival_is_hypergeometric(draws, data):
+    """No wrong one among N of n draws of which k are wrong."""
+    errors, times = data.draw(st.integers(0, draws)), data.draw(st.integers(1, draws))
+    assert survival([errors], [draws], times) == pytest.approx([hypergeom.pmf(0, draws, errors, times)], abs=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_survival_is_unbiased(p):
+    """Of images that are misclassified with probability p, (1 - p)^N survive."""
+    errors = np.random.default_rng(0).binomial(20, p, 200_000)
+    for times in (1, 3, 10):
+        assert survival(errors, np.full(len(errors), 20), times).mean() == pytest.approx((1 - p) ** times, abs=0.003)
+
+
+def test_the_interval_of_shares_is_scipys_bootstrap():
+    shares = np.random.default_rng(1).choice([0, 0.25, 0.9, 1], 60, p=[0.3, 0.1, 0.1, 0.5])
+    mean, low, high = share_interval(shares)
+    reference = bootstrap((shares,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert mean == pytest.approx(shares.mean())
+    assert (low, high) == pytest.approx(tuple(reference), abs=0.01)
+    assert share_interval(shares) == (mean, low, high)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.9])
+def test_where_all_samples_agree_the_interval_is_wilsons(share):
+    """A bootstrap of equal values would be certain."""
+    assert share_interval([share] * 30)[1:] == pytest.approx(proportion_confint(share * 30, 30, method="wilson"))
+
+
+def test_unknown_shares_have_no_interval():
+    for values in ([], [1.0, NAN]):
+        assert np.isnan(share_interval(values)).all()
+
+
+def test_the_likeliest_image_is_chosen_by_the_choosing_draws_alone():
+    """Choosing the attack with most errors of fresh draws would count the luckiest of several estimates."""
+    columns = ["cell", "sample", "likely_rate", "likely_errors", "likely_draws"]
+    rows = [("a", 0, 0.6, 8, 20), ("b", 0, 0.7, 5, 20), ("a", 1, 0.9, 3, 20), ("b", 1, NAN, 0, 0), ("b", 2, 0.5, 0, 0)]
+    chosen = likeliest(pd.DataFrame(rows, columns=columns)).set_index("sample")
+    assert chosen["likely_errors"].to_dict() == {0: 5, 1: 3}
+
+
+def test_a_larger_setting_that_breaks_fewer_images():
+    """Seven images are lost and one is gained: P(Binomial(8, 1/2) >= 7) = 9 / 256."""
+    smaller, larger = [True] * 7 + [False] * 3, [False] * 7 + [True] + [False] * 2
+    assert falls(smaller, larger) == pytest.approx(9 / 256)
+    assert falls(larger, smaller) == pytest.approx(255 / 256)
+    assert falls(smaller, smaller) == 1
+
+
+def test_errors_are_significant_after_holms_adjustment_within_defense_and_norm():
+    """Of 400 draws 232 give p = 8e-4, which one of two samples may not have; 240 give 4e-5."""
+    columns = ["defense", "norm", "sample", "errors", "draws"]
+    rows = [("a", "L2", 0, 240, 400), ("a", "L2", 1, 232, 400), ("b", "L2", 0, 232, 400), ("a", "Linf", 1, 232, 400)]
+    found = significant_errors(pd.DataFrame(rows, columns=columns), "L2")
+    assert found.to_dict() == {("a", 0): True, ("a", 1): True, ("b", 0): True}
+    more = [*rows, ("a", "L2", 2, 232, 400), ("a", "L2", 3, 100, 400)]
+    assert significant_errors(pd.DataFrame(more, columns=columns), "L2").to_dict() == {
+        ("a", 0): True, ("a", 1): False, ("a", 2): False, ("a", 3): False, ("b", 0): True
+    }  # fmt: skip
+    assert significant_errors(pd.DataFrame(), "L2").empty

@@ -59,15 +59,77 @@ def test_what_does_not_apply_says_why(run):
 @pytest.mark.parametrize(
     ("norm", "attack", "defense", "text", "note"),
     [
-        ("L2", "pgd", "nearest_neighbour", "violation: unperturbed (1/5)", ()),
-        ("L2", "pointwise", "binary_cnn", "failed: exception (2/5)", ("exception: RuntimeError: 50% of C:\\x_y|z",)),
         ("L2", "pointwise", "nearest_neighbour", "not run yet", ()),
         ("Linf", "pgd", "nearest_neighbour", "failed: timeout (5/5)", ("timeout: more than 60 s",)),
     ],
 )
-def test_records_without_a_distance_give_a_reason_and_no_number(run, norm, attack, defense, text, note):
+def test_where_no_record_has_a_distance_a_reason_takes_the_numbers_place(run, norm, attack, defense, text, note):
     shown = cell(summary_table(run, norm), attack, defense)
     assert (shown.values, shown.text, shown.notes) == ((), text, note)
+
+
+@pytest.mark.parametrize(
+    ("attack", "defense", "values", "notes"),
+    [
+        ("pgd", "nearest_neighbour", (1.875, 0.75), ("4 of 5, 1 violation (unperturbed)",)),  # 1, 1.75, 2 and 3
+        ("pointwise", "binary_cnn", (1.0, 1 / 3),
+         ("3 of 5, 2 failed (exception)", "exception: RuntimeError: 50% of C:\\x_y|z")),  # 0, 1 and 2
+    ],
+)  # fmt: skip
+def test_a_number_is_over_the_records_with_a_distance_and_says_how_many_lack_one(run, attack, defense, values, notes):
+    shown = cell(summary_table(run, "L2"), attack, defense)
+    assert shown.values == pytest.approx(values)
+    assert shown.notes == notes
+
+
+def one_image_without_logits():
+    """Twenty images; one has no finite logits, so that no attack has a valid result on it."""
+    maker = RunMaker(["cnn"], 20)
+    for name in ("pgd", "ddn"):
+        maker.attack(name, ["L2"])
+    reasons = {3: "non_finite"}
+    maker.cell(
+        "cnn", "pgd", "L2", [0.0, 0.0, 1.0, NAN] + [2.0] * 16, reasons, clean_prediction=[1, 1, 0, -1] + [0] * 16
+    )
+    maker.cell(
+        "cnn", "ddn", "L2", [0.0, 0.0, 2.0, NAN] + [1.0] * 16, reasons, clean_prediction=[1, 1, 0, -1] + [0] * 16
+    )
+    maker.frames = [frame.assign(status=frame["status"].replace("violation", "failed")) for frame in maker.frames]
+    return maker.make()
+
+
+def test_an_image_that_no_attack_has_a_result_for_counts_for_nothing():
+    table = summary_table(one_image_without_logits(), "L2")
+    failed = ("19 of 20, 1 failed (non_finite)",)
+    assert cell(table, "pgd", "cnn").values == (2.0, 16 / 19)
+    assert cell(table, "All L2 attacks", "cnn").values == (1.0, 0)
+    assert cell(table, "pgd", "cnn").notes == cell(table, "All L2 attacks", "cnn").notes == failed
+    assert cell(table, "clean", "cnn").values[1] == 17 / 19
+    assert cell(table, "clean", "cnn").notes == ("19 of 20, 1 failed",)
+
+
+def test_intervals_are_over_the_images_with_a_result():
+    run = one_image_without_logits()
+    strength = strength_table(run, "L2")
+    expected = accuracy_interval([1.0] * 3 + [INF] * 16, 1.5)
+    assert cell(strength, "pgd", "cnn").values[4:6] == expected
+    accuracies = accuracy_table(run, {"L2": summary_table(run, "L2")}, {"L2": strength})
+    assert cell(accuracies, "pgd, L2", "cnn").values == pytest.approx((16 / 19, *expected))
+    assert cell(accuracies, "clean", "cnn").values == pytest.approx(
+        (17 / 19, *accuracy_interval([0] * 2 + [INF] * 17, 0))
+    )
+    assert cell(accuracies, "pgd, L2", "cnn").notes == ("19 of 20, 1 failed (non_finite)",)
+
+
+def test_the_best_is_found_among_the_images_known_for_all():
+    """On the 18 known for both, the cnn survives none and abs ten: p = 2 / 2^10."""
+    maker = RunMaker(["cnn", "abs"], 20)
+    maker.attack("pgd", ["L2"])
+    maker.cell("cnn", "pgd", "L2", [NAN] + [1.0] * 19, reasons={0: "exception"})
+    maker.cell("abs", "pgd", "L2", [INF] * 11 + [1.0] * 8 + [NAN], reasons={19: "exception"})
+    shown = summary_table(maker.make(), "L2").row("pgd")
+    assert [shown[name].significant for name in ("cnn", "abs")] == [False, True]
+    assert shown["abs"].values[1] == 11 / 19
 
 
 def test_all_attacks_is_the_per_sample_minimum(run):
@@ -77,8 +139,30 @@ def test_all_attacks_is_the_per_sample_minimum(run):
 
 def test_all_attacks_names_the_attacks_that_are_incomplete(run):
     shown = cell(summary_table(run, "L2"), "All L2 attacks", "nearest_neighbour")
-    assert shown.text == "unknown (1/5)"
-    assert shown.notes == ("incomplete: pgd violation: unperturbed (1/5); pointwise not run yet",)
+    assert shown.values == (1.875, 0.75)
+    assert shown.notes == ("4 of 5, 1 violation (unperturbed)", "incomplete: pointwise not run yet")
+
+
+def test_all_attacks_without_any_result_says_so_and_why():
+    maker = RunMaker(["cnn"], 2)
+    maker.attack("a", ["L2"])
+    maker.attack("b", ["L2"])
+    maker.cell("cnn", "a", "L2", [NAN] * 2, reasons={0: "timeout: 1 s", 1: "timeout: 1 s"})
+    maker.cell("cnn", "b", "L2")
+    shown = cell(summary_table(maker.make(), "L2"), "All L2 attacks", "cnn")
+    assert (shown.text, shown.notes) == ("unknown (2/2)", ("incomplete: a failed: timeout (2/2); b not run yet",))
+
+
+def test_where_an_attack_failed_all_attacks_are_the_others_and_it_is_named():
+    """Sample 0 is unbroken by the other attack, which counts; sample 1 is unknown to both."""
+    maker = RunMaker(["cnn"], 4)
+    maker.attack("a", ["L2"])
+    maker.attack("b", ["L2"])
+    maker.cell("cnn", "a", "L2", [NAN, NAN, 1.0, 2.0], reasons={0: "timeout", 1: "timeout"})
+    maker.cell("cnn", "b", "L2", [INF, NAN, 3.0, INF], reasons={1: "exception"})
+    shown = cell(summary_table(maker.make(), "L2"), "All L2 attacks", "cnn")
+    assert shown.values == (2.0, 2 / 3)
+    assert shown.notes == ("3 of 4, 1 failed (timeout)", "incomplete: a failed: timeout (1/4)")
 
 
 def test_all_attacks_keeps_its_number_where_another_attack_found_what_a_failed_one_did_not():
@@ -247,7 +331,7 @@ def test_attacks_are_ranked_by_how_near_they_come_to_the_best():
     maker.cell("cnn", "a", "L2", [1.0, 1.0, 2.0, 2.0])
     maker.cell("cnn", "b", "L2", [2.0, 1.0, 2.0, 2.0])
     maker.cell("cnn", "pgd:bounded", "L2", [1.5, 1.5, INF, INF])
-    maker.cell("abs", "a", "L2", [1.0, 1.0, 2.0, NAN], reasons={3: "exception"})
+    maker.cell("abs", "a", "L2", [NAN] * 4, reasons=dict.fromkeys(range(4), "exception"))
     maker.na("abs", "b", "L2", "why")
     table = ranking_table(maker.make(), "L2")
     assert list(table.frame.index) == ["a", "b"]
@@ -257,6 +341,16 @@ def test_attacks_are_ranked_by_how_near_they_come_to_the_best():
     assert cell(table, "b", "abs").text == "n/a"
     assert cell(table, "a", "all defenses").values == (1, 140, 0.5)
     assert cell(table, "a", "all defenses").notes == ("over 1 of 2 defenses",)
+
+
+def test_an_attack_is_ranked_on_the_images_that_it_has_a_result_for():
+    maker = RunMaker(["cnn"], 4)
+    for name, distances in (("a", [2.0, 2.0, 2.0, NAN]), ("b", [1.0, 1.0, 2.0, 9.0])):
+        maker.attack(name, ["L2"])
+        maker.cell("cnn", name, "L2", distances, reasons={3: "exception"} if name == "a" else {})
+    shown = cell(ranking_table(maker.make(), "L2"), "a", "cnn")
+    assert shown.values == pytest.approx((0.0,))  # best 1, 1, 2, so e = 2: the attack breaks nothing below it
+    assert shown.notes == ("3 of 4, 1 failed (exception)",)
 
 
 def test_defenses_are_described(run):
@@ -315,13 +409,49 @@ def test_a_certificate_above_an_adversarial_is_an_error_that_is_seen(bracketed):
     assert "certificate is wrong" in cell(bracket_table(run, "L2"), "cnn", "lower bound").doubts[0]
 
 
-def test_an_adversarial_by_accident_of_draws_refutes_nothing(bracketed):
-    """52 of 100 draws may be one half; 70 may not."""
+@pytest.fixture
+def drawn(bracketed):
+    """A randomized defense, of whose certificates two exceed an adversarial."""
+    bracketed.randomize("cnn")
+    bracketed.cells.clear()
+    bracketed.frames.clear()
+    for defense in bracketed.defenses:
+        bracketed.cell(defense, "pgd", "L2", [0.0, 1.0, 2.0, INF])
     bracketed.bound("cnn", "L2", [0.0, 1.1, 2.1, 1.0], certificate=True)
-    run = bracketed.make()
-    for sample, rate in ((1, 0.52), (2, 0.7)):
-        run.records.loc[run.records["sample"] == sample, ["success_rate", "draws"]] = [rate, 100]
+    return bracketed
+
+
+def test_a_certificate_of_a_randomized_defense_is_refuted_by_draws_of_its_own(drawn):
+    """Of 400 draws 240 show that an answer is wrong more often than not; 210 may be one half."""
+    drawn.refutation("cnn", "L2", [-1, 210, 240, -1])
+    run = drawn.make()
     assert refuted_certificates(run) == ["cnn, L2: 1 certificates exceed found adversarials (sample 2: 2.1 against 2)"]
+    assert cell(bracket_table(run, "L2"), "cnn", "refuted").text == "1 of 4"
+    assert "binomial test" in bracket_table(run, "L2").caption
+
+
+def test_a_certificate_of_a_randomized_defense_without_draws_is_not_tested(drawn):
+    """The draws on which the adversarial was selected say nothing of it."""
+    run = drawn.make()
+    assert refuted_certificates(run) == []
+    assert cell(bracket_table(run, "L2"), "cnn", "refuted").text == "0 of 4, 2 not tested"
+    assert cell(bracket_table(run, "L2"), "cnn", "lower bound").doubts == ()
+
+
+def test_tests_of_many_samples_are_corrected(drawn):
+    """232 of 400 have p = 8e-4: below .001 alone, not among two."""
+    drawn.refutation("cnn", "L2", [-1, 232, 200, -1])
+    assert refuted_certificates(drawn.make()) == []
+    drawn.measured["refutation"].clear()
+    drawn.refutation("cnn", "L2", [-1, 232, -1, -1])
+    assert len(refuted_certificates(drawn.make())) == 1
+
+
+def test_an_estimate_of_a_randomized_defense_is_dropped_where_an_adversarial_lies_within(drawn):
+    drawn.randomize("abs")
+    table = bracket_table(drawn.make(), "L2")
+    assert cell(table, "abs", "refuted").text == "2 of 4"
+    assert cell(table, "abs", "lower bound").values == (0.0,)
 
 
 def test_a_bound_that_failed_or_has_not_run_is_a_problem(bracketed):
