@@ -352,7 +352,20 @@ def test_ci_runs_the_readmes_test_command():
     assert commands[1] in CI.read_text()
 
 
-COMMANDS = ["run", "plan", "status", "report", "compare", "import-adversarials", "list", "train", "check", "new"]
+COMMANDS = [
+    "run",
+    "plan",
+    "status",
+    "report",
+    "compare",
+    "import-adversarials",
+    "list",
+    "train",
+    "check",
+    "new",
+    "verify",
+    "bundle",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
