@@ -14,13 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.derivatives import NO_DRAWS, drawn_logits
+from bench.door import NO_DRAWS, drawn_logits
+from bench.errors import DefenseFault
 from bench.protocols import Defense
 from bench.randomness import Streams
-
-
-class DefenseFault(Exception):
-    """The defense's output is not logits of the right shape."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -121,8 +122,10 @@ def plan(
     defenses: dict[str, LoadedDefense],
     substitute: LoadedDefense | None,
     registry: Registry,
+    broken: Mapping[str, str],
 ) -> tuple[list[Cell], list[NotApplicable]]:
-    """The cells of a matrix in its order, and the places that have none."""
+    """Returns the cells of a matrix in its order, and the places that have none; ``broken`` says why defenses have
+    none."""
     cells: list[Cell] = []
     missing: list[NotApplicable] = []
     engine = engine_code()
@@ -130,13 +133,14 @@ def plan(
         attack = registry.get("attacks", entry.name)
         for norm in matrix.norms_of(entry, attack.attack_card):
             for name in matrix.attacked_by(entry):
-                loaded = defenses[name]
-                reason = _obstacle(loaded, attack, dataset)
+                needed = [name, *([matrix.substitute] if attack.attack_card.access == "transfer" else [])]
+                faults = [f"not run: {broken[one]}" for one in needed if one in broken]
+                reason = faults[0] if faults else _obstacle(defenses[name], attack, dataset)
                 if reason is not None:
                     missing.append(NotApplicable(name, entry.label, norm, reason))
                 else:
                     source = substitute if attack.attack_card.access == "transfer" else None
-                    cells.append(_cell(matrix, entry, attack, norm, loaded, source, dataset, engine))
+                    cells.append(_cell(matrix, entry, attack, norm, defenses[name], source, dataset, engine))
     return cells, missing
 
 

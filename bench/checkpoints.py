@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bench.atomic import write_atomically
 from bench.cache import cache_dir
 from bench.datasets import Dataset, Split
+from bench.door import drawn_logits
 from bench.errors import UserError
 from bench.gpu import exact_float32, rows_per_pass
 from bench.progress import Bar, bar
@@ -237,8 +238,8 @@ def clean_accuracy(defense: Defense, split: Split, device: torch.device) -> floa
     exact_float32()
     right = 0
     for rows in torch.split(torch.arange(len(split.labels)), rows_per_pass(defense.card.batch_size, device)):
-        rng = [Streams(0, rows.tolist(), "clean accuracy", device).rows(torch.arange(len(rows)))]
-        logits = defense.logits(split.images[rows].to(device), *(rng if defense.card.randomized else []))
+        rng = Streams(0, rows.tolist(), "clean accuracy", device).rows(torch.arange(len(rows)))
+        logits = drawn_logits(defense, split.images[rows].to(device), rng)
         right += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
     return right / len(split.labels)
 

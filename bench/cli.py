@@ -412,7 +412,7 @@ def check(
     data_dir: DataDir = None,
 ) -> None:
     """Run the conformance suite on one plugin, or on all of a file."""
-    from bench.conformance import check_attack, check_defense
+    from bench.conformance import Check, check_attack, check_defense
     from bench.datasets import load_dataset
     from bench.loading import load_trained
     from bench.registry import Registry
@@ -423,14 +423,17 @@ def check(
     failures = 0
     for group, name in targets:
         found = registry.get(group, name)
+        typer.echo(f"{group.removesuffix('s')} {name} ({found.source})")
         if group == "attacks":
             checks = check_attack(found)
         else:
             import torch
 
             data = load_dataset(dataset or found.defense_card.datasets[0], data_dir)
-            checks = check_defense(load_trained(name, data, registry, 0, torch.device("cpu")), data)
-        typer.echo(f"{group.removesuffix('s')} {name} ({found.source})")
+            try:
+                checks = check_defense(load_trained(name, data, registry, 0, torch.device("cpu")), data)
+            except UserError as error:
+                checks = [Check("can be built", False, str(error))]
         for result in checks:
             mark = "ok  " if result.passed else "FAIL"
             detail = f" ({result.detail})" if result.detail and not result.passed else ""

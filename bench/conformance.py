@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from bench.cards import DefenseCard
 from bench.cells import Cell
+from bench.contract import IMAGES, misdecided, observe, output_remark, parts_in_training, repeats, streams
 from bench.datasets import Dataset, load_dataset
+from bench.door import drawn_logits, linearize, reconstructions
 from bench.engine import CellResult, Substitute, run_cell
 from bench.loading import LoadedDefense
 from bench.norms import Norm
@@ -22,15 +24,15 @@ from bench.protocols import (
     HasInputGradient,
     HasReconstruction,
     HasUnrolledGradient,
-    ModuleDefense,
     VectorJacobian,
 )
-from bench.randomness import Streams
 from bench.registry import Plugin
 
 _SAMPLES = 8
 _STEP = 0.01
 """L2 distance to either side of an image over which a derivative is compared with a difference."""
+_MARGIN = 0.1
+"""Distance from black and white at which they are compared: differences stay in [0, 1], and roots are smooth there."""
 _DISAGREEMENT = 0.05
 """How far they may differ at half of the samples, relative to the derivative; curvature and kinks make some of it."""
 _UNROLLED_STEP, _UNROLLED_DISAGREEMENT = 0.1, 0.1
@@ -101,88 +103,107 @@ def _run(checks: Iterator[Check]) -> list[Check]:
 
 
 def _defense_checks(defense: Defense, dataset: Dataset) -> Iterator[Check]:
-    x = dataset.test.images[:_SAMPLES].clone()
+    x = dataset.test.images[:IMAGES].clone()
     card = defense.card
-    logits = _query(defense, x, seed=0)
-    expected = (len(x), dataset.classes)
+    # Asked past the door, which copies: images are compared with a copy made before the first query.
+    asked = x.clone()
+    raw = _raw(defense, asked)
+    yield Check("leaves its input alone", torch.equal(asked, x))
+    if isinstance(raw, Tensor):
+        before = raw.detach().clone()
+        _raw(defense, 1 - x)
+        yield Check("gives a new output each time", torch.equal(before.nan_to_num(), raw.nan_to_num()))
+    dtype = raw.dtype if isinstance(raw, Tensor) else type(raw).__name__
+    yield Check("logits are float32", dtype == torch.float32, str(dtype))
+    passes = observe(defense, x)
+    logits, expected = passes.together, (len(x), dataset.classes)
     yield Check("logits have one column per class", logits.shape == expected, f"{tuple(logits.shape)}, want {expected}")
-    yield Check("logits are float32", logits.dtype == torch.float32, str(logits.dtype))
     corners = torch.cat([torch.zeros_like(x[:1]), torch.ones_like(x[:1]), x])
-    finite = bool(torch.isfinite(_query(defense, corners, seed=0)).all())
+    finite = bool(torch.isfinite(_query(defense, corners)).all())
     yield Check("logits are finite, on black and white images too", finite)
-    sums = logits.sum(1)
-    probabilities = bool(((logits >= 0) & (logits <= 1)).all() and torch.allclose(sums, torch.ones_like(sums)))
-    yield Check("logits are not probabilities", not probabilities, "rows sum to one" if probabilities else "")
-    module = defense.module if isinstance(defense, ModuleDefense) else defense
-    training = isinstance(module, nn.Module) and any(part.training for part in module.modules())
-    yield Check("in evaluation mode", not training)
-    before = x.clone()
-    _query(defense, x, seed=0)
-    yield Check("leaves its input alone", torch.equal(before, x))
-    single = torch.cat([_query(defense, row[None], seed=0, first=i) for i, row in enumerate(x)])
-    error = float((single - logits).abs().max() / logits.abs().max().clamp_min(1e-12))
-    yield Check("a row's logits do not depend on the batch", error < 1e-4, f"relative difference {error:.1g}")
-    again, other = _query(defense, x, seed=0), _query(defense, x, seed=1)
+    remark = output_remark(logits)
+    yield Check("logits are not probabilities", remark is None, remark or "")
+    yield Check("in evaluation mode", card.randomized or not parts_in_training(defense))
+    alike = passes.dependence <= passes.rounding
+    yield Check("a row's logits do not depend on the batch", alike, f"relative difference {passes.dependence:.1g}")
+    repeated = passes.change == 0
     if card.randomized:
-        yield Check("randomised: the same streams give the same logits", torch.equal(again, logits))
-        yield Check("randomised: other streams give other logits", not torch.equal(other, logits))
+        yield Check("randomized: the same streams give the same logits", repeated)
+        yield Check("randomized: other streams give other logits", not repeats(defense, x))
     else:
-        yield Check("deterministic", torch.equal(again, logits))
+        yield Check("deterministic", repeated)
     if card.access == "gradient":
-        yield from _gradient_checks(defense, x)
+        yield from _gradient_checks(defense, x, steady=repeated and alike)
     if isinstance(defense, HasDecision) and not card.randomized:
-        yield Check("decisions are those of the logits", torch.equal(defense.decide(x), logits.argmax(1)))
+        yield Check("decisions are those of the logits", not misdecided(defense, x, passes).any())
     if isinstance(defense, HasReconstruction):
-        images = defense.reconstruct(x, torch.zeros(len(x), dtype=torch.int64))
+        images = reconstructions(defense, x, torch.zeros(len(x), dtype=torch.int64))
         good = images.shape == x.shape and bool(torch.isfinite(images).all())
         yield Check("reconstructions are finite images", good, str(tuple(images.shape)))
 
 
-def _gradient_checks(defense: Defense, x: Tensor) -> Iterator[Check]:
-    leaf = x.clone().requires_grad_(True)
-    if isinstance(defense, HasInputGradient):
-        logits, product = defense.input_gradient(x, *([_rng(x, 0)] if defense.card.randomized else []))
-        gradient = product(torch.ones_like(logits) * torch.arange(logits.shape[1]))
-    else:
+def _gradient_checks(defense: Defense, x: Tensor, steady: bool) -> Iterator[Check]:
+    """Checks the derivatives of a defense; ``steady`` says that its logits depend on the image alone."""
+    own = isinstance(defense, HasInputGradient)
+    if not own:
         with torch.enable_grad():
-            logits = defense.logits(leaf, _rng(x, 0)) if defense.card.randomized else defense.logits(leaf)
-            has_gradient = logits.requires_grad
-            weighted = (logits * torch.arange(logits.shape[1])).sum()
-        yield Check("logits are differentiable", has_gradient, "" if has_gradient else 'declare access="score"')
-        if not has_gradient:
+            differentiable = drawn_logits(defense, x.clone().requires_grad_(True), streams(x)).requires_grad
+        yield Check("logits are differentiable", differentiable, "" if differentiable else 'declare access="score"')
+        if not differentiable:
             return
-        gradient = torch.autograd.grad(weighted, leaf)[0]
-        if not defense.card.surrogate_gradient and defense.card.binarization_threshold is None:
-            yield _agrees_with_differences(defense, x, gradient)
+    gradient = _gradient(defense, x)
+    finite = bool(torch.isfinite(gradient).all())
+    zeros = int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    if not own and not defense.card.surrogate_gradient and defense.card.binarization_threshold is None:
+        yield _agrees_with_differences(defense, x, declarable=steady and finite and zeros < len(x))
     if isinstance(defense, HasUnrolledGradient):
         yield _unrolled_agrees_with_differences(defense, x)
-    yield Check("gradients are finite", bool(torch.isfinite(gradient).all()))
-    zeros = int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    yield Check("gradients are finite", finite)
     yield Check("gradients are not zero", zeros < len(x), f"zero for {zeros} of {len(x)} samples")
 
 
-def _agrees_with_differences(defense: Defense, x: Tensor, gradient: Tensor) -> Check:
-    """Compares the derivative of sum_c c logit_c along the gradient with a central difference."""
+def _gradient(defense: Defense, x: Tensor) -> Tensor:
+    """Returns the derivative (N, C, H, W) of sum_c c logit_c."""
+    logits, product = linearize(defense, x, streams(x), draws=1)
+    return product(torch.ones_like(logits) * torch.arange(logits.shape[1]))
+
+
+def _inside(x: Tensor, step: Tensor) -> Tensor:
+    """Returns the images nearest to ``x`` from which a step to either side stays in [0, 1]."""
+    return torch.minimum(torch.maximum(x, step.abs()), 1 - step.abs())
+
+
+def _agrees_with_differences(defense: Defense, x: Tensor, *, declarable: bool) -> Check:
+    """Compares the derivative of sum_c c logit_c along the gradient with a central difference, near the images.
+
+    Where they differ, the derivative may be ``declarable`` as a surrogate.
+    """
+    x = x.clamp(_MARGIN, 1 - _MARGIN)
+    gradient = _gradient(defense, x)
     slope = gradient.flatten(1).norm(dim=1)
     step = _STEP * gradient / slope.clamp_min(1e-30).reshape(-1, 1, 1, 1)
-    ahead, behind = (_query(defense, x + sign * step, seed=0).double() for sign in (1, -1))
+    ahead, behind = (_query(defense, x + sign * step).double() for sign in (1, -1))
     difference = ((ahead - behind) * torch.arange(ahead.shape[1])).sum(1) / (2 * _STEP)
-    error = float(((difference - slope).abs() / slope.clamp_min(1e-12)).median())
-    detail = f"relative difference {error:.1g}; declare surrogate_gradient=True if that is meant"
+    error = float(((difference - slope).abs() / slope.clamp_min(1e-12)).nan_to_num(torch.inf).median())
+    hint = "; declare surrogate_gradient=True if that is meant" if declarable and error < torch.inf else ""
+    detail = f"relative difference {error:.1g}{hint}"
     return Check("gradients agree with finite differences", error < _DISAGREEMENT, detail)
 
 
 def _unrolled_agrees_with_differences(defense: Defense, x: Tensor) -> Check:
-    """Compares derivatives of all logits in one direction with central differences: medians, since logits jump where
-    inference follows the derivative of rectified units. In the direction in which they differ most from
-    ``input_gradient``'s, where there is one, and better than these do."""
-    assert isinstance(defense, HasUnrolledGradient)
-    jacobian = _jacobian(defense.unrolled_gradient, defense, x)
-    fixed = _jacobian(defense.input_gradient, defense, x) if isinstance(defense, HasInputGradient) else 0 * jacobian
+    """Compares derivatives of all logits in one direction with central differences.
+
+    The direction is that in which they differ most from ``input_gradient``'s, where there is one. The check passes
+    where medians agree, and better than with ``input_gradient``. Medians, since logits jump where inference follows the
+    derivative of rectified units.
+    """
+    jacobian, fixed = _jacobians(defense, x)
     direction = torch.einsum("k,nkd->nd", torch.arange(jacobian.shape[1]).to(x), jacobian - fixed)
     direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
     step = _UNROLLED_STEP * direction.reshape(x.shape)
-    ahead, behind = (_query(defense, x + sign * step, seed=0).double() for sign in (1, -1))
+    x = _inside(x, step)
+    jacobian, fixed = _jacobians(defense, x)
+    ahead, behind = (_query(defense, x + sign * step).double() for sign in (1, -1))
     differences = (ahead - behind) / (2 * _UNROLLED_STEP)
     slopes, others = (torch.einsum("nkd,nd->nk", of, direction).double() for of in (jacobian, fixed))
     scale = slopes.abs().amax(1, keepdim=True).clamp_min(1e-12)
@@ -193,9 +214,15 @@ def _unrolled_agrees_with_differences(defense: Defense, x: Tensor) -> Check:
     return Check("unrolled gradients agree with finite differences", good, detail)
 
 
-def _jacobian(gradient: Callable[..., tuple[Tensor, VectorJacobian]], defense: Defense, x: Tensor) -> Tensor:
-    """Derivatives (N, K, D) of all logits."""
-    logits, product = gradient(x, *([_rng(x, 0)] if defense.card.randomized else []))
+def _jacobians(defense: Defense, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns derivatives (N, K, D) of all logits, through the optimization and, 0 where there are none, without."""
+    unrolled = _jacobian(defense, x, unrolled=True)
+    fixed = _jacobian(defense, x, unrolled=False) if isinstance(defense, HasInputGradient) else 0 * unrolled
+    return unrolled, fixed
+
+
+def _jacobian(defense: Defense, x: Tensor, *, unrolled: bool) -> Tensor:
+    logits, product = linearize(defense, x, streams(x), draws=1, unrolled=unrolled)
     return torch.stack([product(unit.expand_as(logits)) for unit in torch.eye(logits.shape[1])], 1).flatten(2)
 
 
@@ -265,10 +292,13 @@ def _cell_checks(
     )
 
 
-def _rng(x: Tensor, seed: int, first: int = 0) -> Any:
-    return Streams(seed, range(first, first + len(x)), "conformance").rows(torch.arange(len(x)))
+@torch.no_grad()
+def _query(defense: Defense, x: Tensor) -> Tensor:
+    return drawn_logits(defense, x, streams(x))
 
 
 @torch.no_grad()
-def _query(defense: Defense, x: Tensor, seed: int, first: int = 0) -> Tensor:
-    return defense.logits(x, _rng(x, seed, first)) if defense.card.randomized else defense.logits(x)
+def _raw(defense: Defense, x: Tensor) -> object:
+    """Returns what the defense itself gives, which may be anything."""
+    output: object = defense.logits(x, streams(x)) if defense.card.randomized else defense.logits(x)
+    return output

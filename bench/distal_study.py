@@ -14,8 +14,8 @@ import torch
 from bench.confidence import calibrate
 from bench.counting import counted
 from bench.datasets import Dataset
-from bench.derivatives import NO_DRAWS, drawn_logits
 from bench.distal import distal_adversarials
+from bench.door import NO_DRAWS, drawn_logits
 from bench.norms import Norm
 from bench.protocols import Defense
 from bench.studies import Measured, OnSamples, Study, records, schema

@@ -78,10 +78,12 @@ def run_cell(
     on_chunk: Callable[[int], None] = lambda samples: None,
     clean_verdicts: CleanVerdicts | None = None,
     substitute: Substitute | None = None,
+    remarks: Sequence[str] = (),
 ) -> CellResult:
     """Runs a cell in its fixed chunks of samples; ``on_chunk(samples)`` is called after each.
 
     ``clean_verdicts`` is what earlier cells of the same defense found out about the clean images; it is added to.
+    ``remarks`` on the defense (`bench.contract.examined`) go into every record.
 
     An exception or a timeout makes the samples of its chunk ``failed``; they never count as robust.
     """
@@ -98,6 +100,7 @@ def run_cell(
         columns, found, likely = _run_chunk(
             cell, defense, attack, dataset.classes, x, y, indices, pool, clean_verdicts, substitute, deadline
         )
+        columns["remarks"] = np.array([_joined([*remarks, own]) for own in columns["remarks"]], dtype=object)
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
         likeliest.append(likely.cpu().numpy())
@@ -332,11 +335,15 @@ def _record(
     columns["claimed"][rows] = oracle.found.cpu()
     columns["found_after"][rows] = oracle.found_after.cpu()
     columns["useless_gradients"][rows] = oracle.useless_gradients.cpu()
-    columns["remarks"][rows] = "; ".join(dict.fromkeys(oracle.remarks))
+    columns["remarks"][rows] = _joined(oracle.remarks)
     columns["forwards"][rows] = oracle.forwards.cpu()
     columns["backwards"][rows] = oracle.backwards.cpu()
     columns["inner_steps"][rows] = oracle.inner_steps.cpu()
     columns["seconds"][rows] = seconds
+
+
+def _joined(remarks: Sequence[str]) -> str:
+    return "; ".join(dict.fromkeys(remark for remark in remarks if remark))
 
 
 def _blank(cell: Cell, x: Tensor, y: Tensor, indices: range) -> Columns:

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user did wrong; the message is one line that says what, where and what would be right."""
 
 
+class DefenseFault(UserError):
+    """A defense that cannot be built or does not keep its contract; the other defenses of a run go on."""
+
+
 def unknown(what: str, value: str, allowed: Iterable[str], where: str = "") -> UserError:
     """The error for a name that is not one of ``allowed``, with the nearest of them as a suggestion.
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bench.cells import Cell, Judging
+from bench.contract import examined
 from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, run_cell
 from bench.errors import UserError, unknown
@@ -293,7 +294,8 @@ def _judged(
     def imported(oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
         return torch.stack([own.get(image.cpu().numpy().tobytes(), image).to(x) for image in x])
 
-    result = run_cell(cell, loaded.defense, imported, data, device)
+    remarks = examined(loaded.defense, data, device)
+    result = run_cell(cell, loaded.defense, imported, data, device, remarks=remarks)
     records = result.records
     absent = records["reason"].eq("unperturbed")
     records.loc[absent, ["status", "reason"]] = ["not_found", ""]

@@ -20,7 +20,7 @@ import torch
 from bench.cards import DefenseCard
 from bench.checkpoints import ensure_trained, find_checkpoint
 from bench.datasets import Dataset, load_dataset
-from bench.errors import UserError
+from bench.errors import DefenseFault, UserError
 from bench.gpu import exact_float32
 from bench.guard import unguarded
 from bench.isolation import kept_defaults
@@ -60,8 +60,24 @@ class LoadedDefense:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the defense's tensors."""
-        return fingerprint(self.defense)
+        """A hash of the defense's tensors.
+
+        Raises:
+            DefenseFault: when they cannot be read.
+        """
+        try:
+            return fingerprint(self.defense)
+        except Exception as error:
+            raise _fault(self.plugin, "has a state that cannot be read", error) from error
+
+    def readable(self) -> LoadedDefense:
+        """Returns itself.
+
+        Raises:
+            DefenseFault: when its tensors cannot be read.
+        """
+        assert self.fingerprint
+        return self
 
     @property
     def digest(self) -> str:
@@ -83,7 +99,8 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     """Builds a defense without training it.
 
     Raises:
-        UserError: when it is unknown, does not classify this dataset, or its factory fails.
+        UserError: when it is unknown or does not classify this dataset.
+        DefenseFault: when its factory fails, or gives what torch cannot handle.
     """
     plugin = registry.get("defenses", name)
     card = plugin.defense_card
@@ -95,17 +112,20 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     try:
         with kept_defaults():
             made = plugin.function(**wanted)
+            defense = as_defense(card, made)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        text = " ".join(str(error).split())
-        raise UserError(
-            f"defense {name!r} ({plugin.source}) cannot be built: {type(error).__name__}: {text}"
-        ) from error
+        raise _fault(plugin, "cannot be built", error) from error
     if base is not None and (made is base.defense or isinstance(made, Trainable)):
         what = "returns its base" if made is base.defense else "has a fit of its own"
         raise UserError(f"defense {name!r} ({plugin.source}) wraps {card.wraps!r} and {what}; only the base is trained")
-    return LoadedDefense(plugin, as_defense(card, made), base)
+    return LoadedDefense(plugin, defense, base)
+
+
+def _fault(plugin: Plugin, what: str, error: BaseException) -> DefenseFault:
+    text = " ".join(str(error).split())
+    return DefenseFault(f"defense {plugin.card.name!r} ({plugin.source}) {what}: {type(error).__name__}: {text}")
 
 
 def load_trained(
@@ -117,14 +137,20 @@ def load_trained(
 
     Raises:
         UserError: as `make_defense`, and when its checkpoint is corrupt.
+        DefenseFault: as `make_defense`, and when its training or its move to the device fails.
     """
     loaded = make_defense(name, dataset, registry)
     learner = loaded.learner
-    if isinstance(learner.defense, Trainable):
-        recipe, code = learner.plugin.recipe, training_code(learner)
-        with kept_defaults():
-            ensure_trained(learner.defense, dataset, seed, device, recipe, code, progress)
-    loaded.defense.to(device)
+    try:
+        if isinstance(learner.defense, Trainable):
+            recipe, code = learner.plugin.recipe, training_code(learner)
+            with kept_defaults():
+                ensure_trained(learner.defense, dataset, seed, device, recipe, code, progress)
+        loaded.defense.to(device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _fault(loaded.plugin, f"cannot be trained or moved to {device}", error) from error
     exact_float32()
     return loaded
 
@@ -153,12 +179,17 @@ def changed_since_training(loaded: LoadedDefense, dataset: Dataset, seed: int) -
     return changed_modules(trained_by, training_code(learner).modules) if trained_by else []
 
 
-def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registry, seed: int, workers: int) -> None:
+def train_side_by_side(
+    names: Sequence[str], dataset: Dataset, registry: Registry, seed: int, workers: int
+) -> dict[str, str]:
     """Trains defenses on the CPU in up to ``workers`` processes; their states are cached as by `load_trained`.
+
+    Returns why those failed that did.
 
     Raises:
         UserError: as `load_trained`, and when a process dies.
     """
+    faults: dict[str, str] = {}
     context = multiprocessing.get_context("spawn")
     try:
         started = context.Manager()
@@ -185,8 +216,11 @@ def train_side_by_side(names: Sequence[str], dataset: Dataset, registry: Registr
                 name = running.pop(future)
                 try:
                     future.result()
+                except DefenseFault as error:
+                    faults[name] = str(error)
                 except BrokenProcessPool:
                     raise UserError(f"training {name}: its process died; try --workers 1") from None
+    return faults
 
 
 class _Reported:

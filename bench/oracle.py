@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from bench.cards import GRANTS, Access
 from bench.confirmation import Confirmation, first_of_each
-from bench.derivatives import drawn_logits, linearize, mean_logits
+from bench.door import (
+    decisions,
+    decoded_images,
+    detection_scores,
+    drawn_logits,
+    linearize,
+    mean_logits,
+    reconstructions,
+)
 from bench.goals import MISCLASSIFIED, Goal, Misclassified
 from bench.protocols import (
     Defense,
@@ -113,8 +121,7 @@ class Oracle:
         self._gradients = torch.zeros_like(self._forwards)
         self._useless_gradients = torch.zeros_like(self._forwards)
         self._shared_gradients = self._shared_useless_gradients = 0
-        deterministic = isinstance(defense, HasDecision) and not defense.card.randomized
-        self._decide = cast(HasDecision, defense).decide if deterministic else None
+        self._decides = isinstance(defense, HasDecision) and not defense.card.randomized
         self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
         self.found_after = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.remarks: list[str] = []
@@ -167,10 +174,10 @@ class Oracle:
         output = x.clone()
         for rows in self._admitted(ids):
             if isinstance(self._defense, HasReconstruction):
-                output[rows] = self._defense.reconstruct(x[rows], y[rows]).detach()
+                output[rows] = reconstructions(self._defense, x[rows], y[rows]).detach()
             else:
                 assert isinstance(self._defense, HasDecodedImage)
-                output[rows] = self._defense.decoded(x[rows]).detach()
+                output[rows] = decoded_images(self._defense, x[rows]).detach()
             self._count(ids[rows], forwards=1)
         return output
 
@@ -315,16 +322,21 @@ class Oracle:
         return self.draws if self._defense.card.randomized else 1
 
     def _unanswered(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits that do not reach the goal: the answer to rows whose sample is out of budget."""
+        """Returns logits that do not reach the goal: the answer to rows that are refused or have no finite logits."""
         return self._goal.refusal(self._y[ids], self.classes).to(x.dtype)
 
     def _suspicion(self, x: Tensor) -> Tensor:
         if not isinstance(self._defense, HasDetectionScore):
             raise AccessDenied("the defense has no detection score")
-        return self._defense.detection_score(x)
+        return detection_scores(self._defense, x)
+
+    def _finite(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Returns the logits, with the true class's in rows that are not finite: an error is no adversarial."""
+        good = torch.isfinite(logits).all(1)
+        return logits if good.all() else torch.where(good[:, None], logits, self._unanswered(logits, ids))
 
     def _logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        return drawn_logits(self._defense, x, self._noise.rows(ids))
+        return self._finite(drawn_logits(self._defense, x, self._noise.rows(ids)), ids)
 
     def _forward(self, x: Tensor, ids: Tensor, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """``answers`` with what ``answer`` gives, classes (N,) or logits (N, K), in the rows within the budget."""
@@ -337,16 +349,16 @@ class Oracle:
 
     def _mean(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K), averaged over the draws."""
-        return mean_logits(self._defense, x, self._noise.rows(ids), self.draws)
+        return self._finite(mean_logits(self._defense, x, self._noise.rows(ids), self.draws), ids)
 
     def _majority(self, x: Tensor, ids: Tensor) -> Tensor:
         """The class (N,) that most draws decide for."""
-        if self._decide is not None:
-            return self._decide(x)
+        if self._decides:
+            return decisions(cast(HasDecision, self._defense), x)
         if not self._defense.card.randomized:
             return self._logits(x, ids).argmax(1)
-        decisions = torch.stack([self._logits(x, ids).argmax(1) for _ in range(self.draws)])
-        return nn.functional.one_hot(decisions, self.classes).sum(0).argmax(1)
+        drawn = torch.stack([self._logits(x, ids).argmax(1) for _ in range(self.draws)])
+        return nn.functional.one_hot(drawn, self.classes).sum(0).argmax(1)
 
     def _linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
         """The logits at ``x``, averaged over the draws, and their vector-Jacobian product."""
@@ -361,9 +373,11 @@ class Oracle:
         logits_out = self._unanswered(x, ids)
         products = torch.zeros(len(x), width, *x.shape[1:], dtype=x.dtype, device=x.device)
         for rows in self._admitted(ids):
-            logits, vector_jacobian = self._linearize(x[rows], ids[rows])
+            given, vector_jacobian = self._linearize(x[rows], ids[rows])
+            logits, known = self._finite(given, ids[rows]), torch.isfinite(given).all(1)
             for m, cotangent in enumerate(cotangents(logits, rows)):
-                product = products[rows, m] = vector_jacobian(cotangent)
+                product = vector_jacobian(cotangent).masked_fill(~known.reshape(-1, 1, 1, 1), 0)
+                products[rows, m] = product
                 asked, useless = _derivatives(cotangent, product, ~self._goal.reached(logits, self._y[ids[rows]]))
                 self._gradients.index_add_(0, ids[rows], asked.long())
                 self._useless_gradients.index_add_(0, ids[rows], useless.long())
@@ -373,8 +387,12 @@ class Oracle:
 
     @torch.no_grad()
     def _observed(self, x: Tensor, answers: Tensor, ids: Tensor) -> Tensor:
-        """Remembers the rows that are adversarial, in bounds and closer than what their sample had. Gives the answers,
-        classes (N,) or logits (N, K), which name the true class where further draws refute them."""
+        """Remembers the rows that are adversarial, in bounds and closer than what their sample had.
+
+        Returns the answers, classes (N,) or logits (N, K). They name the true class where further draws refute them,
+        and for a clean image, which is classified correctly in the judge's batches whatever happens in others, unless
+        the goal may be reached from the start.
+        """
         rows = self._goal.reached(answers, self._y[ids]).nonzero()[:, 0]
         if len(rows) and self._defense.card.randomized and self._confirmation is None:
             answers = answers.index_copy(0, rows, self._fresh(x[rows], ids[rows]))
@@ -385,7 +403,10 @@ class Oracle:
         if (threshold := self._defense.card.binarization_threshold) is not None:
             x = snap_to_threshold(x, self._x[ids], threshold)
         distances = self.threat.distance(x, self._x[ids])
-        closer = self.threat.allows(distances) & (distances < self._closest_distance[ids])
+        clean = (distances == 0) & (not self._goal.from_start)
+        if clean.any():
+            answers = self._unbroken(answers, rows[clean], all_ids)
+        closer = ~clean & self.threat.allows(distances) & (distances < self._closest_distance[ids])
         pixels = x.flatten(1)
         # ``aminmax`` is slower along rows.
         closer_rows = (closer & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)).nonzero()[:, 0]
@@ -419,7 +440,7 @@ class Oracle:
     def _fresh(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits (N, K) averaged over further draws of a randomised defense; counted."""
         self._count(ids, forwards=FRESH_DRAWS)
-        return mean_logits(self._defense, x, self._noise.rows(ids), FRESH_DRAWS)
+        return self._finite(mean_logits(self._defense, x, self._noise.rows(ids), FRESH_DRAWS), ids)
 
     def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
         """The classes (N,) that one further draw each of a randomised defense names; counted."""
@@ -435,7 +456,11 @@ class Oracle:
         self._shared_forwards += self._passes * len(x)
         if not differentiated or "gradient" not in self._granted:
             with torch.no_grad():
-                logits = [self._mean(x[part], noise_ids[part]) for part in parts]
+                streams = [self._noise.rows(noise_ids[part]) for part in parts]
+                logits = [
+                    mean_logits(self._defense, x[part], rng, self.draws)
+                    for part, rng in zip(parts, streams, strict=True)
+                ]
             return torch.cat(logits), None
         linear = [self._linearize(x[part], noise_ids[part]) for part in parts]
 

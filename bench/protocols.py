@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cards import DefenseCard
-from bench.errors import UserError
+from bench.errors import DefenseFault
 from bench.norms import Norm
 from bench.randomness import RowStreams, Streams
 
@@ -158,7 +158,7 @@ class ModuleDefense:
 
     def __init__(self, card: DefenseCard, module: nn.Module) -> None:
         self.card = card
-        self.module = module.eval().requires_grad_(False)
+        self.module = _frozen(module)
 
     def logits(self, x: Tensor, rng: RowStreams | None = None) -> Tensor:
         """The module's output for images ``x``; a randomised module is called with ``(x, rng)``."""
@@ -176,40 +176,73 @@ class ModuleDefense:
 
 
 def as_defense(card: DefenseCard, made: Any) -> Defense:
-    """What a factory returned, as a defense with this card.
+    """Returns what a factory returned, as a defense with this card.
 
     Raises:
-        UserError: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
+        DefenseFault: when it is neither an object with ``logits`` nor a ``torch.nn.Module``.
     """
-    if callable(getattr(made, "logits", None)):
+    if isinstance(made, torch.export.ExportedProgram):
+        made = made.module()
+    logits = getattr(made, "logits", None)
+    # A layer of that name takes features, not images.
+    if callable(logits) and not isinstance(logits, nn.Module):
         made.card = card
         if isinstance(made, nn.Module):
-            made.eval().requires_grad_(False)
+            _frozen(made)
         if not hasattr(made, "to"):
             made.to = lambda device: made
         defense: Defense = made
         return defense
     if isinstance(made, nn.Module):
         return ModuleDefense(card, made)
-    raise UserError(
+    raise DefenseFault(
         f"defense {card.name!r}: its factory returned {type(made).__name__}; "
         "it must return a torch.nn.Module or an object with logits(x)"
     )
 
 
+def _frozen(module: nn.Module) -> nn.Module:
+    """Returns the module, in evaluation mode and with parameters that need no gradient."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        # An exported program stays in the mode in which it was exported.
+        for part in module.modules():
+            part.training = False
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
 def fingerprint(defense: Defense) -> str:
-    """A hash of the defense's tensors (its ``state_dict``, where it has one), for cell identities."""
+    """Returns a hash of the defense's tensors (its ``state_dict``, where it has one), for cell identities."""
     digest = hashlib.sha256()
     state: dict[str, Any] = getattr(defense, "state_dict", dict)()
     for key in sorted(state):
-        value = state[key]
-        if isinstance(value, Tensor):
-            array = value.detach().cpu().contiguous().numpy()
-            digest.update(json.dumps([key, str(array.dtype), array.shape]).encode())
-            digest.update(array.data)
-        else:
-            digest.update(json.dumps([key, repr(value)]).encode())
+        _digest(digest, key, state[key])
     return digest.hexdigest()[:16]
+
+
+def _digest(digest: hashlib._Hash, key: str, value: object) -> None:
+    """Adds what a state holds under a key: a tensor of any kind, a container of such values, or a plain value."""
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            _digest(digest, f"{key}.{name}", value[name])
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            _digest(digest, f"{key}.{i}", item)
+    elif not isinstance(value, Tensor):
+        digest.update(json.dumps([key, repr(value)]).encode())
+    elif value.is_quantized:
+        _digest(digest, key, value.dequantize())
+    elif value.layout != torch.strided:
+        sparse = value.detach().to_sparse(layout=torch.sparse_coo).coalesce()
+        _digest(digest, key, [sparse.indices(), sparse.values(), list(sparse.shape)])
+    else:
+        # NumPy knows neither bfloat16 nor float8: all kinds of numbers are hashed as bytes.
+        array = value.detach().resolve_conj().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(json.dumps([key, str(value.dtype).removeprefix("torch."), list(value.shape)]).encode())
+        digest.update(array.data)
 
 
 def offers(defense_card: DefenseCard, defense: object, access: str) -> str | None:

@@ -18,8 +18,8 @@ from bench.ballot import classify
 from bench.confidence import CONFIDENT, calibrate
 from bench.consistency import Violation
 from bench.datasets import Dataset
-from bench.derivatives import NO_DRAWS, drawn_logits
 from bench.distal_study import CALIBRATION_IMAGES
+from bench.door import NO_DRAWS, drawn_logits
 from bench.ledger import Result
 from bench.protocols import Defense
 from bench.provenance import kind_of_machine

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.cells import Cell
+from bench.contract import examined
 from bench.datasets import Dataset, load_dataset
 from bench.engine import (
     CELL_THREADS,
@@ -64,7 +65,8 @@ class Job:
 
 
 class Workshop:
-    """Runs cells in this process; loads each defense once, and judges it once on each chunk of clean images."""
+    """Runs cells in this process; loads and examines each defense once, and judges it once on each chunk of clean
+    images."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -72,6 +74,7 @@ class Workshop:
         self._engine = engine_code().digest
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
         self._clean_verdicts: dict[str, CleanVerdicts] = {}
         self._substitutes: dict[str, Substitute] = {}
         self._answers: dict[str, Answers] = {}
@@ -87,6 +90,8 @@ class Workshop:
                 return self.fail(work, str(error))
             except SystemExit as error:  # of a plugin: the run goes on
                 return self.fail(work, f"exception: SystemExit: {error.code}")
+            except Exception as error:
+                return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
 
     def write(self, cell: Cell, result: CellResult) -> int:
         """Writes a cell's result; returns how many of its samples failed."""
@@ -145,7 +150,15 @@ class Workshop:
             source = Substitute(self._loaded(cell.substitute, device).defense)
             substitute = self._substitutes.setdefault(cell.substitute, source)
         return run_cell(
-            cell, loaded.defense, attack.function, self._dataset, device, on_chunk, clean_verdicts, substitute
+            cell,
+            loaded.defense,
+            attack.function,
+            self._dataset,
+            device,
+            on_chunk,
+            clean_verdicts,
+            substitute,
+            self._remarks[cell.defense],
         )
 
     def _loaded(self, name: str, device: torch.device, state: Mapping[str, str] | None = None) -> LoadedDefense:
@@ -157,6 +170,8 @@ class Workshop:
             _check("defense", loaded.code.digest, state)
             if loaded.fingerprint != state["weights"]:
                 raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
+        if name not in self._remarks:
+            self._remarks[name] = examined(loaded.defense, self._dataset, device)
         return loaded
 
     def _answers_of(self, work: Work) -> dict[str, Answers]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from bench.bundles import plugin_entry
 from bench.cells import Cell, NotApplicable, plan, transfers
 from bench.consistency import Images, sample_hash
 from bench.datasets import Dataset, load_dataset
-from bench.errors import UserError
+from bench.errors import DefenseFault, UserError
 from bench.guard import refuse_unguarded
 from bench.importing import attack_entries, outdated
 from bench.ledger import (
@@ -32,7 +32,7 @@ from bench.ledger import (
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
-from bench.protocols import HasInnerSteps, HasUnrolledGradient
+from bench.protocols import HasInnerSteps
 from bench.provenance import provenance
 from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
@@ -58,6 +58,7 @@ class Planned:
         imported: what the run's manifest says of cells imported into it.
         left_out: why some of these are not part of the run any more, by id.
         untrained: defenses that were not trained; their cells' ids are not known yet.
+        broken: defenses that could not be built, and why; they have no cells.
     """
 
     matrix: Matrix
@@ -73,6 +74,7 @@ class Planned:
     imported: list[Any]
     left_out: dict[str, str]
     untrained: set[str]
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Outcome:
     Attributes:
         ran: cells and studies run now.
         kept: cells and studies that were there.
-        failed: titles of those with failed samples.
+        failed: titles of those with failed samples, and what is wrong with defenses that could not be built.
     """
 
     ran: int
@@ -118,10 +120,11 @@ def prepare(
 ) -> Planned:
     """Plans a matrix; trains the defenses that are not, in up to ``trainers`` processes (0: leaves them untrained).
 
-    Where ``check`` is set, a result counts as done only if its defense still answers as it did then.
+    A defense that cannot be built leaves the others alone. Where ``check`` is set, a result counts as done only if its
+    defense still answers as it did then.
 
     Raises:
-        UserError: for whatever the user has to mend.
+        UserError: for whatever the user has to mend, and when no defense is left.
     """
     refuse_unguarded()
     registry = Registry(registry.plugins, matrix.variants, reuse=True)
@@ -132,18 +135,23 @@ def prepare(
     names = list(matrix.labels)
     if transfers(matrix, registry) and matrix.substitute not in names:
         names.append(matrix.substitute)
-    defenses = {name: make_defense(name, dataset, registry) for name in names}
+    broken: dict[str, str] = {}
+    defenses = _all_but(broken, names, lambda name: make_defense(name, dataset, registry))
     untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
     if trainers:
         learners = list(dict.fromkeys(defenses[name].learner.card.name for name in untrained))
         if min(trainers, len(learners)) > 1 and device.type == "cpu":
-            train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            faults = train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            trained_with = {name: defenses[name].learner.card.name for name in untrained}
+            broken |= {name: faults[learner] for name, learner in trained_with.items() if learner in faults}
         untrained = []
-    for name in names:
-        if name not in untrained:
-            defenses[name] = load_trained(name, dataset, registry, matrix.seed, device)
-    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry)
-    tested = {name: defenses[name] for name in matrix.labels}
+    ready = [name for name in defenses if name not in untrained and name not in broken]
+    loaded = _all_but(broken, ready, lambda name: load_trained(name, dataset, registry, matrix.seed, device))
+    defenses = {name: loaded.get(name, made) for name, made in defenses.items() if name not in broken}
+    if not set(defenses) & set(matrix.labels):
+        raise UserError(next(iter(broken.values())))
+    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry, broken)
+    tested = {name: defenses[name] for name in matrix.labels if name in defenses}
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
@@ -171,6 +179,7 @@ def prepare(
         imported,
         left_out | {id: reason for id, reason in stale.items() if id not in done},
         set(untrained),
+        broken,
     )
 
 
@@ -221,6 +230,19 @@ def _reader(
     return Reader(ledger_dir(run), images, known.get("files", {}))
 
 
+def _all_but(
+    broken: dict[str, str], names: Sequence[str], make: Callable[[str], LoadedDefense]
+) -> dict[str, LoadedDefense]:
+    """Returns the defenses of these names; enters into ``broken`` what is wrong with the others."""
+    made: dict[str, LoadedDefense] = {}
+    for name in names:
+        try:
+            made[name] = make(name).readable()
+        except DefenseFault as error:
+            broken[name] = str(error)
+    return made
+
+
 def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
     """The number of processes asked for; by default one per core, one on a GPU. The serial runner has one."""
     if runner == "serial":
@@ -254,7 +276,7 @@ def execute(
         (work for work in works if work.id not in planned.done),
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
-    failed: list[str] = []
+    failed = list(planned.broken.values())
     write_manifest(run, content, finished=not pending)
     if pending:
         samples = sum(work.samples for work in pending)
@@ -317,21 +339,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "thresholds": dict(matrix.thresholds),
         "estimation_draws": matrix.estimation_draws,
         "resubmissions": matrix.resubmissions,
-        "defenses": [
-            {
-                "name": name,
-                "citation": loaded.card.citation,
-                "randomized": loaded.card.randomized,
-                "unrolled": all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
-                "parameters": loaded.card.parameters,
-                "family": loaded.card.family,
-                "parts": list(loaded.card.parts),
-                "weights": loaded.fingerprint,
-                "plugin": matrix.variants.get(name, ("", {}))[0],
-                "set": matrix.variants.get(name, ("", {}))[1],
-            }
-            for name, loaded in planned.defenses.items()
-        ],
+        "defenses": [_defense_entry(planned, name) for name in matrix.labels],
         "attacks": [
             {
                 "name": label,
@@ -352,6 +360,39 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,
     }
+
+
+def _defense_entry(planned: Planned, name: str) -> dict[str, Any]:
+    """Returns what the manifest says of a defense; one that could not be built has no weights."""
+    loaded = planned.defenses.get(name)
+    card = planned.registry.get("defenses", name).defense_card
+    plugin, parameters = planned.matrix.variants.get(name, ("", {}))
+    return {
+        "name": name,
+        "citation": card.citation,
+        "randomized": card.randomized,
+        "unrolled": loaded is not None
+        and all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
+        "parameters": card.parameters,
+        "family": card.family,
+        "parts": list(card.parts),
+        "weights": "" if loaded is None else loaded.fingerprint,
+        "plugin": plugin,
+        "set": parameters,
+    }
+
+
+def modules(planned: Planned) -> dict[str, str]:
+    """Digests of all modules that the run's results depend on, by name."""
+    attacks = [planned.registry.get("attacks", entry.name) for entry in planned.matrix.attacks]
+    closures = [
+        engine_code(),
+        *(attack.code for attack in attacks),
+        *(loaded.code for loaded in planned.defenses.values()),
+        *([planned.substitute.code] if planned.substitute is not None else []),
+        *(code_of(kind) for kind in planned.matrix.studies),
+    ]
+    return dict(sorted({name: digest for of in closures for name, digest in of.modules.items()}.items()))
 
 
 def modules(planned: Planned) -> dict[str, str]:

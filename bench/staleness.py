@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.datasets import Dataset
-from bench.derivatives import drawn_logits
+from bench.door import drawn_logits
 from bench.isolation import kept_defaults
 from bench.protocols import Defense
 from bench.randomness import Streams

@@ -21,6 +21,7 @@ from bench import defense
 from bench.ascent import ascend, steepest
 from bench.cards import DefenseCard
 from bench.datasets import Dataset
+from bench.door import NO_DRAWS, drawn_logits
 from bench.errors import UserError
 from bench.norms import Norm, check_norm
 from bench.protocols import Defense, HasInputGradient, LowerBound
@@ -69,8 +70,7 @@ class RandomizedSmoothing(Smoothed):
 
     def logits(self, x: Tensor, rng: RowStreams) -> Tensor:
         """Logits (N, K) of the base for one noisy draw of each image (N, C, H, W)."""
-        output: Tensor = self.base.logits(x + self.sigma * rng.normal(x.shape[1:]))
-        return output
+        return drawn_logits(self.base, x + self.sigma * rng.normal(x.shape[1:]), NO_DRAWS)
 
     @torch.no_grad()
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
@@ -163,7 +163,7 @@ class VariationalSmoothing(Smoothed):
 
     def score(self, points: Tensor) -> Tensor:
         """log softmax f(points[:, y])_y (N, K) of points (N, K, C, H, W)."""
-        log_softmax: Tensor = F.log_softmax(self.base.logits(points.flatten(0, 1)), 1)
+        log_softmax: Tensor = F.log_softmax(drawn_logits(self.base, points.flatten(0, 1), NO_DRAWS), 1)
         own: Tensor = log_softmax.reshape(-1, self.classes, self.classes).diagonal(dim1=1, dim2=2)
         return own
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import attacks
 from bench.cards import AttackCard, DefenseCard, card_of
-from bench.derivatives import NO_DRAWS, linearize
+from bench.door import NO_DRAWS, linearize
 from bench.oracle import BudgetExhausted, Oracle
 from bench.protocols import Defense, VectorJacobian
 from bench.randomness import Streams

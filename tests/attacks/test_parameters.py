@@ -7,7 +7,7 @@ import torch
 from attack_problems import ATTACKS, SHORT, run
 
 from bench.cards import card_of
-from bench.derivatives import linearize
+from bench.door import linearize
 from bench.oracle import Oracle
 from defenses.smoothing import RandomizedSmoothing
 

@@ -311,6 +311,37 @@ def test_check_fails_a_defense_that_returns_probabilities_in_training_mode(tmp_p
     assert "FAIL logits are not probabilities (rows sum to one)" in result.stdout
 
 
+def test_check_goes_on_behind_a_factory_that_fails(tmp_path):
+    text = "from bench import defense\nfrom bench.conformance import ClassMeans\n"
+    text += '@defense("broken", datasets=["digits"])\ndef broken():\n    raise OSError("no weights")\n'
+    text += '@defense("sound", datasets=["digits"])\ndef sound(dataset):\n    return ClassMeans(dataset)\n'
+    (tmp_path / "two.py").write_text(text)
+    result = assay("check", tmp_path / "two.py")
+    assert result.returncode == 1
+    assert "FAIL can be built (defense 'broken' (file" in result.stdout
+    assert "OSError: no weights)" in result.stdout
+    behind = result.stdout.partition("defense sound")[2]
+    assert "ok   logits are float32" in behind
+    assert "FAIL" not in behind
+
+
+def test_a_run_names_the_defense_that_cannot_be_built_and_reports_the_others(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "from bench import defense\n"
+        '@defense("broken", datasets=["digits"])\ndef broken():\n    raise OSError("no weights")\n'
+    )
+    command = ["run", "--samples", "4", "--attacks", "gaussian_noise", "--norms", "L2", "--out", tmp_path / "run"]
+    command += ["--plugin", tmp_path / "broken.py", "--plugin", PLUGIN, "--set", "studies=[]", "--defenses"]
+    result = assay(*command, "broken,class_means")
+    assert result.returncode == 1
+    assert result.stderr.count("cannot be built: OSError: no weights") == 1
+    assert "Traceback" not in result.stderr
+    table = (tmp_path / "run" / "report" / "summary_L2.md").read_text()
+    assert "not run: defense 'broken' (file" in table
+    assert "class_means" in table
+    assert "cannot be built: OSError: no weights" in refused(assay(*command, "broken"))
+
+
 def test_another_package_of_our_names_is_found_out(tmp_path):
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "__init__.py").write_text("")

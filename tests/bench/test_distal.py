@@ -10,9 +10,9 @@ from bench.cards import DefenseCard
 from bench.confidence import CONFIDENT, Calibration, calibrate
 from bench.conformance import ClassMeans
 from bench.datasets import load_dataset
-from bench.derivatives import mean_logits
 from bench.distal import distal_adversarials, evidence
 from bench.distal_study import CALIBRATION_IMAGES, measure
+from bench.door import mean_logits
 from bench.oracle import FRESH_DRAWS
 from bench.protocols import as_defense
 from bench.randomness import Streams

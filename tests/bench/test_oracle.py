@@ -35,9 +35,20 @@ class Noisy(Linear):
         return super().forward(x + 0.1 * rng.normal(x.shape[1:]))
 
 
-def make(access="gradient", threat=MINIMAL, budget=1000, module=None, randomized=False, **options):
+def make(
+    access="gradient",
+    threat=MINIMAL,
+    budget=1000,
+    module=None,
+    randomized=False,
+    binarization_threshold=None,
+    **options,
+):
     module = module or (Noisy() if randomized else Linear())
-    defense = as_defense(DefenseCard(name="linear", datasets=("none",), randomized=randomized), module)
+    card = DefenseCard(
+        name="linear", datasets=("none",), randomized=randomized, binarization_threshold=binarization_threshold
+    )
+    defense = as_defense(card, module)
     streams = {"random": Streams(0, range(3), "attack"), "noise": Streams(0, range(3), "noise")}
     defaults = {"classes": 2, "budget": budget, "batch_size": 2, **streams}
     return Oracle(defense, access, threat, X, Y, **{**defaults, **options})
@@ -68,7 +79,7 @@ def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
         "reconstruct": lambda: oracle.reconstruct(X, Y, oracle.ids),
         "as_module": oracle.as_module,
     }
-    assert oracle.decision(X, oracle.ids).tolist() == [0, 0, 0]
+    assert oracle.decision(X - 0.2, oracle.ids).tolist() == [1, 1, 1]
     for name in forbidden:
         with pytest.raises(AccessDenied, match=access):
             queries[name]()
@@ -142,7 +153,7 @@ def test_gradients_are_those_of_the_loss_and_come_with_their_logits():
     expected_logits = Linear()(leaf)
     expected = torch.autograd.grad(cross_entropy(expected_logits, Y).sum(), leaf)[0]
     assert torch.allclose(gradient, expected)
-    assert torch.allclose(logits, expected_logits)
+    assert torch.allclose(logits[:2], expected_logits[:2])
     jacobian, _ = oracle.jacobian(X, torch.tensor([[1, 0]] * 3), oracle.ids)
     assert torch.equal(jacobian.flatten(2), WEIGHT.flip(0).expand(3, 2, 4))
 
@@ -223,6 +234,42 @@ def test_outside_the_ball_or_the_box_nothing_is_remembered():
     assert not oracle.found[:2].any()
     oracle.decision(X - 0.15, oracle.ids)
     assert oracle.found[:2].all()
+
+
+@pytest.mark.parametrize("threshold", [None, 0.5])
+def test_the_clean_image_is_never_adversarial(threshold):
+    """In another batch, rounding may misclassify it: that is neither remembered nor answered."""
+
+    class Contrary(Linear):
+        """Errs on every batch that is not of three rows."""
+
+        def forward(self, x, rng=None):
+            return super().forward(x) if len(x) == 3 else super().forward(x).flip(1)
+
+    oracle = make(module=Contrary(), batch_size=3, binarization_threshold=threshold)
+    assert oracle.decision(X[:1], oracle.ids[:1]).tolist() == [0]
+    assert oracle.scores(X[:2], oracle.ids[:2]).argmax(1).tolist() == [0, 0]
+    assert oracle.gradient(X[:2], Y[:2], cross_entropy, oracle.ids[:2])[1].argmax(1).tolist() == [0, 0]
+    assert not oracle.found.any()
+    oracle.decision(X[:1] + 0.1, oracle.ids[:1])
+    assert oracle.found.tolist() == [threshold is None, False, False]  # binarised, it is the clean image
+
+
+@pytest.mark.parametrize("randomized", [False, True])
+@pytest.mark.parametrize("bad", [(0.0, torch.nan), (torch.nan, 1.0), (0.0, torch.inf), (-torch.inf, 0.0)])
+def test_logits_that_are_not_finite_are_answered_with_the_true_class(bad, randomized):
+    class Overflowing(Noisy if randomized else Linear):
+        def forward(self, x, rng=None):
+            return torch.where(x[:, 0, 0, :1] > 0.9, torch.tensor(bad), super().forward(x, rng))
+
+    oracle = make(module=Overflowing(), randomized=randomized, budget=10**6)
+    x, ids = torch.cat([torch.ones_like(X[:1]), X[:1]]), oracle.ids[:2]
+    gradient, logits = oracle.gradient(x, Y[:2], cross_entropy, ids)
+    for answer in (oracle.decision(x, ids), oracle.scores(x, ids).argmax(1), logits.argmax(1)):
+        assert answer.tolist() == [0, 0]
+    assert torch.isfinite(logits).all()
+    assert gradient.flatten(1).any(1).tolist() == [False, True]
+    assert not oracle.found.any()
 
 
 def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
@@ -376,7 +423,7 @@ def test_it_remembers_after_how_many_passes_a_sample_was_first_broken():
     oracle = make()
     dark, darker = torch.full_like(X, 0.4), torch.full_like(X, 0.3)
     oracle.decision(X, oracle.ids)
-    assert oracle.found_after.tolist() == [torch.inf, torch.inf, 1]  # the last is misclassified as it is
+    assert oracle.found_after.tolist() == [torch.inf] * 3  # the last is misclassified as it is, at no distance
     oracle.gradient(darker[:1], Y[:1], cross_entropy, torch.tensor([0]))
     oracle.decision(dark, oracle.ids)
-    assert oracle.found_after.tolist() == [3, 2, 1]
+    assert oracle.found_after.tolist() == [3, 2, torch.inf]
