@@ -32,7 +32,7 @@ from bench.ledger import (
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
-from bench.protocols import HasInnerSteps
+from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
 from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
@@ -380,19 +380,6 @@ def _defense_entry(planned: Planned, name: str) -> dict[str, Any]:
         "plugin": plugin,
         "set": parameters,
     }
-
-
-def modules(planned: Planned) -> dict[str, str]:
-    """Digests of all modules that the run's results depend on, by name."""
-    attacks = [planned.registry.get("attacks", entry.name) for entry in planned.matrix.attacks]
-    closures = [
-        engine_code(),
-        *(attack.code for attack in attacks),
-        *(loaded.code for loaded in planned.defenses.values()),
-        *([planned.substitute.code] if planned.substitute is not None else []),
-        *(code_of(kind) for kind in planned.matrix.studies),
-    ]
-    return dict(sorted({name: digest for of in closures for name, digest in of.modules.items()}.items()))
 
 
 def modules(planned: Planned) -> dict[str, str]:
