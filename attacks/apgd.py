@@ -13,11 +13,14 @@ from attacks.gradients import GradientOracle, per_image, steepest, wrong_margin,
 from attacks.iterative_gradient import random_start
 from bench.cards import attack
 from bench.oracle import Loss
+from bench.parameters import Count, Natural, Positive
 from bench.threat import project
 
 CITATION = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of parameter-free attacks"
 MOMENTUM = 0.75
 """Weight of the new step against the last one (alpha)."""
+LEAST_SPREAD = 1e-6
+"""What is added to the denominator of the ratio of logits, relative to their range."""
 SUCCESS_SHARE = 0.75
 """Share of steps since the last checkpoint that must have raised the loss (rho)."""
 
@@ -115,7 +118,9 @@ def _spread(logits: Tensor, places: list[int]) -> Tensor:
         return torch.ones_like(logits[:, 0])
     ranked = logits.sort(1, descending=True).values
     present = [min(place, logits.shape[1] - 1) for place in places]
-    return ranked[:, 0] - ranked[:, present].mean(1) + 1e-12
+    # Against division by zero where logits are equal; relative to their scale.
+    least = LEAST_SPREAD * (ranked[:, 0] - ranked[:, -1]).detach().clamp_min(torch.finfo(logits.dtype).tiny)
+    return ranked[:, 0] - ranked[:, present].mean(1) + least
 
 
 def restarted(
@@ -156,16 +161,17 @@ def restarted(
     stochastic=True,
     budget=5000,
     citation=CITATION,
+    only={"minimal": ["epsilon", "bisections"]},
 )
 def apgd_ce(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 100,
-    restarts: int = 1,
-    epsilon: float = 0.3,
-    bisections: int = 10,
+    steps: Count = 100,
+    restarts: Count = 1,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 10,
 ) -> Tensor:
     """APGD on the cross-entropy (in the form of `attacks.gradients.wrong_odds`, whose gradients do not underflow)."""
     losses = [lambda ids: wrong_odds] * restarts
@@ -180,16 +186,17 @@ def apgd_ce(
     stochastic=True,
     budget=5000,
     citation=CITATION,
+    only={"minimal": ["epsilon", "bisections"]},
 )
 def apgd_dlr(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 100,
-    restarts: int = 1,
-    epsilon: float = 0.3,
-    bisections: int = 10,
+    steps: Count = 100,
+    restarts: Count = 1,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 10,
 ) -> Tensor:
     """APGD on the difference of logits ratio."""
     losses = [lambda ids: difference_of_logits_ratio] * restarts
@@ -204,16 +211,17 @@ def apgd_dlr(
     stochastic=True,
     budget=40_000,
     citation=CITATION,
+    only={"minimal": ["epsilon", "bisections"]},
 )
 def apgd_t(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 100,
-    targets: int = 9,
-    epsilon: float = 0.3,
-    bisections: int = 10,
+    steps: Count = 100,
+    targets: Count = 9,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 10,
 ) -> Tensor:
     """APGD on the targeted difference of logits ratio, towards the ``targets`` likeliest wrong classes in turn."""
     logits = oracle.scores(x, oracle.ids)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from pyautoattack import checks
@@ -17,14 +18,16 @@ from pyautoattack.autoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
-from attacks.gradients import steepest
+from attacks.gradients import steepest, to_spread
 from attacks.lines import bisect
 from bench.cards import attack
 from bench.errors import unknown
+from bench.norms import of_norm
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural
 from bench.threat import project
 
-VERSIONS = ("standard", "rand")
+Version = Literal["standard", "rand"]
 RANDOMIZED = "the outputs change from pass to pass"
 PROBABILITIES = "the outputs look like probabilities, not logits"
 ZERO_GRADIENTS = "APGD met gradients that are zero"
@@ -42,12 +45,12 @@ SQUARE_BREAKS = "Square broke images that the attacks with gradients had left"
     citation="Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse "
     "parameter-free attacks",
 )
-def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard", queries: int = 5000) -> Tensor:
+def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: Version = "standard", queries: Count = 5000) -> Tensor:
     """The ensemble, each attack on what the ones before it left: APGD on the cross-entropy, targeted APGD and FAB on
     the 9 likeliest wrong classes, Square with ``queries``; or, as ``rand`` for randomised defenses, APGD on two losses
     with gradients averaged over 20 calls."""
-    if version not in VERSIONS:
-        raise unknown("version", version, VERSIONS, where="attack 'autoattack'")
+    if version not in get_args(Version):
+        raise unknown("version", version, get_args(Version), where="attack 'autoattack'")
     epsilon = oracle.threat.epsilon
     assert epsilon is not None
     module = oracle.as_module()
@@ -55,7 +58,9 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: str = "standard
         if version == "standard":
             checks.check_randomized(module, x, y, logger=Remark(oracle, RANDOMIZED))
         checks.check_range_output(module, x, logger=Remark(oracle, PROBABILITIES))
-        library = AutoAttack(module, norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device)
+        library = AutoAttack(
+            Scaled(module), norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device
+        )
         library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, oracle.classes - 1)
         library.square.n_queries = queries
         library.apgd.logger = library.apgd_targeted.logger = Remark(oracle, ZERO_GRADIENTS)
@@ -81,7 +86,7 @@ def possible(version: str, classes: int, norm: str, side: int) -> list[str]:
     squares."""
     if version == "rand":
         return ["apgd-ce"] + ["apgd-dlr"] * (classes >= 3)
-    return ["apgd-ce"] + ["apgd-t"] * (classes >= 4) + ["fab-t"] + ["square"] * (norm == "Linf" or side >= 5)
+    return ["apgd-ce"] + ["apgd-t"] * (classes >= 4) + ["fab-t"] + ["square"] * of_norm(norm, L2=side >= 5, Linf=True)
 
 
 def member(library: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -104,7 +109,14 @@ def member(library: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]
     citation="Croce & Hein 2020, Minimally distorted adversarial examples with a fast adaptive boundary attack",
 )
 def fab(
-    oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 50, targets: int = 9, restarts: int = 2, bisections: int = 10
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: Count = 50,
+    targets: Count = 9,
+    restarts: Count = 2,
+    bisections: Natural = 10,
 ) -> Tensor:
     """FAB towards each of the ``targets`` likeliest wrong classes, from the clean image and then from random ones.
 
@@ -112,7 +124,11 @@ def fab(
     """
     with seeded(oracle):
         library = FABAttack_PT(
-            oracle.as_module(), norm=oracle.threat.norm, n_iter=steps, eps=oracle.threat.epsilon, device=x.device
+            Scaled(oracle.as_module()),
+            norm=oracle.threat.norm,
+            n_iter=steps,
+            eps=oracle.threat.epsilon,
+            device=x.device,
         )
         for restart in range(restarts):
             for target in range(min(targets, oracle.classes - 1)):
@@ -125,6 +141,23 @@ def fab(
     hit = oracle.ids[oracle.found]
     bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, bisections)
     return oracle.closest(farthest(oracle, x))
+
+
+class Scaled(torch.nn.Module):
+    """A module whose logits (N, K) have the standard deviation `attacks.gradients.SPREAD` in each row.
+
+    The library adds absolute constants to what it divides by, which rule where logits or their derivatives are tiny.
+    Decisions and decision boundaries are the module's.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled logits of images (N, C, H, W)."""
+        logits: Tensor = self.module(x)
+        return logits * to_spread(logits)
 
 
 @dataclass(frozen=True)

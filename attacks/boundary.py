@@ -16,6 +16,7 @@ from attacks.gradients import length, per_image
 from attacks.lines import bisect
 from bench.cards import attack
 from bench.oracle import Oracle
+from bench.parameters import Count, Positive
 
 CLASS_BISECTIONS = 5
 NOISE_TRIES = 50
@@ -43,7 +44,13 @@ SMOOTHING = 1 / 16
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
 )
 def boundary(
-    oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 5000, spherical_step: float = 0.1, source_step: float = 0.01
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    steps: Count = 5000,
+    spherical_step: Positive = 0.1,
+    source_step: Positive = 0.01,
 ) -> Tensor:
     """Walks for up to ``steps`` along the boundary: a step at random on the sphere around the clean image, then one
     towards it; kept where still adversarial.

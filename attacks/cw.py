@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, per_image, wrong_margin
+from attacks.gradients import GradientOracle, per_image, to_spread, wrong_margin
 from attacks.lines import bisect
 from bench.cards import attack
+from bench.parameters import Count, Natural, Positive
 
 INSIDE = 1 - 1e-6
 """Pixels are kept this far within [-1, 1], where atanh is finite."""
@@ -27,14 +28,14 @@ def cw(
     x: Tensor,
     y: Tensor,
     *,
-    searches: int = 6,
-    steps: int = 150,
-    learning_rate: float = 0.05,
-    constant: float = 0.1,
-    bisections: int = 10,
+    searches: Count = 6,
+    steps: Count = 150,
+    learning_rate: Positive = 0.05,
+    constant: Positive = 0.1,
+    bisections: Natural = 10,
 ) -> Tensor:
     """Minimises ||z - x||^2 + c max(f(z), 0), z = (tanh(w) + 1) / 2, by ``steps`` of Adam in w; f(z) is the true
-    logit's lead.
+    logit's lead, where the clean image's logits are brought to the standard deviation `attacks.gradients.SPREAD`.
 
     c starts at ``constant``, grows tenfold until a run succeeds and is then bisected, over ``searches`` runs in all.
     The way from the clean image to the closest adversarial is then halved ``bisections`` times.
@@ -62,6 +63,7 @@ def descend(
     w = torch.atanh((2 * x - 1) * INSIDE)
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
     hit = torch.zeros_like(ids, dtype=torch.bool)
+    scale = torch.ones_like(constants)
     rows = torch.arange(len(ids), device=ids.device)
     for k in range(1, steps + 1):
         rows = rows[oracle.affordable(ids[rows])]
@@ -70,9 +72,11 @@ def descend(
         squashed = w[rows].tanh()
         z = (squashed + 1) / 2
         gradient, logits = oracle.gradient(z, y[rows], wrong_margin, ids[rows])
+        if k == 1:
+            scale[rows] = to_spread(logits)[:, 0]
         wrong = wrong_margin(logits, y[rows]) > 0
         hit[rows] |= wrong
-        pull = per_image(constants[rows] * ~wrong) * torch.nan_to_num(gradient)
+        pull = per_image(constants[rows] * ~wrong) * torch.nan_to_num(per_image(scale[rows]) * gradient)
         slope = (2 * (z - x[rows]) - pull) * (1 - squashed.square()) / 2
         mean[rows] = BETA_1 * mean[rows] + (1 - BETA_1) * slope
         square[rows] = BETA_2 * square[rows] + (1 - BETA_2) * slope.square()

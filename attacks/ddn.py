@@ -10,6 +10,7 @@ from torch import Tensor
 from attacks.gradients import GradientOracle, length, per_image, steepest, wrong_odds
 from attacks.lines import bisect
 from bench.cards import attack
+from bench.parameters import Count, Natural, Positive
 
 
 @attack(
@@ -25,10 +26,10 @@ def ddn(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 300,
-    radius: float = 1.0,
-    gamma: float = 0.05,
-    bisections: int = 10,
+    steps: Count = 300,
+    radius: Positive = 1.0,
+    gamma: Positive = 0.05,
+    bisections: Natural = 10,
 ) -> Tensor:
     """Algorithm 1, without quantisation: steps along the gradient, on a sphere that shrinks by ``gamma`` where the last
     iterate was adversarial and grows by it where not.

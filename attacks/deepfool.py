@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, per_image, steepest
+from attacks.gradients import GradientOracle, diameter, per_image, steepest
 from attacks.lines import bisect
 from bench.cards import attack
+from bench.norms import of_norm
+from bench.parameters import Count, Natural
 
 
 @attack(
@@ -22,9 +24,9 @@ def deepfool(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 50,
+    steps: Count = 50,
     overshoot: float = 0.02,
-    bisections: int = 10,
+    bisections: Natural = 10,
 ) -> Tensor:
     """Steps to the nearest boundary of the linearised classifier until the label changes.
 
@@ -57,11 +59,13 @@ def boundary_step(jacobian: Tensor, logits: Tensor, x: Tensor, y: Tensor, oracle
     rows = torch.arange(len(y), device=y.device)
     w = torch.nan_to_num(jacobian - jacobian[rows, y][:, None])
     f = logits - logits[rows, y][:, None]
-    dual = w.flatten(2).norm(dim=2) if oracle.threat.norm == "L2" else w.flatten(2).abs().sum(2)
-    distances = f.abs() / dual.clamp_min(torch.finfo(x.dtype).tiny)
+    # In float64, where the squares of tiny derivatives do not underflow.
+    order = of_norm(oracle.threat.norm, L2=2, Linf=1)
+    dual = torch.linalg.vector_norm(w.flatten(2), order, dim=2, dtype=torch.float64)
+    distances = (f.abs() / dual.clamp_min(torch.finfo(x.dtype).tiny)).to(x.dtype)
     distances[rows, y] = torch.inf
     nearest = distances.argmin(1)
     # Where all derivatives vanish the linearisation has no boundary; a step across the pixel range has to do.
-    widest = 1.0 if oracle.threat.norm == "Linf" else x.shape[1:].numel() ** 0.5
+    widest = diameter(x, oracle.threat.norm)
     step = distances[rows, nearest].clamp_max(widest) + 1e-4
     return per_image(step) * steepest(w[rows, nearest], x, oracle.threat.norm)

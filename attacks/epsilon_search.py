@@ -5,13 +5,12 @@ What turns BIM, PGD and MIM into minimal attacks, as foolbox 1.3 does (Rauber et
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle
+from attacks.gradients import GradientOracle, diameter
 
 GROWTH = 1.5
 PRECISION = 1e-3
@@ -35,9 +34,9 @@ def smallest_epsilon(oracle: GradientOracle, x: Tensor, run: Run, *, start: floa
         failed = oracle.closest_distance[ids] > radii * (1 + PRECISION / 2)
         low[ids[failed]] = radii[failed]
 
-    diameter = 1.0 if oracle.threat.norm == "Linf" else math.sqrt(x.shape[1:].numel())
+    widest = diameter(x, oracle.threat.norm)
     epsilon, largest = start, 0.0
-    while largest < diameter:
+    while largest < widest:
         ids = oracle.ids[~oracle.found]
         ids = ids[oracle.affordable(ids)]
         if not len(ids):

@@ -10,6 +10,7 @@ from torch import Tensor
 from attacks.gradients import GradientOracle, steepest, wrong_margin
 from attacks.lines import bisect
 from bench.cards import attack
+from bench.parameters import Count, Natural, Positive
 from bench.threat import project
 
 
@@ -26,10 +27,10 @@ def fmn(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 300,
-    step: float = 1.0,
-    gamma: float = 0.05,
-    bisections: int = 10,
+    steps: Count = 300,
+    step: Positive = 1.0,
+    gamma: Positive = 0.05,
+    bisections: Natural = 10,
 ) -> Tensor:
     """Algorithm 1: gradient steps within a ball whose radius follows the boundary.
 

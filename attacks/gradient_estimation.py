@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from attacks.iterative_gradient import bim, mim, pgd
 from bench.cards import AttackCard, attack, card_of
 from bench.errors import unknown
 from bench.oracle import Loss, Oracle
+from bench.parameters import Count, Positive
 
-METHODS = ("coordinate", "nes")
+Method = Literal["coordinate", "nes"]
 ROWS_AT_ONCE = 4096
 
 
@@ -46,9 +47,9 @@ class EstimatedGradients(GradientOracle):
         UserError: for an unknown method.
     """
 
-    def __init__(self, oracle: Oracle, y: Tensor, method: str, pairs: int, full_start: bool, step: float) -> None:
-        if method not in METHODS:
-            raise unknown("method of gradient estimation", method, METHODS)
+    def __init__(self, oracle: Oracle, y: Tensor, method: Method, pairs: int, full_start: bool, step: float) -> None:
+        if method not in get_args(Method):
+            raise unknown("method of gradient estimation", method, get_args(Method))
         self._oracle, self._y, self._step, self._pairs = oracle, y, step, pairs
         self._always_full, self._full_start = method == "coordinate", full_start
         self._prior: Tensor | None = None
@@ -157,11 +158,11 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         x: Tensor,
         y: Tensor,
         *,
-        method: str = "nes",
-        pairs: int = 4,
+        method: Method = "nes",
+        pairs: Count = 4,
         full_start: bool = True,
-        estimation_step: float = 0.1,
-        step_sizes: int = 1,
+        estimation_step: Positive = 0.1,
+        step_sizes: Count = 1,
         **parameters: Any,
     ) -> Tensor:
         candidates = x
@@ -172,7 +173,7 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         return candidates
 
     own = [p for p in inspect.signature(estimated).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    inherited = [p for p in inspect.signature(base).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    inherited = [p for p in inspect.signature(base, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
     vars(estimated)["__signature__"] = inspect.Signature([*own, *inherited])
     estimated.__name__ = estimated.__qualname__ = f"{card.name}_ge"
     estimated.__doc__ = f"`{card.name}` with estimated gradients."
@@ -184,6 +185,7 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         stochastic=True,
         budget=budget,
         citation=card.citation,
+        only=card.only,
     )(estimated)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bench import ascent
-from bench.norms import Norm
+from bench.norms import Norm, check_norm, of_norm
 from bench.oracle import Loss
 from bench.randomness import Streams
 from bench.threat import ThreatModel
 
 SPREAD = 5.0
-"""Standard deviation that logits are brought to in the loss, that of a well trained net."""
+"""Standard deviation that logits are brought to in losses, that of a well trained net."""
 
 
 class GradientOracle(Protocol):
@@ -64,6 +65,11 @@ def length(x: Tensor) -> Tensor:
     return lengths
 
 
+def diameter(x: Tensor, norm: Norm) -> float:
+    """Largest distance in ``norm`` (L2 or Linf) between two images of the shape of ``x`` (N, C, H, W)."""
+    return of_norm(norm, L2=math.sqrt(x.shape[1:].numel()), Linf=1.0)
+
+
 def wrong_odds(logits: Tensor, y: Tensor) -> Tensor:
     """Logarithm (N,) of the odds of any wrong class, where the logits are brought to the standard deviation `SPREAD`.
 
@@ -71,10 +77,22 @@ def wrong_odds(logits: Tensor, y: Tensor) -> Tensor:
     normalised steps use; but it underflows where the confidence rounds to 1, and its direction depends on the logits'
     scale: on logits of small scale it averages over all wrong classes instead of following the likeliest ones.
     """
-    logits = logits - logits.mean(1, keepdim=True)
-    logits = logits * SPREAD / logits.detach().std(1, keepdim=True).clamp_min(1e-12)
+    logits = (logits - logits.mean(1, keepdim=True)) * to_spread(logits)
     true = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
     return logits.masked_fill(true, -torch.inf).logsumexp(1) - logits[true]
+
+
+def to_spread(logits: Tensor) -> Tensor:
+    """Factors (N, 1) that bring the standard deviation of each row of logits (N, K) to `SPREAD`, whatever their scale;
+    constants for autograd. Logits that are all equal stay so."""
+    logits = logits.detach()
+    offsets = logits - logits.mean(1, keepdim=True)
+    # First to a largest offset of one: squares of tiny and of huge logits leave the range of floats.
+    size = offsets.abs().amax(1, keepdim=True)
+    size = torch.where(size > 0, size, 1)
+    deviation = (offsets / size).std(1, keepdim=True)
+    factor = SPREAD / torch.where(deviation > 0, deviation, 1) / size
+    return factor.clamp_max(torch.finfo(logits.dtype).max)
 
 
 def wrong_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -95,6 +113,7 @@ def usable(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
     Where the gradient vanishes every direction is as good; the one taken leads to the far end of each pixel's range
     from its value in the clean image ``x``, so that there is always something to try.
     """
+    check_norm(norm, ("L2", "Linf"))
     gradient = torch.nan_to_num(gradient)
     vanished = ~gradient.flatten(1).any(1)
     gradient = torch.where(per_image(vanished), 1 - 2 * (x > 0.5).to(x.dtype), gradient)

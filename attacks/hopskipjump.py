@@ -14,8 +14,9 @@ from torch import Tensor
 from attacks.boundary import smoothed, starting_points
 from attacks.gradients import length, per_image
 from bench.cards import attack
-from bench.norms import Norm
+from bench.norms import Norm, check_norm, of_norm
 from bench.oracle import Oracle
+from bench.parameters import Count
 
 DRAWS_AT_ONCE = 64
 """Random directions of one query, so that a sample overdraws its budget by no more than these."""
@@ -32,7 +33,7 @@ HALVINGS = 25
     budget=8000,
     citation="Chen, Jordan & Wainwright 2020, HopSkipJumpAttack: a query-efficient decision-based attack",
 )
-def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 30, draws: int = 50) -> Tensor:
+def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draws: Count = 50) -> Tensor:
     """Algorithm 2: from the boundary, a step along the estimated gradient, and a binary search back to the boundary.
 
     The t-th of ``steps`` estimates the gradient from ``draws * sqrt(t)`` random directions, for each sample alone. Its
@@ -49,7 +50,8 @@ def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 30, draws:
         distance = oracle.threat.distance(z[active], x[active]).to(x)
         delta = torch.full_like(distance, FIRST_DELTA) if t == 1 else distance / x[0].numel()
         gradient = boundary_gradient(oracle, z[active], y[active], active, delta, int(draws * math.sqrt(t)))
-        direction = gradient.sign() if norm == "Linf" else gradient / per_image(length(gradient).clamp_min(1e-12))
+        unit = gradient / per_image(length(gradient).clamp_min(1e-12))
+        direction = of_norm(norm, L2=unit, Linf=gradient.sign())
         stepped, moved = step(oracle, z[active], y[active], active, direction, distance / math.sqrt(t))
         rows = active[moved]
         z[rows] = to_boundary(oracle, x[rows], stepped[moved], y[rows], rows)
@@ -85,6 +87,7 @@ def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: 
 def random_directions(oracle: Oracle, ids: Tensor, count: int, shape: torch.Size) -> Tensor:
     """Directions (N, count, C, H, W) of Euclidean length one, the latter half smooth: from Gaussian noise for L2 and
     uniform noise for Linf."""
+    check_norm(oracle.threat.norm, ("L2", "Linf"))
     if oracle.threat.norm == "L2":
         noise = oracle.random.normal(ids, (count, *shape))
     else:
@@ -115,7 +118,7 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) ->
     d^(-3/2) of the way for L2 and d^(-2) for Linf (d pixel values); returns the adversarial ends."""
     norm = oracle.threat.norm
     size = x.shape[1:].numel()
-    bisections = math.ceil(math.log2(size) * (2 if norm == "Linf" else 1.5))
+    bisections = math.ceil(math.log2(size) * of_norm(norm, L2=1.5, Linf=2))
     low, high = z.new_zeros(len(z)), z.new_ones(len(z))
     rows = torch.arange(len(z), device=z.device)
     for _ in range(bisections):
@@ -131,6 +134,7 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) ->
 
 def shrink(x: Tensor, z: Tensor, share: Tensor, norm: Norm) -> Tensor:
     """``z`` (N, C, H, W) brought to ``share`` (N,) of its distance to ``x``: blended for L2, clipped for Linf."""
+    check_norm(norm, ("L2", "Linf"))
     if norm == "L2":
         return torch.lerp(x, z, per_image(share))
     radius = per_image(share * (z - x).flatten(1).abs().amax(1))

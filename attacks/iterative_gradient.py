@@ -9,7 +9,9 @@ from attacks.epsilon_search import smallest_epsilon
 from attacks.gradients import GradientOracle, length, per_image, usable, wrong_odds
 from bench import ascent
 from bench.cards import attack
+from bench.norms import check_norm
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural, Positive
 from bench.threat import project
 
 
@@ -72,6 +74,7 @@ def ascend(
 
 def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) -> Tensor:
     """Points drawn uniformly from the balls of ``radii`` (N,) around ``x`` (N, C, H, W), clipped to [0, 1]."""
+    check_norm(oracle.threat.norm, ("L2", "Linf"))
     if oracle.threat.norm == "Linf":
         offset = 2 * oracle.random.uniform(ids, x.shape[1:]) - 1
     else:
@@ -88,16 +91,17 @@ def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) 
     kinds=["minimal", "bounded"],
     budget=1000,
     citation="Kurakin, Goodfellow & Bengio 2017, Adversarial examples in the physical world",
+    only={"minimal": ["epsilon", "bisections"]},
 )
 def bim(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 10,
-    step: float = 1 / 6,
-    epsilon: float = 0.3,
-    bisections: int = 12,
+    steps: Count = 10,
+    step: Positive = 1 / 6,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 12,
 ) -> Tensor:
     """Basic iterative method: ``steps`` of length ``step`` times epsilon; the search starts at ``epsilon``."""
     return _from_clean(oracle, x, y, steps, step, epsilon, bisections, decay=None)
@@ -110,17 +114,18 @@ def bim(
     kinds=["minimal", "bounded"],
     budget=1000,
     citation="Dong et al. 2018, Boosting adversarial attacks with momentum",
+    only={"minimal": ["epsilon", "bisections"]},
 )
 def mim(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 10,
-    step: float = 0.2,
+    steps: Count = 10,
+    step: Positive = 0.2,
     decay: float = 1.0,
-    epsilon: float = 0.3,
-    bisections: int = 12,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 12,
 ) -> Tensor:
     """Momentum iterative method: BIM along the decayed sum of normalised gradients."""
     return _from_clean(oracle, x, y, steps, step, epsilon, bisections, decay)
@@ -134,17 +139,18 @@ def mim(
     stochastic=True,
     budget=3000,
     citation="Madry et al. 2018, Towards deep learning models resistant to adversarial attacks",
+    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
 )
 def pgd(
     oracle: GradientOracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 40,
-    step: float = 1 / 8,
-    restarts: int = 5,
-    epsilon: float = 0.3,
-    bisections: int = 12,
+    steps: Natural = 40,
+    step: Positive = 1 / 8,
+    restarts: Count = 5,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 12,
 ) -> Tensor:
     """Projected gradient descent from random points of the ball; in a given ball with up to ``restarts`` starts."""
 
@@ -174,18 +180,19 @@ def pgd(
     budget=50_000,
     citation="Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing robust adversarial examples; as in Ju & Wagner 2020, "
     "E-ABS",
+    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
 )
 def eot_pgd(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     *,
-    draws: int = 5,
-    steps: int = 80,
-    step: float = 1 / 8,
-    restarts: int = 5,
-    epsilon: float = 0.3,
-    bisections: int = 12,
+    draws: Count = 5,
+    steps: Natural = 80,
+    step: Positive = 1 / 8,
+    restarts: Count = 5,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 12,
 ) -> Tensor:
     """`pgd` on gradients averaged over ``draws`` of a randomised defense (expectation over transformation)."""
     oracle.draws = draws
@@ -200,18 +207,19 @@ def eot_pgd(
     stochastic=True,
     budget=50_000,
     citation="Tramer, Carlini, Brendel & Madry 2020, On adaptive attacks to adversarial example defenses",
+    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
 )
 def unrolled_pgd(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     *,
-    draws: int = 5,
-    steps: int = 80,
-    step: float = 1 / 8,
-    restarts: int = 5,
-    epsilon: float = 0.3,
-    bisections: int = 12,
+    draws: Count = 5,
+    steps: Natural = 80,
+    step: Positive = 1 / 8,
+    restarts: Count = 5,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 12,
 ) -> Tensor:
     """`eot_pgd` through the optimisation that a defense does at inference, whose end other attacks hold fixed."""
     return eot_pgd(

@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.lines import bisect
 from bench.cards import attack
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural, Positive
 
 
 @attack(
@@ -23,10 +24,10 @@ def latent_descent(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 500,
-    step: float = 0.01,
-    bisections: int = 10,
-    clean_bisections: int = 10,
+    steps: Count = 500,
+    step: Positive = 0.01,
+    bisections: Natural = 10,
+    clean_bisections: Natural = 10,
 ) -> Tensor:
     """x_t <- (1 - ``step``) x_t + ``step`` x_c (equation 9) until adversarial, at most ``steps`` times.
 

@@ -11,6 +11,7 @@ from attacks.gradients import per_image
 from attacks.lines import bisect
 from bench.cards import attack
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural
 
 CITATION = "Rauber, Brendel & Bethge 2017, Foolbox; reference attacks of Schott et al. 2019"
 
@@ -33,7 +34,7 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     citation=CITATION,
 )
 def gaussian_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 8
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100, bisections: Natural = 8
 ) -> Tensor:
     """Gaussian noise of standard deviations up to 1; see `additive_noise`."""
     return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
@@ -41,7 +42,7 @@ def gaussian_noise(
 
 @attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
 def uniform_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100, bisections: int = 8
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100, bisections: Natural = 8
 ) -> Tensor:
     """Uniform noise of half-widths up to 1; see `additive_noise`."""
 
@@ -82,7 +83,7 @@ def additive_noise(
 
 
 @attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
-def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 100) -> Tensor:
+def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100) -> Tensor:
     """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
 
     Each further repetition climbs from half to 1.2 times the last hit's density; noise that would not be closer is not

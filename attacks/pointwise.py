@@ -14,7 +14,9 @@ from torch import Tensor
 from attacks.lines import bisect
 from attacks.noise import densest, first_hit
 from bench.cards import attack
+from bench.norms import check_norm
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 
@@ -29,16 +31,32 @@ SQUARES = (2, 4, 8)
 hardly looks, and neighbours go together."""
 
 
-@attack("pointwise", norms=["L0", "L2"], access="decision", stochastic=True, budget=5000, citation=CITATION)
-def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: int = 50, bisections: int = 10) -> Tensor:
+@attack(
+    "pointwise",
+    norms=["L0", "L2"],
+    access="decision",
+    stochastic=True,
+    budget=5000,
+    citation=CITATION,
+    only={"L2": ["bisections"]},
+)
+def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: Count = 50, bisections: Natural = 10) -> Tensor:
     """One repetition of Pointwise, from the best of a few draws of salt and pepper noise on ``rungs`` densities; see
     `undo`."""
     return _pointwise(oracle, x, y, 1, STARTS, rungs, bisections)
 
 
-@attack("pointwise_10x", norms=["L0", "L2"], access="decision", stochastic=True, budget=50000, citation=CITATION)
+@attack(
+    "pointwise_10x",
+    norms=["L0", "L2"],
+    access="decision",
+    stochastic=True,
+    budget=50000,
+    citation=CITATION,
+    only={"L2": ["bisections"]},
+)
 def pointwise_10x(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: int = 10, rungs: int = 50, bisections: int = 10
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 50, bisections: Natural = 10
 ) -> Tensor:
     """The best of several repetitions of Pointwise, which run side by side, each from one draw of noise."""
     return _pointwise(oracle, x, y, repetitions, 1, rungs, bisections)
@@ -47,6 +65,7 @@ def pointwise_10x(
 def _pointwise(
     oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, rungs: int, bisections: int
 ) -> Tensor:
+    check_norm(oracle.threat.norm, ("L0", "L2"))
     ids = oracle.ids.repeat(repetitions)
     top = torch.ones(len(ids), device=ids.device)
     noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, rungs)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.gradients import GradientOracle, per_image, wrong_odds
 from bench.cards import attack
+from bench.parameters import Count, Positive
 
 SIGMA = 1e-3
 FIRST_THRESHOLD = 0.3
@@ -32,7 +33,7 @@ DECAYS = (0.9, 0.999)
     citation="Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024, Sigma-zero: gradient-based optimization of "
     "L0-norm adversarial examples",
 )
-def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: int = 200, step: float = 1.0) -> Tensor:
+def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 200, step: Positive = 1.0) -> Tensor:
     """Algorithm 1: Adam descends the loss plus the smooth L0 norm; changes below a threshold are undone.
 
     The threshold of each sample grows while it is adversarial and falls while it is not. A step is ``step`` long at

@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.random_search import random_search
 from bench.cards import attack
 from bench.oracle import Oracle
+from bench.parameters import Count, Positive
 
 SCHEDULE = ((0.005, 2), (0.02, 4), (0.05, 5), (0.1, 6), (0.2, 8), (0.4, 10), (0.6, 12), (0.8, 15), (1, 20))
 """Divisors of the share of swapped pixels, up to these shares of the steps (the authors' schedule)."""
@@ -26,10 +27,10 @@ def sparse_rs(
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 500,
-    share: float = 0.3,
-    density: float = 0.04,
-    shrinkage: float = 0.3,
+    steps: Count = 500,
+    share: Positive = 0.3,
+    density: Positive = 0.04,
+    shrinkage: Positive = 0.3,
 ) -> Tensor:
     """Searches with up to ``steps`` queries for each number of pixels k; k is the sample's own.
 

@@ -11,8 +11,9 @@ from attacks.epsilon_search import smallest_epsilon
 from attacks.gradients import length, per_image
 from attacks.random_search import random_search
 from bench.cards import attack
-from bench.norms import Norm
+from bench.norms import Norm, check_norm, of_norm
 from bench.oracle import Oracle
+from bench.parameters import Count, Natural, Positive
 from bench.threat import project
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -33,17 +34,18 @@ RESCALINGS = 3
     stochastic=True,
     budget=10000,
     citation="Andriushchenko, Croce, Flammarion & Hein 2020, Square Attack",
+    only={"minimal": ["epsilon", "bisections", "search_steps"], "bounded": ["steps"]},
 )
 def square(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     *,
-    steps: int = 5000,
-    share: float = 0.8,
-    search_steps: int = 200,
-    epsilon: float = 0.3,
-    bisections: int = 10,
+    steps: Count = 5000,
+    share: Positive = 0.8,
+    search_steps: Count = 200,
+    epsilon: Positive = 0.3,
+    bisections: Natural = 10,
 ) -> Tensor:
     """Up to ``steps`` queries in a given ball; or ``search_steps`` in each ball of a search for the smallest epsilon.
 
@@ -61,7 +63,7 @@ def square(
         def propose(step: int, rows: Tensor, z: Tensor) -> Tensor:
             edge = edge_of_squares(step / queries, share, *x.shape[2:])
             u = oracle.random.uniform(ids[rows], (5 + x.shape[1],))
-            return (linf_step if norm == "Linf" else l2_step)(clean[rows], z, radii[rows], edge, u)
+            return of_norm(norm, L2=l2_step, Linf=linf_step)(clean[rows], z, radii[rows], edge, u)
 
         start = to_surface(clean, first, radii, norm)
         last[ids] = random_search(oracle, y[ids], ids, start, queries, propose)
@@ -85,6 +87,7 @@ def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
 
     For Linf to a corner, by the signs; for L2 along the ray, again after clipping, as far as the box allows.
     """
+    check_norm(norm, ("L2", "Linf"))
     if norm == "Linf":
         return project(x + (z - x).sign(), x, norm, radius)
     for _ in range(RESCALINGS + 1):
@@ -95,6 +98,7 @@ def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
 
 def first_point(oracle: Oracle, x: Tensor, ids: Tensor, radius: Tensor) -> Tensor:
     """The perturbation that the search starts from: vertical stripes for Linf, tiles of `two_bumps` for L2."""
+    check_norm(oracle.threat.norm, ("L2", "Linf"))
     channels, height, width = x.shape[1:]
     if oracle.threat.norm == "Linf":
         stripes = signs(oracle.random.uniform(ids, (channels, 1, width)))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attacks.gradients import GradientOracle, wrong_odds
 from bench.cards import attack
+from bench.parameters import Count
 
 
 @attack(
@@ -23,7 +24,7 @@ from bench.cards import attack
     budget=5000,
     citation="Hajri, Cesaire, Combey, Lamprier & Gallinari 2020, Stochastic sparse adversarial attacks",
 )
-def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: int = 200, draws: int = 10) -> Tensor:
+def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: Count = 200, draws: Count = 10) -> Tensor:
     """Moves up to ``pixels`` pixels, one by one, until the image is adversarial.
 
     Each time, two pixels are tried with ``draws`` random moves each: the one that is expected to raise the loss most by

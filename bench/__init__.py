@@ -9,8 +9,19 @@ from bench.cards import attack, defense
 if TYPE_CHECKING:
     from bench.api import list_attacks, list_defenses, load_dataset, load_defense, run
     from bench.ledger import load_ledger
+    from bench.wrapping import wrap
 
-__all__ = ["attack", "defense", "list_attacks", "list_defenses", "load_dataset", "load_defense", "load_ledger", "run"]
+__all__ = [
+    "attack",
+    "defense",
+    "list_attacks",
+    "list_defenses",
+    "load_dataset",
+    "load_defense",
+    "load_ledger",
+    "run",
+    "wrap",
+]
 
 _LAZY = {
     "run": "bench.api",
@@ -19,6 +30,7 @@ _LAZY = {
     "list_attacks": "bench.api",
     "list_defenses": "bench.api",
     "load_ledger": "bench.ledger",
+    "wrap": "bench.wrapping",
 }
 
 

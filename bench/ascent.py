@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.norms import Norm
+from bench.norms import Norm, check_norm
 from bench.threat import project
 
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -60,13 +60,12 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     Raises:
         ValueError: for a norm other than L2 and Linf.
     """
+    check_norm(norm, ("L2", "Linf"))
     if norm == "Linf":
         return gradient.sign()
-    if norm == "L2":
-        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(1e-30)
-        direction: Tensor = gradient / length.reshape(-1, 1, 1, 1)
-        return direction
-    raise ValueError(f"no steepest direction for {norm}")
+    length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(1e-30)
+    direction: Tensor = gradient / length.reshape(-1, 1, 1, 1)
+    return direction
 
 
 def _per_row(value: Tensor | float, z: Tensor) -> Tensor:

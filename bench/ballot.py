@@ -80,6 +80,11 @@ class Ballot:
         self._votes.index_put_((rows, predicted), torch.ones_like(rows), accumulate=True)
         return finite & (predicted != self._y[rows])
 
+    @property
+    def votes(self) -> Tensor:
+        """How many draws (N, classes) int64 gave each class so far."""
+        return self._votes
+
     def prediction(self, misclassified: Tensor) -> Tensor:
         """The class (N,) of most votes, other than the label where an image is ``misclassified`` (N,)."""
         label = torch.nn.functional.one_hot(self._y, self._classes).bool()
@@ -92,9 +97,14 @@ def classify(defense: Defense, x: Tensor, y: Tensor, classes: int) -> Verdict:
     Raises:
         DefenseFault: when the logits are not of shape (N, classes).
     """
-    finite, predicted = _predicted(_logits(defense, x, classes, torch.arange(len(x), device=x.device)))
+    finite, predicted = _predicted(logits_of(defense, x, classes))
     unknown = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
     return Verdict(predicted, finite & (predicted != y), finite, torch.zeros_like(predicted), unknown)
+
+
+def logits_of(defense: Defense, x: Tensor, classes: int) -> Tensor:
+    """The logits (N, classes) that `classify` goes by."""
+    return _logits(defense, x, classes, torch.arange(len(x), device=x.device))
 
 
 def _predicted(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,9 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
     for indices, x, y in batches(study, dataset, device):
         started = time.perf_counter()
         with counted(defense) as passes:
-            bound = defense.lower_bound(x, y, study.norm, Streams(study.seed, indices, "lower bound", device))
+            bound = defense.lower_bound(
+                x.clone(), y.clone(), study.norm, Streams(study.seed, indices, "lower bound", device)
+            )
         if bool(bound.values.isnan().any()):
             raise ValueError("the defense's lower bound is NaN")
         frames.append(

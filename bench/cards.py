@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from bench.errors import UserError, unknown
-from bench.norms import NORMS
+from bench.norms import NORMS, Norm
 
 Access = Literal["gradient", "unrolled", "score", "decision", "latent", "transfer"]
 """What an attack may ask the oracle for. `gradient` includes scores, scores include decisions; with `unrolled` access
@@ -90,6 +90,8 @@ class AttackCard:
         library: it runs a library's code through `Oracle.as_module`, which knows no sample ids: a sample's counts are
             its chunk's mean, and the budget stops the chunk.
         citation: where it was published.
+        parameters: names and defaults of what a matrix may set.
+        only: by kind or norm, the parameters that have an effect in no other.
     """
 
     name: str
@@ -101,6 +103,7 @@ class AttackCard:
     library: bool = False
     citation: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    only: dict[Kind | Norm, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("attack", self.name)
@@ -109,6 +112,14 @@ class AttackCard:
         _check_choice(self.name, "kinds", self.kinds, get_args(Kind))
         if self.budget < 1:
             raise UserError(f"attack {self.name!r}: budget is {self.budget}; it must be at least 1")
+        for place, names in self.only.items():
+            _check_choice(self.name, "only", [place], (*self.kinds, *self.norms))
+            if names:
+                _check_choice(self.name, "parameter", names, tuple(self.parameters))
+
+    def matters(self, parameter: str, kind: Kind, norm: str) -> bool:
+        """True if a parameter has an effect on attacks of this kind in this norm."""
+        return all(place in (kind, norm) for place, names in self.only.items() if parameter in names)
 
 
 Card = DefenseCard | AttackCard
@@ -169,10 +180,13 @@ def attack(
     stochastic: bool = False,
     library: bool = False,
     citation: str = "",
+    only: Mapping[Kind | Norm, Sequence[str]] | None = None,
 ) -> Callable[[Function], Function]:
     """Declares ``function(oracle, x, y, *, parameters...)`` as an attack; the arguments are `AttackCard`'s.
 
-    The function's keyword parameters, with their defaults, are the attack's parameters in a matrix.
+    The function's keyword parameters, with their defaults, are the attack's parameters in a matrix. Their annotations
+    are checked there (see `bench.parameters`). ``only={"minimal": ["bisections"]}`` names parameters that a bounded
+    attack does not look at, so that a matrix that sets them there is refused.
     """
 
     def decorate(function: Function) -> Function:
@@ -186,6 +200,7 @@ def attack(
             library=library,
             citation=citation,
             parameters=_attack_parameters(name, function),
+            only={place: tuple(names) for place, names in (only or {}).items()},
         )
         return _attach(card)(function)
 

@@ -168,7 +168,7 @@ def _cell(
         norm=norm,
         epsilon=matrix.thresholds[norm] if entry.bounded else None,
         access=card.access,
-        parameters={**card.parameters, **entry.parameters},
+        parameters=entry.effective(card, [norm]),
         # A card's budget is meant for answers of one pass each.
         budget=entry.budget or card.budget * (DRAWS if loaded.card.randomized else 1),
         seed=matrix.seed,

@@ -164,17 +164,15 @@ def plan(
 @app.command()
 def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
     """Say how far runs are."""
-    from bench.ledger import ledger_dir, load_manifest, read_cell
+    from bench.ledger import load_manifest, reader, works
 
     rows = []
     for folder in runs:
         manifest = load_manifest(folder)
-        works = [*manifest["cells"], *manifest.get("studies", [])]
-        files = [ledger_dir(folder) / work["file"] for work in works]
-        frames = [read_cell(file)[0] for file in files if file.exists()]
-        failed = sum(bool(frame["status"].eq("failed").any()) for frame in frames)
-        violated = sum(bool(frame["status"].eq("violation").any()) for frame in frames)
-        rows.append((str(folder), manifest["matrix"], f"{len(frames)}/{len(files)}", str(failed), str(violated)))
+        files, planned = reader(folder, manifest), works(manifest)
+        statuses = [set(files.read(work).table["status"].to_pylist()) for work in planned if files.is_there(work)]
+        failed, violated = (sum(what in each for each in statuses) for what in ("failed", "violation"))
+        rows.append((str(folder), manifest["matrix"], f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
     _print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
 
 
@@ -247,6 +245,52 @@ def compare(
     typer.echo(f"{len(found.cells)} of {found.compared} cells moved, {verdict}.")
     if found.significant:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or files that assay bundle wrote.")],
+    plugin: Plugins = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Run the plugins' code that a bundle holds.")] = False,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """Judge every stored adversarial again, and say what of files, records and report does not hold."""
+    from bench.bundles import opened
+    from bench.running import choose_device
+    from bench.verification import Laboratory
+    from bench.verification import verify as verify_run
+    from reports import not_following
+
+    torch_device, faults = choose_device(device), 0
+    for path in runs:
+        with opened(path, trust) as (folder, sources):
+            laboratory = Laboratory(data_dir, torch_device, [*(plugin or []), *sources])
+            found = verify_run(folder, laboratory, not_following)
+        for line in found.lines():
+            typer.echo(line.replace(str(folder), str(path)))
+        faults += len(found.faults)
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    weights: Annotated[bool, typer.Option("--weights", help="Pack the defenses' checkpoints, too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="The file to write (default: <run>.zip).")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Pack a run into one file that anyone else can read and verify."""
+    from bench.bundles import write_bundle
+
+    checkpoints = None
+    if weights:
+        from bench.verification import checkpoints_of
+
+        checkpoints = checkpoints_of(run, data_dir)
+    written = write_bundle(run, out or Path(f"{run.resolve()}.zip"), checkpoints)
+    typer.echo(f"Bundle: {written}")
 
 
 @app.command(name="import-adversarials")

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from bench.cards import AttackCard, card_of
 from bench.cells import Cell, Judging
+from bench.consistency import NON_FINITE
 from bench.datasets import Dataset
-from bench.gpu import rows_per_pass
+from bench.gpu import exact_float32, rows_per_pass
 from bench.intervals import wilson_interval
 from bench.judge import CleanVerdict, Judge, Judged
-from bench.ledger import COLUMNS, NON_FINITE
+from bench.ledger import COLUMNS
 from bench.norms import NORMS
 from bench.oracle import AttackFunction, BudgetExhausted, CellTimeout, Oracle
 from bench.protocols import Defense
@@ -87,6 +88,7 @@ def run_cell(
     An exception or a timeout makes the samples of its chunk ``failed``; they never count as robust.
     """
     torch.set_num_threads(CELL_THREADS)
+    exact_float32()
     deadline = None if cell.timeout is None else time.monotonic() + cell.timeout
     images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
     clean_verdicts = {} if clean_verdicts is None else clean_verdicts

@@ -28,7 +28,15 @@ from bench.datasets import Dataset, load_dataset
 from bench.engine import CellResult, run_cell
 from bench.errors import UserError, unknown
 from bench.judge import ALPHA
-from bench.ledger import ledger_dir, load_manifest, read_provenance, write_cell, write_manifest
+from bench.ledger import (
+    SCHEMA_VERSION,
+    is_finished,
+    ledger_dir,
+    load_manifest,
+    read_provenance,
+    write_cell,
+    write_manifest,
+)
 from bench.loading import LoadedDefense, load_trained
 from bench.norms import Norm
 from bench.oracle import Oracle
@@ -131,6 +139,10 @@ def import_adversarials(
             weights, or the file does not fit.
     """
     manifest = load_manifest(run)
+    if manifest["schema"] != SCHEMA_VERSION:
+        raise UserError(
+            f"run {run}: schema version {manifest['schema']}; run its matrix again before importing into it"
+        )
     if manifest["dataset"]["name"] != dataset:
         raise UserError(f"--dataset {dataset}: run {run} is on {manifest['dataset']['name']}")
     entries = {entry["name"]: entry for entry in manifest["defenses"]}
@@ -173,7 +185,8 @@ def import_adversarials(
         path_of_cell = ledger_dir(run) / cell.file
         write_cell(path_of_cell, results[norm].records, results[norm].adversarials, facts, results[norm].likeliest)
         cells.append(cell)
-    write_manifest(run, _with(manifest, cells, sorted(candidates.images)))
+    entered = _with(manifest, cells, sorted(candidates.images))
+    write_manifest(run, entered, finished=is_finished(run, entered))
     return candidates, results
 
 

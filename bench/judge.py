@@ -343,8 +343,9 @@ def _violation(candidates: Tensor, x: Tensor, threat: ThreatModel) -> str:
         return "non_finite"
     if (candidates < 0).any() or (candidates > 1).any():
         return "out_of_range"
+    # A ball of radius 0 holds no other image.
     if (candidates == x).all():
-        return "unperturbed"
+        return "" if threat.epsilon == 0 else "unperturbed"
     if threat.epsilon is not None:
         distances = threat.distance(candidates, x.expand_as(candidates))
         if not threat.allows(distances).all():

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bench.cards import AttackCard
+from bench.cards import AttackCard, Kind
 from bench.errors import UserError, unknown
 from bench.norms import NORMS, Norm
-from bench.registry import Group, Registry, Variants
+from bench.parameters import refusal
+from bench.registry import Group, Plugin, Registry, Variants
 
 StudyKind = Literal["lower_bound", "distal", "detection", "reconstruction"]
 PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
 """The keys of a matrix whose entries are plugins."""
+Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 class _Strict(BaseModel):
@@ -75,9 +77,19 @@ class AttackEntry(_Entry):
     budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
 
+    @property
+    def kind(self) -> Kind:
+        """Whether it fills a ball or minimizes the distance."""
+        return "bounded" if self.bounded else "minimal"
+
     def covers(self, defense: str) -> bool:
         """True if this entry is meant for the defense of this label."""
         return self.defenses is None or defense in self.defenses
+
+    def effective(self, card: AttackCard, norms: Sequence[str]) -> dict[str, Any]:
+        """The parameters that have an effect in one of these norms: as set here, or their defaults."""
+        parameters = {**card.parameters, **self.parameters}
+        return {name: parameters[name] for name in parameters if any(card.matters(name, self.kind, n) for n in norms)}
 
 
 class Matrix(_Strict):
@@ -86,7 +98,8 @@ class Matrix(_Strict):
     Attributes:
         name: of the run's folder; the file's stem unless given.
         samples: the first so many images of the test set.
-        thresholds: per norm, the epsilon of accuracies and of bounded attacks; its keys are the norms attacked.
+        thresholds: per norm, the epsilon of accuracies and of bounded attacks; its keys are the norms attacked. At
+            0 accuracy is clean accuracy.
         seed: of training and attacks.
         chunk: samples attacked together (default: the defense's batch size).
         cell_timeout: seconds after which a cell fails.
@@ -99,7 +112,7 @@ class Matrix(_Strict):
     name: str = ""
     dataset: str
     samples: int = Field(ge=1)
-    thresholds: dict[Norm, float] = Field(min_length=1)
+    thresholds: dict[Norm, Threshold] = Field(min_length=1)
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -316,7 +329,7 @@ def _check_attacks(where: str, data: dict[str, Any]) -> None:
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
         models: dict[object, type[BaseModel]] = {"attacks": AttackEntry, "defenses": DefenseEntry}
         model = models.get(problem["loc"][0], Matrix)
@@ -329,18 +342,20 @@ def _first_problem(error: ValidationError) -> str:
 
 def _check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
     for defense in matrix.defenses:
-        _check_parameters(where, defense, registry.get("defenses", defense.name).defense_card.parameters)
+        _check_parameters(where, defense, registry.get("defenses", defense.name))
         if defense.variant and _is_defense(defense.label, registry):
             raise UserError(f"{where}: {defense.label!r} is another defense's name; choose another variant")
     for entry in matrix.attacks:
-        card = registry.get("attacks", entry.name).attack_card
-        _check_parameters(where, entry, card.parameters)
+        plugin = registry.get("attacks", entry.name)
+        card = plugin.attack_card
+        _check_parameters(where, entry, plugin)
         for norm in entry.norms or ():
             if norm not in card.norms:
                 raise unknown(f"norm of {entry.name}", norm, card.norms, where)
-        kind = "bounded" if entry.bounded else "minimal"
-        if kind not in card.kinds:
-            raise UserError(f"{where}: attack {entry.name!r} is {' and '.join(card.kinds)}, not {kind} (key bounded)")
+        if entry.kind not in card.kinds:
+            kinds = " and ".join(card.kinds)
+            raise UserError(f"{where}: attack {entry.name!r} is {kinds}, not {entry.kind} (key bounded)")
+        _check_effects(where, entry, card)
         if entry.bounded and not entry.variant and "minimal" in card.kinds:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
         if card.access == "transfer":
@@ -358,15 +373,28 @@ def _is_defense(name: str, registry: Registry) -> bool:
     return True
 
 
-def _check_parameters(where: str, entry: _Entry, defaults: Mapping[str, Any]) -> None:
+def _check_parameters(where: str, entry: _Entry, plugin: Plugin) -> None:
+    defaults = plugin.card.parameters
     for parameter, value in entry.parameters.items():
         if not defaults:
             raise UserError(f"{where}: {entry.name} has no parameters, and {parameter!r} is set")
         if parameter not in defaults:
             raise unknown(f"parameter of {entry.name}", parameter, defaults, where)
-        if not _same_type(value, defaults[parameter]):
-            wanted = type(defaults[parameter]).__name__
-            raise UserError(f"{where}: {entry.name}.{parameter} is {value!r}; it must be of type {wanted}")
+        if (wanted := refusal(plugin.function, parameter, value)) is not None:
+            raise UserError(f"{where}: {entry.name}.{parameter} is {value!r}; it must be {wanted}")
+
+
+def _check_effects(where: str, entry: AttackEntry, card: AttackCard) -> None:
+    """Refuses parameters that change nothing in the entry's kind and norms."""
+    norms = entry.norms or card.norms
+    effective = entry.effective(card, norms)
+    for parameter, value in entry.parameters.items():
+        if parameter not in effective:
+            places = " ".join(place for place, names in card.only.items() if parameter in names)
+            raise UserError(
+                f"{where}: {entry.label}.{parameter} is {value!r}, but has no effect on {entry.kind} attacks in "
+                f"{', '.join(norms)}; it is for {places} attacks only"
+            )
 
 
 def _check_substitute(where: str, name: str, registry: Registry) -> None:
@@ -376,11 +404,3 @@ def _check_substitute(where: str, name: str, registry: Registry) -> None:
         raise UserError(f"{where}: key substitute: {error}") from None
     if access != "gradient":
         raise UserError(f"{where}: substitute {name!r} gives {access} access only; transfer needs gradients")
-
-
-def _same_type(value: object, default: object) -> bool:
-    """True if a parameter's value is of its default's type (an integer will do for a float, anything for None)."""
-    if isinstance(value, bool) or isinstance(default, bool):
-        return type(value) is type(default)
-    allowed = (int, float) if isinstance(default, float) else type(default)
-    return default is None or isinstance(value, allowed)

@@ -326,7 +326,8 @@ class Oracle:
         return self._goal.refusal(self._y[ids], self.classes).to(x.dtype)
 
     def _suspicion(self, x: Tensor) -> Tensor:
-        assert isinstance(self._defense, HasDetectionScore)
+        if not isinstance(self._defense, HasDetectionScore):
+            raise AccessDenied("the defense has no detection score")
         return detection_scores(self._defense, x)
 
     def _finite(self, logits: Tensor, ids: Tensor) -> Tensor:

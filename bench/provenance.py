@@ -38,10 +38,20 @@ def provenance(device: str, seed: int) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
         "machine": f"{platform.system()} {platform.machine()}",
+        "kind_of_machine": kind_of_machine(device),
         "device": device,
         "seed": seed,
         "git": _git_state(),
     }
+
+
+def kind_of_machine(device: str) -> str:
+    """What float arithmetic depends on: on machines of one kind, the same cell gives the same bytes."""
+    import torch  # slow, and who asks has it already
+
+    where = torch.device(device)
+    unit = torch.cuda.get_device_name(where) if where.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{platform.system()} {platform.machine()} {unit}, torch {torch.__version__}"
 
 
 def _version(name: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from bench.ballot import Ballot
 from bench.datasets import Dataset
@@ -29,6 +30,7 @@ from bench.ledger import (
     write_study,
 )
 from bench.norms import Norm
+from bench.protocols import Defense
 from bench.studies import ENTRY, Study, records, schema, state_of
 from bench.verdicts import each_draw
 
@@ -84,8 +86,20 @@ def put_to_test(
                     _measure(run, study, loaded, rows, dataset, device, provenance)
                 entries.append({key: getattr(study, key) for key in ENTRY})
     others = [study for study in manifest["studies"] if study["kind"] != KIND]
-    if entries or len(others) < len(manifest["studies"]):
+    if [*others, *entries] != manifest["studies"]:
         write_manifest(run, {**manifest, "studies": [*others, *entries]})
+
+
+def errors_on(
+    run: Path, rows: pd.DataFrame, defense: Defense, classes: int, seed: int, device: torch.device
+) -> NDArray[np.int64]:
+    """How many of the draws misclassify each of the `contested` images (N,)."""
+    found = {cell: load_adversarials(run, cell) for cell in rows["cell"].unique()}
+    images = np.stack([found[cell][sample] for cell, sample in zip(rows["cell"], rows["sample"], strict=True)])
+    x, y = torch.from_numpy(images).to(device), torch.tensor(rows["label"].to_numpy(), device=device)
+    ballot = Ballot(defense, classes, x, y, rows["sample"].tolist(), seed=seed, purpose="certificate")
+    drawn, numbers = each_draw(torch.full((len(x),), DRAWS, device=device))
+    return torch.bincount(drawn[ballot(drawn, numbers)], minlength=len(x)).cpu().numpy()
 
 
 def _study(name: str, loaded: LoadedDefense, norm: Norm, rows: pd.DataFrame, dataset: Dataset, seed: int) -> Study:
@@ -114,21 +128,14 @@ def _measure(
     provenance: Mapping[str, Any],
 ) -> None:
     started = time.perf_counter()
-    found = {cell: load_adversarials(run, cell) for cell in rows["cell"].unique()}
-    images = np.stack([found[cell][sample] for cell, sample in zip(rows["cell"], rows["sample"], strict=True)])
-    x, y = torch.from_numpy(images).to(device), torch.tensor(rows["label"].to_numpy(), device=device)
-    ballot = Ballot(
-        loaded.defense, dataset.classes, x, y, rows["sample"].tolist(), seed=study.seed, purpose="certificate"
-    )
-    drawn, numbers = each_draw(torch.full((len(x),), DRAWS, device=device))
-    errors = torch.bincount(drawn[ballot(drawn, numbers)], minlength=len(x))
+    errors = errors_on(run, rows, loaded.defense, dataset.classes, study.seed, device)
     frame = records(
         study,
         range(len(rows)),
         status="tested",
         lower_bound=rows["lower_bound"].to_numpy(),
         distance=rows["distance"].to_numpy(),
-        errors=errors.cpu().numpy(),
+        errors=errors,
         draws=DRAWS,
         forwards=float(DRAWS),
         seconds=(time.perf_counter() - started) / len(rows),

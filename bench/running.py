@@ -12,17 +12,29 @@ from typing import Any, Literal
 
 import torch
 
+from bench.bundles import plugin_entry
 from bench.cells import Cell, NotApplicable, plan, transfers
+from bench.consistency import Images, sample_hash
 from bench.datasets import Dataset, load_dataset
 from bench.errors import DefenseFault, UserError
 from bench.guard import refuse_unguarded
 from bench.importing import attack_entries, outdated
-from bench.ledger import ledger_dir, load_manifest, read_provenance, verify_cell, write_clean, write_manifest
+from bench.ledger import (
+    SCHEMA_VERSION,
+    Reader,
+    is_done,
+    ledger_dir,
+    load_manifest,
+    read_provenance,
+    write_clean,
+    write_manifest,
+)
 from bench.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
 from bench.matrix import Matrix
 from bench.progress import bar
 from bench.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.provenance import provenance
+from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
 from bench.registry import Registry
 from bench.runners import Job, Work, run_processes, run_serial
@@ -143,8 +155,10 @@ def prepare(
     studies = plan_studies(matrix, dataset, tested)
     works: list[Work] = [*cells, *studies]
     known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
-    done = {work.id: work.file for work in known if verify_cell(ledger_dir(run) / work.file, work.id)}
-    imported = load_manifest(run).get("imported", []) if (ledger_dir(run) / "manifest.json").exists() else []
+    before = _known(run)
+    files = _reader(run, before, matrix, dataset, tested)
+    done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
+    imported = before.get("imported", [])
     left_out = outdated(imported, tested, dataset, matrix.samples)
     stale: dict[str, str] = {}
     if check:
@@ -183,6 +197,37 @@ def _stale(
             if found:
                 reasons[id] = f"{name} answers {IMAGES} fixed images differently ({found})"
     return reasons
+
+
+def entry_of(work: Work) -> dict[str, Any]:
+    """What the manifest says of a cell or a study, as far as its file must agree."""
+    if isinstance(work, Study):
+        return {key: getattr(work, key) for key in ENTRY}
+    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget", "identity")
+    judging = {key: work.judging and getattr(work.judging, key) for key in ("alpha", "estimation_draws")}
+    return {**{key: getattr(work, key) for key in keys}, **judging}
+
+
+def _known(run: Path) -> dict[str, Any]:
+    """The manifest of what is there already; empty where there is none of this schema version."""
+    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
+    return known if known.get("schema") == SCHEMA_VERSION else {}
+
+
+def _reader(
+    run: Path, known: Mapping[str, Any], matrix: Matrix, dataset: Dataset, defenses: Mapping[str, LoadedDefense]
+) -> Reader:
+    """Reads what is there of a run, which has this manifest."""
+    images = Images(
+        dataset=dataset.name,
+        classes=dataset.classes,
+        shape=tuple(dataset.shape),
+        samples=range(matrix.samples),
+        hashes=[sample_hash(image) for image in dataset.test.images[: matrix.samples].numpy()],
+        labels=dataset.test.labels[: matrix.samples].numpy(),
+        randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
+    )
+    return Reader(ledger_dir(run), images, known.get("files", {}))
 
 
 def _all_but(
@@ -225,13 +270,14 @@ def execute(
     )
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
-    write_manifest(run, manifest(planned, run, job.provenance))
+    content = manifest(planned, run, job.provenance)
     works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
         (work for work in works if work.id not in planned.done),
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
     failed = list(planned.broken.values())
+    write_manifest(run, content, finished=not pending)
     if pending:
         samples = sum(work.samples for work in pending)
         with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
@@ -248,6 +294,7 @@ def execute(
             else:
                 run_processes(job, pending, processes, on_done, on_chunk)
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
+    write_manifest(run, load_manifest(run), finished=True)
     return Outcome(len(pending), len(planned.done), failed)
 
 
@@ -278,9 +325,13 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
         for label in cards
     }
+    # `put_to_test` says which of these still hold.
+    refutations = [study for study in _known(run).get("studies", []) if study["kind"] == REFUTATION]
     imported = [entry for entry in planned.imported if entry["id"] not in planned.left_out]
     return {
         "matrix": matrix.name,
+        "definition": matrix.model_dump(mode="json"),
+        "plugins": [plugin_entry(Path(plugin)) for plugin in planned.registry.plugins],
         "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
         "samples": list(range(matrix.samples)),
         "images": write_clean(run, images, labels),
@@ -293,33 +344,17 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
             {
                 "name": label,
                 "norms": [norm for norm in matrix.thresholds if norm in norms[label]],
-                "kind": "bounded" if first[label].bounded else "minimal",
+                "kind": first[label].kind,
                 "access": card.access,
-                "parameters": {**card.parameters, **first[label].parameters},
+                "parameters": first[label].effective(card, norms[label]),
                 "budget": first[label].budget or card.budget,
                 "citation": card.citation,
             }
             for label, card in cards.items()
         ]
         + attack_entries(imported),
-        "cells": [
-            {
-                "id": cell.id,
-                "defense": cell.defense,
-                "attack": cell.attack,
-                "norm": cell.norm,
-                "epsilon": cell.epsilon,
-                "file": cell.file,
-                "parameters": cell.parameters,
-                "budget": cell.budget,
-                "alpha": cell.judging and cell.judging.alpha,
-                "estimation_draws": cell.judging and cell.judging.estimation_draws,
-                "identity": cell.identity,
-            }
-            for cell in planned.cells
-        ]
-        + imported,
-        "studies": [{key: getattr(study, key) for key in ENTRY} for study in planned.studies],
+        "cells": [entry_of(cell) for cell in planned.cells] + imported,
+        "studies": [*(entry_of(study) for study in planned.studies), *refutations],
         "imported": planned.imported,
         "modules": modules(planned),
         "not_applicable": [asdict(place) for place in planned.not_applicable],

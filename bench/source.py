@@ -37,8 +37,6 @@ UNCOUNTED_LIBRARIES = frozenset(
 """Libraries that read, keep or show what was computed. Their versions are in no identity."""
 ENGINE = "bench.engine"
 """The module whose closure computes a cell, whatever the attack and the defense."""
-CONTRACT = "bench.contract"
-"""The module whose closure refuses defenses, or remarks on all their cells."""
 TRAINING = "bench.training"
 """The module whose closure trains a defense, beside the defense's own."""
 
@@ -210,7 +208,7 @@ class Sources:
 
 def engine_code() -> Closure:
     """The modules that compute a cell, whatever the attack and the defense."""
-    return Sources().closure(ENGINE) | Sources().closure(CONTRACT)
+    return Sources().closure(ENGINE)
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

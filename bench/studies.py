@@ -37,9 +37,10 @@ KINDS = {
     "distal": "bench.distal_study",
     "detection": "bench.detection_study",
     "reconstruction": "bench.reconstruction_study",
-    "refutation": "bench.refutation",
 }
-"""The modules of all kinds. The last is made of what the others and the attacks found."""
+"""The modules of the kinds that a matrix may name."""
+_MODULES = {**KINDS, "refutation": "bench.refutation"}
+"""The modules of all kinds: the last is made of what the others and the attacks found, whatever the matrix."""
 COSTS = ("forwards", "backwards", "inner_steps")
 """Columns of every study: what it spent per sample, as in cells' records. What it spent on behalf of all of its samples
 is divided among them; the judge's passes are not counted."""
@@ -56,7 +57,7 @@ class Study:
     """One (kind, dataset, defense, norm, samples, seed).
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or ``refutation``.
         norm: None where it makes no difference.
         epsilon: radius of the ball in that norm; None where it makes no difference.
         samples: records it will have, of the first so many test images where it is about these.
@@ -147,7 +148,7 @@ def kind_of(study: Study) -> Kind:
 
 def code_of(kind: str) -> Closure:
     """The modules that make the studies of a kind."""
-    return Sources().closure(KINDS[kind])
+    return Sources().closure(_MODULES[kind])
 
 
 def state_of(kind: str, loaded: LoadedDefense, dataset: Dataset) -> dict[str, str]:
@@ -210,4 +211,4 @@ def records(study: Study, indices: range, **columns: Any) -> pd.DataFrame:
 
 
 def _kind(name: str) -> Kind:
-    return cast(Kind, importlib.import_module(KINDS[name]))
+    return cast(Kind, importlib.import_module(_MODULES[name]))

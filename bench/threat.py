@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.norms import Norm, within
+from bench.norms import Norm, check_norm, of_norm, within
 
 _ROUNDING = 2.0**-24
 """The most by which rounding to float32 moves a number below 1."""
@@ -22,10 +22,16 @@ class ThreatModel:
 
     ``epsilon`` is in the norm's unit: changed pixels for L0, pixel intensity for L2 and Linf. ``None`` asks for the
     smallest perturbation.
+
+    Raises:
+        ValueError: for an unknown norm.
     """
 
     norm: Norm
     epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances of the rows of ``a`` and ``b`` in this threat model's norm; see `distance`."""
@@ -43,7 +49,11 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
     """Distance of each row of ``a`` (N, C, H, W) to the same row of ``b``, as float64 (N,).
 
     L0 counts the pixels that differ in any channel (Schott et al. 2019, section 6).
+
+    Raises:
+        ValueError: for an unknown norm.
     """
+    check_norm(norm)
     if norm == "L0":
         return (a != b).any(dim=1).flatten(1).sum(1).double()
     difference = (a.double() - b).flatten(1)
@@ -59,19 +69,18 @@ def project(x: Tensor, center: Tensor, norm: Norm, epsilon: Tensor | float) -> T
     radius is taken smaller by what rounding to float32 can add to the distance.
 
     Raises:
-        ValueError: for L0, which has no unique projection.
+        ValueError: for L0, which has no unique projection, and for an unknown norm.
     """
+    check_norm(norm, ("L2", "Linf"))
     radius = torch.as_tensor(epsilon, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
     pixels = x[0].numel() if len(x) else 1
-    radius = (radius - _ROUNDING * (pixels**0.5 if norm == "L2" else 1)).clamp_min(0)
+    radius = (radius - _ROUNDING * of_norm(norm, L2=pixels**0.5, Linf=1)).clamp_min(0)
     delta = x - center
     if norm == "Linf":
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
-    elif norm == "L2":
+    else:
         length = delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
         delta = delta * (radius / length.clamp_min(1e-30)).clamp_max(1)
-    else:
-        raise ValueError(f"no projection for {norm}")
     return (center + delta).clamp(0, 1)
 
 

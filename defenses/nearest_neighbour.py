@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench import defense
 from bench.datasets import Dataset
-from bench.norms import Norm
+from bench.norms import Norm, check_norm
 from bench.protocols import LowerBound
 from bench.randomness import Streams
 
@@ -46,6 +46,7 @@ class NearestNeighbour(nn.Module):
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
         """min_c (d_c - d_y) / 2 (N,), a certificate: distances are 1-Lipschitz in the image."""
+        check_norm(norm, self.bound_norms)
         distances = -self(x)
         own = distances.gather(1, y[:, None])
         nearest = distances.scatter(1, y[:, None], torch.inf).amin(1)

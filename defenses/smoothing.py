@@ -8,7 +8,7 @@ around the perturbation that makes the class likely.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from bench.cards import DefenseCard
 from bench.datasets import Dataset
 from bench.door import NO_DRAWS, drawn_logits
 from bench.errors import UserError
-from bench.norms import Norm
+from bench.norms import Norm, check_norm
 from bench.protocols import Defense, HasInputGradient, LowerBound
 from bench.randomness import RowStreams, Streams
 from bench.threat import project
@@ -76,6 +76,7 @@ class RandomizedSmoothing(Smoothed):
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
         """sigma Phi^-1(p) (N,), where p is a lower confidence bound on the probability of class ``y`` (N,) under the
         noise (theorem 1 and Certify, where the class is not guessed but given); 0 where p is at most one half."""
+        check_norm(norm, self.bound_norms)
         rows = torch.arange(len(x), device=x.device)
         hits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for _ in range(CERTIFYING_DRAWS):
@@ -113,6 +114,7 @@ class VariationalSmoothing(Smoothed):
         draws: int = 1,
     ) -> None:
         super().__init__(base)
+        check_norm(norm, ("L2", "Linf"))
         for name, value, least in (
             ("radius", radius, 0),
             ("sigma", sigma, 0),
@@ -205,19 +207,17 @@ def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothi
         base: Defense,
         dataset: Dataset,
         *,
-        norm: str = "Linf",
+        norm: Literal["L2", "Linf"] = "Linf",
         radius: float | None = None,
         sigma: float = NOISE,
         steps: int = 1,
         draws: int = 1,
     ) -> VariationalSmoothing:
-        if norm not in ("L2", "Linf"):
-            raise ValueError(f"norm is {norm!r}; it must be L2 or Linf")
         return VariationalSmoothing(
             _differentiable(base),
             dataset.classes,
             radius=RADII.get(dataset.name, COLOUR_RADIUS) if radius is None else radius,
-            norm="L2" if norm == "L2" else "Linf",
+            norm=norm,
             sigma=sigma,
             steps=steps,
             draws=draws,

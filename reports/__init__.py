@@ -1,6 +1,7 @@
 """Reports: records to statistics, tables, figures and pages; knows nothing of torch."""
 
 from reports.comparison import compare
+from reports.following import not_following
 from reports.masking import evidence
 from reports.problems import refuted_certificates
 from reports.published import PAPERS
@@ -15,6 +16,7 @@ __all__ = [
     "compare",
     "evidence",
     "load_run",
+    "not_following",
     "refuted_certificates",
     "selected",
     "write_report",

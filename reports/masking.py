@@ -8,7 +8,7 @@ prove that a number is wrong; they say why it may be.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ NOT_UNROLLED = "no attack through the optimisation that the defense does at infe
 USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without the defense's gradients come closer than those with them"
 UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
-NEVER = "a minimal attack with gradients never succeeds on images that other attacks break"
+NEVER = "a minimal attack with gradients never succeeds, where others do or none without gradients was tried"
 FALLING = "a larger epsilon or more steps break fewer images"
 LATE = "images still broken in the last quarter of the passes: more steps or restarts may help"
 CUT_SHORT = "the budget ended the attack before it was done: more steps may help"
@@ -54,8 +54,8 @@ GRADIENTS = tuple(access for access, granted in GRANTS.items() if "gradient" in 
 """Kinds of access that include gradients."""
 GRADIENT_FREE = ("decision", "score")
 """Kinds of access of attacks that need nothing but the defense's answers."""
-_UNATTACKED = ("clean_error", "failed", "violation")
-"""Statuses of records that say nothing of an attack."""
+_INVALID = ("failed", "violation")
+"""Statuses of records without a valid result."""
 _COLUMNS = [
     *("cell", "sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
     *("found_after", "useless_gradients", "forwards", "backwards", "non_finite", "remarks"),
@@ -85,7 +85,7 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
         if row.epsilon is not None:
             found.append(found_late(valid))
     if row.epsilon is None and row.access in GRADIENTS and not run.facts[cell].breaks:
-        found.append(never_succeeds(_valid(records[_COLUMNS]), _broken(run, run.cells[cell]["norm"], defense)))
+        found.append(never_succeeds(run, run.cells[cell]["norm"], defense, _valid(records[_COLUMNS])))
     fallen = (falling(run, cell, smaller) for smaller in _smaller_settings(run).get(cell, ()))
     found.append(next((doubt for doubt in fallen if doubt is not None), None))
     return [doubt for doubt in found if doubt is not None]
@@ -103,7 +103,7 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     found = [judged, useless_gradients(records), vanished(records), remarks(records)]
     found += [non_finite(records), failed(everything)]
     access = records["cell"].map({cell: row.access for cell, row in rows.items()})
-    if _all_ran(run, rows, GRADIENTS):
+    if all(cell in run.facts for cell, row in rows.items() if row.access in GRADIENTS):
         with_gradients = records[access.isin(GRADIENTS)]
         if len(with_gradients):
             without = records[~access.isin([*GRADIENTS, "imported"])]
@@ -112,7 +112,7 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
                 found.append(not_unrolled(run, norm, defense))
         else:
             found.insert(0, Doubt(NO_GRADIENTS, _why_none(run, norm, defense, GRADIENTS)))
-        if _all_ran(run, rows, GRADIENT_FREE) and not access.isin(GRADIENT_FREE).any():
+        if not met_gradient_free(run, norm, defense):
             found.append(Doubt(NO_GRADIENT_FREE, _why_none(run, norm, defense, GRADIENT_FREE)))
     return [doubt for doubt in found if doubt is not None]
 
@@ -196,7 +196,7 @@ def non_finite(records: pd.DataFrame) -> Doubt | None:
 
 def failed(records: pd.DataFrame) -> Doubt | None:
     """More than `IMAGES_SHARE` of the images count as not broken although some attack has no valid result on them."""
-    unknown = records["status"].isin(["failed", "violation"])
+    unknown = records["status"].isin(_INVALID)
     if not unknown.any():
         return None
     images = records.assign(unknown=unknown, known=~unknown).groupby("sample")[["unknown", "known", "broken"]].any()
@@ -204,12 +204,29 @@ def failed(records: pd.DataFrame) -> Doubt | None:
     return _too_many(FAILED, images["unknown"] & ~images["broken"])
 
 
-def never_succeeds(records: pd.DataFrame, broken: Collection[int]) -> Doubt | None:
-    """A minimal attack with gradients, which broke nothing, gave up on at least `OTHERS` images that are ``broken`` by
-    other attacks. Where its budget ended it, that is not its failure."""
-    gave_up = records["status"].eq("not_found") & ~records["claimed"]
-    images = records["sample"].isin(list(broken))[gave_up]
-    return Doubt(NEVER, f"0 of {images.sum()} images") if images.sum() >= OTHERS else None
+def never_succeeds(run: Run, norm: Norm, defense: str, records: pd.DataFrame) -> Doubt | None:
+    """A minimal attack with gradients broke nothing, and gave up on at least `OTHERS` images that other attacks break;
+    or on as many images, where the defense has met no gradient-free attack that could. Where its budget ended it, that
+    is not its failure.
+
+    Args:
+        run: whose other attacks count.
+        norm: of all these attacks.
+        defense: that they attacked.
+        records: of the attack, those with a valid result.
+    """
+    gave_up = records[records["status"].eq("not_found") & ~records["claimed"]]
+    if met_gradient_free(run, norm, defense):
+        gave_up = gave_up[gave_up["sample"].isin(_broken(run, norm, defense))]
+    return Doubt(NEVER, f"0 of {len(gave_up)} images") if len(gave_up) >= OTHERS else None
+
+
+@once_per_run
+def met_gradient_free(run: Run, norm: Norm, defense: str) -> bool:
+    """True if an attack that needs nothing but a defense's answers has a valid result, or has not run yet."""
+    rows = [row for row in run.attack_rows(norm) if row.access in GRADIENT_FREE and defense in row.cells]
+    found = (run.cell_records(row.cells[defense]) for row in rows)
+    return any(records is None or not records["status"].isin(_INVALID).all() for records in found)
 
 
 def falling(run: Run, cell: str, smaller: str) -> Doubt | None:
@@ -297,11 +314,6 @@ def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, thre
     return None
 
 
-def _all_ran(run: Run, rows: Mapping[str, AttackRow], accesses: Collection[str]) -> bool:
-    """True if the cells of all attacks with one of these kinds of access have run."""
-    return all(cell in run.facts for cell, row in rows.items() if row.access in accesses)
-
-
 def _why_none(run: Run, norm: Norm, defense: str, accesses: Collection[str]) -> str:
     """Why no attack with one of these kinds of access has a result for a defense."""
     rows = [row for row in run.attack_rows(norm) if row.access in accesses]
@@ -312,7 +324,7 @@ def _why_none(run: Run, norm: Norm, defense: str, accesses: Collection[str]) -> 
 
 def _valid(records: pd.DataFrame) -> pd.DataFrame:
     """The records of the images that were attacked with a valid result."""
-    return records[~records["status"].isin(_UNATTACKED).to_numpy()]
+    return records[~records["status"].isin(["clean_error", *_INVALID]).to_numpy()]
 
 
 def _closest(records: pd.DataFrame, norm: Norm) -> pd.Series:

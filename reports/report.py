@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from reports.sweeps import sweep_table, sweeps
 from reports.tables import Table, ranking_table, strength_table, summary_table, with_published
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "untested", "note"]
+OPTIONS = "options.json"
+"""File of a report that says what was chosen for it, so that its numbers can be derived again."""
 _RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 FORMATS = (*_RENDERERS, "figures", "html")
 """What a report consists of; the page shows its figures itself."""
@@ -88,6 +91,8 @@ def write_run_report(
             (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
     if "csv" in formats:
         _write_brackets(run, sections, out_dir)
+        options = {"norms": run.norms, "attacks": run.manifest.get("chosen"), "baseline": baseline}
+        (out_dir / OPTIONS).write_text(json.dumps(options, indent=1), encoding="utf-8")
     shown = {name: figure for section in sections for name, figure in section.figures.items()}
     figures = dict(shown)
     if "figures" in formats:

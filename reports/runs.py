@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.ledger import load_adversarials, load_clean, load_ledger, load_manifest, load_studies, load_study_images
+from bench.ledger import load_clean, load_ledger, load_manifest, load_studies, reader, works
 from bench.norms import Norm
 from reports.statistics import CellFacts, brackets, cell_facts, clean_distances, smallest_adversarials
 
@@ -208,11 +208,12 @@ def load_run(directory: Path) -> Run:
     """Reads ``directory``'s ledger; raises `bench.errors.UserError` where it holds none or a damaged one."""
     manifest = load_manifest(directory)
     kinds = {study["kind"] for study in manifest.get("studies", [])}
+    files, entries = reader(directory, manifest), {work["id"]: work for work in works(manifest)}
     return Run(
-        records=load_ledger(directory),
+        records=load_ledger(directory, manifest),
         manifest=manifest,
         clean=load_clean(directory),
-        adversarials=lambda cell: load_adversarials(directory, cell, manifest),
-        studies={kind: load_studies(directory, kind) for kind in sorted(kinds)},
-        study_images=lambda study: load_study_images(directory, study, manifest),
+        adversarials=lambda cell: files.adversarials(entries[cell])["adversarial"],
+        studies={kind: load_studies(directory, kind, manifest) for kind in sorted(kinds)},
+        study_images=lambda study: files.adversarials(entries[study])["study"],
     )

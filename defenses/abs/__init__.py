@@ -15,7 +15,7 @@ from bench.checkpoints import check_shapes, load_tensors
 from bench.confidence import graded_softmax
 from bench.datasets import Dataset, Split
 from bench.errors import UserError
-from bench.norms import Norm
+from bench.norms import Norm, of_norm
 from bench.protocols import Defense, LowerBound
 from bench.randomness import Streams
 from bench.training import Share, Trainer
@@ -205,7 +205,7 @@ class AnalysisBySynthesis(LatentClassifier):
         gaps = bounds.flipping(x, k, THRESHOLD)
         # A pixel flips at most one value in each channel.
         pixels = (k / x.shape[1]).ceil()
-        values = {"L0": pixels, "L2": gaps.norm(dim=1), "Linf": gaps.amax(1)}[norm]
+        values = of_norm(norm, L0=pixels, L2=gaps.norm(dim=1), Linf=gaps.amax(1))
         return LowerBound(values, certificate=False, note=BOUND_NOTE)
 
     def binary_bound(self, x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bench.norms import Norm
+from bench.norms import Norm, check_norm
 from bench.protocols import LowerBound, VectorJacobian
 from bench.randomness import RowStreams, Streams
 from defenses.abs import bounds
@@ -107,6 +107,7 @@ class LatentClassifier(nn.Module, ABC):
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
         """See `bench.protocols.HasLowerBound`; these are the estimates of `defenses.abs.bounds`."""
+        check_norm(norm, self.bound_norms)
         seen = self.seen(x)
         energies, errors = self.minima(seen)
         own_energy, own_error, others = at(energies, y), at(errors, y), _others(energies, y)

@@ -229,10 +229,13 @@ def run(
     budget: int | None = None,
     samples: int | None = None,
     substitute: Defense | None = None,
+    start: float | None = None,
     **parameters: Any,
 ) -> Outcome:
     """Runs an attack chunk by chunk, as the engine does; in a ball of `RADIUS` if it must have one. What transfers does
-    so from ``substitute``, or from the problem's own defense."""
+    so from ``substitute``, or from the problem's own defense. ``start`` is the attack's own parameter ``epsilon``."""
+    if start is not None:
+        parameters["epsilon"] = start
     card = card_of(ATTACKS[name])
     if epsilon is None and "minimal" not in card.kinds:
         epsilon = RADIUS[norm]

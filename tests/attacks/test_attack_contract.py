@@ -98,6 +98,13 @@ def test_the_ball_holds_in_floating_point(linear, name, norm, epsilon):
     assert within(distance(outcome.candidates, linear.x, norm), epsilon).all()
 
 
+@pytest.mark.parametrize(("name", "norm"), BOUNDED)
+def test_in_a_ball_of_radius_zero_there_is_the_clean_image_alone(linear, name, norm):
+    outcome = run(linear, name, norm, epsilon=0.0, samples=2, **short(name))
+    assert torch.equal(outcome.candidates, linear.x[:2])
+    assert not outcome.found.any()
+
+
 @pytest.mark.parametrize("budget", [1, 10, 60])
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_a_small_budget_is_kept(prototypes, name, norm, budget):

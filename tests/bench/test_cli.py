@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from bench.ledger import load_ledger
 
 PLUGIN = Path(__file__).with_name("plugins.py")
 README = Path(__file__).parents[2] / "README.md"
@@ -55,6 +58,79 @@ def matrix(tmp_path):
 
 def run(matrix, tmp_path, *more):
     return assay("run", matrix, "--plugin", PLUGIN, "--out", tmp_path / "out", "--workers", "1", *more)
+
+
+@pytest.mark.parametrize(
+    ("attack", "thresholds", "message"),
+    [
+        (
+            '{ name = "pgd", variant = "b", bounded = true, parameters = { epsilon = 1 } }',
+            "L2 = 1",
+            "pgd:b.epsilon is 1, but has no effect on bounded attacks in L2, Linf; it is for minimal attacks only",
+        ),
+        (
+            '{ name = "pgd", parameters = { restarts = 2 } }',
+            "L2 = 1",
+            "pgd.restarts is 2, but has no effect on minimal attacks in L2, Linf; it is for bounded attacks only",
+        ),
+        (
+            '{ name = "pgd", parameters = { steps = "ten" } }',
+            "L2 = 1",
+            "pgd.steps is 'ten'; it must be a valid integer",
+        ),
+        (
+            '{ name = "pgd", norms = ["L3"] }',
+            "L2 = 1",
+            "attacks.0.norms.0: Input should be 'L0', 'L2' or 'Linf' (it is 'L3')",
+        ),
+        ('"pgd"', "L3 = 1", "thresholds.L3: Input should be 'L0', 'L2' or 'Linf'"),
+        ('"pgd"', "L2 = -0.1", "thresholds.L2: Input should be greater than or equal to 0 (it is -0.1)"),
+        ('"pgd"', "L2 = inf", "thresholds.L2: Input should be a finite number (it is inf)"),
+        ('"pgd"', "L2 = nan", "thresholds.L2: Input should be a finite number (it is nan)"),
+    ],
+)
+def test_a_matrix_that_would_be_run_as_another_one_is_refused(tmp_path, attack, thresholds, message):
+    path = tmp_path / "wrong.toml"
+    path.write_text(
+        f'dataset = "digits"\nsamples = 2\ndefenses = ["cnn"]\nattacks = [{attack}]\n[thresholds]\n{thresholds}\n'
+    )
+    assert f"matrix {path}: {message}" in refused(assay("run", path, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", ["-1", "inf", "nan", "high"])
+def test_a_threshold_that_is_none_is_refused_on_the_command_line(matrix, tmp_path, value):
+    line = refused(run(matrix(), tmp_path, "--set", f"thresholds.L2={value}"))
+    assert "thresholds.L2: Input should be" in line
+
+
+def test_accuracy_at_a_threshold_of_zero_is_clean_accuracy(tmp_path):
+    """Also under bounded attacks, which have nowhere to go; the whole report is written."""
+    path = tmp_path / "zero.toml"
+    path.write_text("""
+dataset = "digits"
+samples = 12
+defenses = ["class_means"]
+attacks = [
+    "fgm",
+    "fgsm",
+    { name = "pgd", variant = "bounded", bounded = true, parameters = { steps = 2, restarts = 2 } },
+    { name = "square", variant = "bounded", bounded = true, parameters = { steps = 5 } },
+]
+[thresholds]
+L2 = 0
+Linf = 0.0
+""")
+    result = run(path, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    frame = load_ledger(tmp_path / "out")
+    wrong = frame["clean_prediction"] != frame["label"]
+    assert 0 < wrong.sum() < len(frame)
+    assert (frame["broken"] == (wrong | frame["epsilon"].isna())).all()
+    assert set(frame["status"]) == {"clean_error", "found", "not_found"}
+    table = pd.read_csv(tmp_path / "out" / "report" / "accuracy.csv")
+    assert set(table["class_means accuracy"].round(6)) == {round(11 / 12, 6)}
 
 
 def test_training_a_wrapper_trains_what_it_wraps():
@@ -307,7 +383,20 @@ def test_ci_runs_the_readmes_test_command():
     assert commands[1] in CI.read_text()
 
 
-COMMANDS = ["run", "plan", "status", "report", "compare", "import-adversarials", "list", "train", "check", "new"]
+COMMANDS = [
+    "run",
+    "plan",
+    "status",
+    "report",
+    "compare",
+    "import-adversarials",
+    "list",
+    "train",
+    "check",
+    "new",
+    "verify",
+    "bundle",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,5 @@
 """Candidates from outside are judged like an attack's, and stay in the ledger."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import bench
 from bench.cli import app
 from bench.errors import UserError
 from bench.importing import read_candidates
-from bench.ledger import load_adversarials, load_manifest
+from bench.ledger import load_adversarials, load_manifest, write_manifest
 
 PLUGIN = Path(__file__).with_name("plugins.py")
 MATRIX = """
@@ -162,10 +161,9 @@ def test_they_are_judged_with_the_runs_parameters(made):
 def test_a_run_made_with_other_weights_is_not_mixed_with_these(made):
     folder, adversarials, _ = made
     np.savez(folder / "mine.npz", adversarials=adversarials)
-    path = folder / "run" / "ledger" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = load_manifest(folder / "run")
     manifest["defenses"][0]["weights"] = "others"
-    path.write_text(json.dumps(manifest))
+    write_manifest(folder / "run", manifest)
     result = enter(folder)
     assert result.exit_code != 0
     assert "made with other weights of class_means" in str(result.exception)

@@ -8,7 +8,7 @@ from torch import nn
 from bench.cards import DefenseCard
 from bench.confirmation import CONFIRMATION
 from bench.oracle import AccessDenied, BudgetExhausted, CellTimeout, Oracle
-from bench.protocols import ModuleDefense
+from bench.protocols import as_defense
 from bench.randomness import Streams
 from bench.threat import ThreatModel
 
@@ -48,7 +48,7 @@ def make(
     card = DefenseCard(
         name="linear", datasets=("none",), randomized=randomized, binarization_threshold=binarization_threshold
     )
-    defense = ModuleDefense(card, module)
+    defense = as_defense(card, module)
     streams = {"random": Streams(0, range(3), "attack"), "noise": Streams(0, range(3), "noise")}
     defaults = {"classes": 2, "budget": budget, "batch_size": 2, **streams}
     return Oracle(defense, access, threat, X, Y, **{**defaults, **options})
@@ -61,11 +61,11 @@ def cross_entropy(logits, y):
 @pytest.mark.parametrize(
     ("access", "forbidden"),
     [
-        ("decision", ["scores", "gradient", "jacobian", "reconstruct", "as_module"]),
-        ("score", ["gradient", "jacobian", "reconstruct"]),
+        ("decision", ["scores", "gradient", "jacobian", "reconstruct", "as_module", "detection_score"]),
+        ("score", ["gradient", "jacobian", "reconstruct", "detection_gradient"]),
         ("gradient", ["reconstruct"]),
         ("unrolled", ["reconstruct"]),
-        ("latent", ["gradient", "jacobian"]),
+        ("latent", ["gradient", "jacobian", "detection_gradient"]),
     ],
 )
 def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
@@ -73,6 +73,8 @@ def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
     queries = {
         "scores": lambda: oracle.scores(X, oracle.ids),
         "gradient": lambda: oracle.gradient(X, Y, cross_entropy, oracle.ids),
+        "detection_score": lambda: oracle.detection_score(X, oracle.ids),
+        "detection_gradient": lambda: oracle.detection_gradient(X, oracle.ids),
         "jacobian": lambda: oracle.jacobian(X, Y[:, None], oracle.ids),
         "reconstruct": lambda: oracle.reconstruct(X, Y, oracle.ids),
         "as_module": oracle.as_module,
@@ -166,6 +168,37 @@ def test_a_sample_out_of_budget_is_no_longer_evaluated_and_counts_as_unbroken():
     assert oracle.refused.tolist() == [True, False, False]
     assert oracle.found.tolist() == [False, True, False]
     assert sum(module.rows) == 4
+
+
+class Suspicious(Linear):
+    """Suspects bright images."""
+
+    def logits(self, x):
+        return self(x)
+
+    def detection_score(self, x):
+        return x.square().sum((1, 2, 3))
+
+
+def test_detection_scores_are_queries_that_are_counted_and_stopped():
+    oracle = make(budget=3, module=Suspicious())
+    assert oracle.detection_score(X, oracle.ids).tolist() == [1, 1, 1]
+    gradient, scores = oracle.detection_gradient(X[:2], oracle.ids[:2])
+    assert torch.equal(gradient, 2 * X[:2])
+    assert scores.tolist() == [1, 1]
+    assert oracle.forwards.tolist() == [2, 2, 1]
+    assert oracle.backwards.tolist() == [1, 1, 0]
+    gradient, scores = oracle.detection_gradient(X, oracle.ids)
+    assert scores.isnan().tolist() == [True, True, False]
+    assert (gradient[:2] == 0).all()
+    assert torch.equal(gradient[2], 2 * X[2])
+    assert oracle.refused.tolist() == [True, True, False]
+
+
+def test_a_defense_without_a_detection_score_says_so():
+    oracle = make("score")
+    with pytest.raises(AccessDenied, match="no detection score"):
+        oracle.detection_score(X, oracle.ids)
 
 
 def test_when_all_are_out_of_budget_the_attack_ends():

@@ -1,6 +1,7 @@
 """A run resumes, and a cell's result is the same whatever the runner, the workers, the order or the interruption."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -208,6 +211,55 @@ def test_an_unknown_substitute_is_named(tmp_path):
     matrix = write_matrix(tmp_path, ["transfer"])
     with pytest.raises(UserError, match=r"small\.toml: key substitute: unknown defense 'cnm'"):
         run(matrix, tmp_path / "out", settings=["substitute=cnm"])
+
+
+# What is there already.
+
+
+def test_a_run_of_schema_2_is_run_again_and_its_manifest_replaced(tmp_path):
+    shutil.copytree(Path(__file__).with_name("schema2"), tmp_path / "out")
+    (tmp_path / "v2.toml").write_text(OF_SCHEMA_2)
+    before = load_manifest(tmp_path / "out")
+    frame = run(tmp_path / "v2.toml", tmp_path / "out", runner="serial")
+    after = load_manifest(tmp_path / "out")
+    assert (before["schema"], after["schema"]) == (2, 3)
+    assert {cell["id"] for cell in before["cells"]}.isdisjoint(cell["id"] for cell in after["cells"])
+    assert set(frame["cell"]) == {cell["id"] for cell in after["cells"]}
+    assert after["files"]
+
+
+OF_SCHEMA_2 = """
+dataset = "digits"
+samples = 3
+defenses = ["nearest_neighbour"]
+attacks = [{ name = "gaussian_noise", parameters = { repetitions = 1, rungs = 4 } }]
+thresholds = { L2 = 0.5 }
+"""
+
+
+@pytest.mark.parametrize("alteration", ["threshold", "record", "rows", "other cell"])
+def test_an_altered_ledger_is_one_line_and_status_2_for_every_command(tmp_path, alteration):
+    matrix = write_matrix(tmp_path, ["gaussian_noise"])
+    run(matrix, tmp_path / "out", runner="serial")
+    path = next((tmp_path / "out" / "ledger").glob("*--L2--*.parquet"))
+    if alteration == "threshold":
+        path = path.with_name("manifest.json")
+        path.write_text(path.read_text().replace('"L2": 1.0', '"L2": 50.0'))
+    elif alteration == "other cell":
+        shutil.copy(next(path.parent.glob("*--Linf--*.parquet")), path)
+    else:
+        table = pq.read_table(path)
+        frame = table.to_pandas()
+        row = int(frame.index[frame["status"].eq("found")][0])
+        frame.loc[row, ["broken", "l2"]] = [False, float("inf")]
+        frame = frame.head(3) if alteration == "rows" else frame
+        pq.write_table(pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False), path)
+    ran = ["run", matrix, "--plugin", PLUGIN, "--out", tmp_path / "out", "--device", "cpu", "--runner", "serial"]
+    out = tmp_path / "out"
+    for command in (ran, ["report", out], ["status", out], ["compare", out, out]):
+        result = CliRunner().invoke(app, [*map(str, command)])
+        assert isinstance(result.exception, UserError)  # `bench.cli.main` makes one line and status 2 of it
+        assert path.name in str(result.exception)
 
 
 # Studies.

@@ -12,7 +12,7 @@ import bench
 from bench.bounds import measure, norms_of
 from bench.datasets import Dataset, load_dataset
 from bench.loading import load_trained, make_defense
-from bench.protocols import HasLowerBound
+from bench.protocols import HasLowerBound, LowerBound
 from bench.randomness import Streams
 from bench.registry import Registry
 from bench.studies import COSTS, Study
@@ -229,3 +229,17 @@ def test_a_study_counts_the_passes_that_a_bound_takes(digits):
     frame = measure(study, defense, digits, CPU, lambda samples: None).records
     assert (frame["forwards"] == CERTIFYING_DRAWS).all()
     assert (frame[["backwards", "inner_steps"]] == 0).all(axis=None)
+
+
+def test_a_bound_that_writes_on_its_images_leaves_the_data_alone(digits):
+    class Careless:
+        bound_norms = ("L2",)
+
+        def lower_bound(self, x, y, norm, streams):
+            return LowerBound(x.fill_(1).mean((1, 2, 3)), certificate=False)
+
+    before = digits.test.images.clone()
+    study = Study("lower_bound", "digits", "careless", "L2", None, 0, 3, 2, None, {})
+    frame = measure(study, Careless(), digits, CPU, lambda samples: None).records
+    assert frame["lower_bound"].tolist() == [1, 1, 1]
+    assert torch.equal(digits.test.images, before)

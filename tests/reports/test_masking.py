@@ -204,6 +204,20 @@ def test_a_minimal_gradient_attack_that_never_succeeds_where_others_do(misled, c
     assert [doubt for doubt in found if doubt[1] == NEVER] == [("pgd", NEVER, f"0 of {count} images")] * doubted
 
 
+def test_a_minimal_gradient_attack_that_never_succeeds_where_no_other_could():
+    """Gradients that mislead every attack leave its own row in doubt, too."""
+    maker = RunMaker(["abs"], 4)
+    for attack in ("deepfool", "pgd"):
+        maker.attack(attack, ["L2"])
+        maker.cell("abs", attack, "L2", [0.0] + [INF] * 3)
+    assert doubts(maker.make()) == [
+        (None, UNBROKEN, "3 of 3 images"),
+        (None, NO_GRADIENT_FREE, "none is in the matrix"),
+        ("deepfool", NEVER, "0 of 3 images"),
+        ("pgd", NEVER, "0 of 3 images"),
+    ]
+
+
 def test_an_attack_without_gradients_or_in_a_ball_may_break_nothing():
     made = make(pgd=(FOUND, {}), pgd_ball=([INF] * 10, {}), boundary=([INF] * 10, {}))
     assert doubts(made) == []

@@ -1,11 +1,12 @@
 import multiprocessing
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from synthetic_runs import RunMaker, every_defense, every_status
+from synthetic_runs import RunMaker, every_defense, every_status, lawful
 
 from bench.errors import UserError
 from bench.ledger import ledger_dir, write_cell, write_clean, write_manifest
@@ -33,6 +34,7 @@ class Elements(HTMLParser):
 
 def stored(run, directory):
     """``run`` as a ledger on disk."""
+    run = replace(run, records=lawful(run))
     name = write_clean(directory, run.clean, run.records["label"].head(len(run.clean)).to_numpy())
     write_manifest(directory, {**run.manifest, "images": name})
     for cell in run.manifest["cells"]:
@@ -75,7 +77,7 @@ def test_every_table_and_figure_is_a_file(report):
         for norm in ("L2", "Linf", "L0")
     ]
     expected |= {f"figures/{figure}.{kind}" for figure in figures for kind in ("pdf", "png")}
-    assert names == expected | {"index.html"}
+    assert names == expected | {"index.html", "options.json"}
 
 
 def test_the_report_comes_from_the_ledger_alone(report, tmp_path):

@@ -204,7 +204,7 @@ def spared():
     maker.cell("abs", "fgm:more", "L2", [INF] * 20)
     for defense, attack, norm in (("cnn", "pgd", "L2"), ("cnn", "fgm", "L2"), ("mute", "fgm", "Linf")):
         maker.cell(defense, attack, norm, [0.1] * 20)
-    maker.cell("abs", "fgm", "L2", [INF] * 20)
+    maker.cell("abs", "fgm", "L2", [0.1] + [INF] * 19)
     return maker.make()
 
 

@@ -1,0 +1,172 @@
+"""What of a study can be measured again: all of what is deterministic and cheap, and single numbers of the rest.
+
+Nobody measures again: a detector and who evades it, steps of a distal adversarial's ascent, and bounds that are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from bench.ballot import classify
+from bench.confidence import CONFIDENT, calibrate
+from bench.consistency import Violation
+from bench.datasets import Dataset
+from bench.distal_study import CALIBRATION_IMAGES
+from bench.door import NO_DRAWS, drawn_logits
+from bench.ledger import Result
+from bench.protocols import Defense
+from bench.provenance import kind_of_machine
+from bench.refutation import KIND as REFUTATION
+from bench.refutation import contested, errors_on
+from bench.studies import Measured, Study, kind_of
+
+AGAIN = ("lower_bound", "reconstruction")
+"""Kinds that are measured again as a whole, on deterministic defenses."""
+_OWN = ("cell", "seconds", "forwards", "backwards", "inner_steps")
+"""Columns that are not compared."""
+SAME_MACHINE, OTHER_MACHINE = 1e-6, 1e-3
+"""Relative difference of a number from the stored one that counts as rounding."""
+
+
+def rederived(
+    run: Path,
+    entry: Mapping[str, Any],
+    result: Result,
+    arrays: Mapping[str, NDArray[Any]],
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    manifest: Mapping[str, Any],
+    memory: dict[Any, Any],
+) -> list[str]:
+    """What of a study's records and images (M, C, H, W) of a run does not hold, one line each.
+
+    ``memory`` keeps what was measured, for another copy of the same study.
+    """
+    records = result.table.to_pandas()
+    if entry["kind"] == REFUTATION:
+        found = _refutations(run, entry, result, records, defense, dataset, device, manifest["seed"])
+        return [str(violation) for violation in found]
+    if records["status"].eq("failed").any() or not len(records):
+        return []
+    study = Study(
+        kind=entry["kind"],
+        dataset=dataset.name,
+        defense=entry["defense"],
+        norm=entry["norm"],
+        epsilon=entry.get("epsilon"),
+        seed=manifest["seed"],
+        samples=len(records),
+        batch_size=defense.card.batch_size,
+        timeout=None,
+        state=result.facts.get("state", {}),
+    )
+    expected_count = kind_of(study).samples_of(dataset, len(manifest["samples"]))
+    if len(records) != expected_count:
+        return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected_count}"))]
+    same = result.facts.get("kind_of_machine") == kind_of_machine(str(device))
+    tolerance = SAME_MACHINE if same else OTHER_MACHINE
+    key = (study, str(device))
+    if study.kind in AGAIN and not defense.card.randomized:
+        if repr(key) not in memory:
+            memory[repr(key)] = kind_of(study).measure(study, defense, dataset, device, lambda samples: None)
+        found = _compared(result, records, arrays, memory[repr(key)], tolerance)
+    elif study.kind == "detection":
+        found = _clean_errors(result, records, defense, dataset, device)
+    elif study.kind == "distal":
+        found = _confidences(result, records, arrays["study"], study, defense, dataset, device, tolerance)
+    else:
+        found = iter(())
+    return [str(violation) for violation in found]
+
+
+def _refutations(
+    run: Path,
+    entry: Mapping[str, Any],
+    result: Result,
+    records: pd.DataFrame,
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    seed: int,
+) -> Iterator[Violation]:
+    """The contested certificates, and what the study's own draws say of them."""
+    rows = contested(run, entry["defense"], entry["norm"])
+    if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
+        yield Violation(str(result.path), "sample", str(records["sample"].tolist()), "other certificates are contested")
+        return
+    for name in ("lower_bound", "distance"):
+        yield from _differing(result, name, records[name].to_numpy(), rows[name].to_numpy(), SAME_MACHINE)
+    if result.facts.get("kind_of_machine") == kind_of_machine(str(device)):
+        errors = errors_on(run, rows, defense, dataset.classes, seed, device)
+        yield from _differing(result, "errors", records["errors"].to_numpy(), errors, 0)
+
+
+def _compared(
+    result: Result, records: pd.DataFrame, arrays: Mapping[str, NDArray[Any]], now: Measured, tolerance: float
+) -> Iterator[Violation]:
+    for name in [name for name in records.columns if name not in _OWN]:
+        stored, fresh = records[name].to_numpy(), now.records[name].to_numpy()
+        yield from _differing(result, name, stored, fresh, tolerance)
+    if now.images is not None:
+        stored, file = arrays["study"], str(result.path.with_suffix(".npz"))
+        if stored.shape != now.images.shape:
+            yield Violation(file, "shape", str(stored.shape), f"measured again it is {now.images.shape}")
+            return
+        apart = np.abs(stored - now.images).reshape(len(records), -1).max(1)
+        for row in np.flatnonzero(~(apart <= (0 if tolerance == SAME_MACHINE else tolerance))).tolist():
+            yield Violation(file, "image", "another image", "it is not what the study finds now", row, row)
+
+
+def _differing(result: Result, name: str, stored: Any, fresh: Any, tolerance: float) -> Iterator[Violation]:
+    if np.issubdtype(stored.dtype, np.floating):
+        fresh = np.asarray(fresh, dtype=np.float64)
+        differ = ~np.isclose(stored, fresh, rtol=tolerance, atol=0, equal_nan=True)
+    else:
+        differ = stored != fresh
+    for row in np.flatnonzero(differ).tolist():
+        yield Violation(str(result.path), name, str(stored[row]), f"measured again it is {fresh[row]}", row, row)
+
+
+def _clean_errors(
+    result: Result, records: pd.DataFrame, defense: Defense, dataset: Dataset, device: torch.device
+) -> Iterator[Violation]:
+    """Whether the images of a detection study are clean errors."""
+    count = len(records)
+    x, y = dataset.test.images[:count].to(device), dataset.test.labels[:count].to(device)
+    wrong = classify(defense, x, y, dataset.classes).misclassified.cpu().numpy()
+    expected = np.where(wrong, "clean_error", "attacked").astype(object)
+    yield from _differing(result, "status", records["status"].to_numpy(), expected, 0)
+
+
+def _confidences(
+    result: Result,
+    records: pd.DataFrame,
+    images: NDArray[np.float32],
+    study: Study,
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    tolerance: float,
+) -> Iterator[Violation]:
+    """The calibration of a distal study, and the confidence of its images in their targets."""
+    clean, labels = dataset.test.images[:CALIBRATION_IMAGES], dataset.test.labels[:CALIBRATION_IMAGES]
+    with torch.no_grad():
+        logits = [drawn_logits(defense, x.to(device), NO_DRAWS) for x in torch.split(clean, study.batch_size)]
+        calibration = calibrate(torch.cat(logits), labels)
+        own = drawn_logits(defense, torch.from_numpy(images).to(device), NO_DRAWS)
+    targets = torch.tensor(records["target"].tolist(), device=device)
+    confidence = calibration.confidence(own).gather(1, targets[:, None])[:, 0].cpu().numpy()
+    for name, value in (("alpha", calibration.alpha), ("log_eta", calibration.log_eta)):
+        yield from _differing(result, name, records[name].to_numpy(), np.full(len(records), value), OTHER_MACHINE)
+    rough = max(tolerance, 1e-4)  # images were found in batches of another shape
+    yield from _differing(result, "confidence", records["confidence"].to_numpy(), confidence, rough)
+    reached = np.where(records["confidence"] >= CONFIDENT, "reached", "not_reached").astype(object)
+    yield from _differing(result, "status", records["status"].to_numpy(), reached, 0)
