@@ -193,7 +193,8 @@ def examined(defense: Defense, dataset: Dataset, device: torch.device) -> tuple[
             remarks.append(DEPENDS)
     if isinstance(defense, HasDecision) and not defense.card.randomized and misdecided(defense, x, passes).any():
         remarks.append(CONTRADICTED)
-    if (remark := output_remark(passes.together)) is not None:
+    attacked_by_logits = defense.card.access != "decision"
+    if attacked_by_logits and (remark := output_remark(passes.together)) is not None:
         remarks.append(remark)
     return tuple(remarks)
 

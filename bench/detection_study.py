@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.ballot import classify
 from bench.datasets import Dataset
 from bench.detection import Detector, evade, fit_detector, mislead
+from bench.door import detection_scores
 from bench.norms import Norm
 from bench.oracle import Oracle
 from bench.protocols import Defense, HasDetectionScore
@@ -79,7 +80,7 @@ class Examiner:
         size, parts = self.defense.card.batch_size, [x.new_zeros(0)]
         for batch in torch.split(x, size) if len(x) else ():
             padding = batch[-1:].expand(size - len(batch), *batch.shape[1:])
-            parts.append(self.defense.detection_score(torch.cat([batch, padding]))[: len(batch)])
+            parts.append(detection_scores(self.defense, torch.cat([batch, padding]))[: len(batch)])
         return torch.cat(parts)
 
     def suspicion(self, detector: Detector | None, x: Tensor) -> Tensor:

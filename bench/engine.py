@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,7 +139,8 @@ def _run_chunk(
     try:
         judge = _judge(cell, defense, classes, indices)
         if (cell.seed, indices) not in clean_verdicts:
-            clean_verdicts[cell.seed, indices] = judge.clean(x, y, indices)
+            with _seeded(cell.seed):
+                clean_verdicts[cell.seed, indices] = judge.clean(x, y, indices)
         clean = clean_verdicts[cell.seed, indices]
         _record_clean(columns, clean, judge)
         adversarials[clean.misclassified] = x[clean.misclassified]
@@ -156,19 +158,16 @@ def _run_chunk(
             own = _judge(cell, defense, classes, keys)
             if cell.judging is not None and cell.judging.seed is not None:
                 own = replace(own, seed=cell.judging.seed)
-            judged = own.judge(
-                ThreatModel(cell.norm, cell.epsilon),
-                x[attacked],
-                y[attacked],
-                keys,
-                candidates,
-                oracle.seen(),
-                as_it_is=cell.as_it_is,
-            )
+            threat = ThreatModel(cell.norm, cell.epsilon)
+            with _seeded(cell.seed):
+                judged = own.judge(
+                    threat, x[attacked], y[attacked], keys, candidates, oracle.seen(), as_it_is=cell.as_it_is
+                )
             seconds = (time.perf_counter() - started) / len(attacked)
             _record(columns, attacked.cpu().numpy(), oracle, judged, judge, seconds)
             adversarials[attacked] = judged.images
-            likeliest[attacked] = judged.likeliest
+            likelier = judged.likely_rate > clean.rate[attacked]
+            likeliest[attacked[likelier]] = judged.likeliest[likelier]
     except CellTimeout:
         _fail(columns, f"timeout: more than {cell.timeout:g} s")
     except Exception as error:
@@ -256,11 +255,18 @@ def _proposed(
     return substitute.proposals[key]
 
 
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator, which libraries and careless defenses draw from, seeded for a chunk."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 def _candidates(cell: Cell, attack: AttackFunction, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
     """What an attack proposes (M, n, C, H, W); nothing where its budget ended it."""
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(cell.seed)
+        with _seeded(cell.seed):
             return _checked(attack(oracle, x.clone(), y.clone(), **cell.parameters), x)
     except BudgetExhausted:
         return x.new_empty(0, *x.shape)
@@ -325,7 +331,8 @@ def _record(
     for norm, values in judged.distances.items():
         columns[norm.lower()][rows] = np.where(violated, np.nan, values.cpu().numpy())
     if judge.randomized:
-        likely = ~judged.likely_rate.isnan().cpu().numpy()
+        # The clean image, whose rate stands there, may be the likeliest one.
+        likely = judged.likely_rate.cpu().numpy() > columns["likely_rate"][rows]
         columns["likely_rate"][rows[likely]] = judged.likely_rate.cpu().numpy()[likely]
         columns["likely_errors"][rows[likely]] = judged.likely_errors.cpu().numpy()[likely]
         columns["draws_choosing"][rows] = judged.choosing.cpu()

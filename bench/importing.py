@@ -14,7 +14,7 @@ import secrets
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +169,13 @@ def import_adversarials(
     origin = provenance(str(device), manifest["seed"])
     results, cells = {}, []
     state = {**_state(loaded, data, samples), "attack": candidates.digest}
-    terms = _terms(manifest, candidates, defense, state) if loaded.card.randomized else None
+    turn = _turn(manifest, candidates, defense, state) if loaded.card.randomized else None
+    if turn is not None and turn not in manifest.get("turns", []):
+        # Before anything is judged: who interrupts the judging has had this turn.
+        manifest = {**manifest, "turns": [*manifest.get("turns", []), turn]}
+        write_manifest(run, manifest, finished=is_finished(run, manifest))
     for norm, threshold in manifest["thresholds"].items():
-        judging = terms and replace(terms, threshold=threshold)
+        judging = turn and Judging(tuple(turn["alpha"]), manifest["estimation_draws"], threshold, turn["seed"])
         cell = _cell(candidates, loaded, data, norm, samples, manifest["seed"], state, judging)
         results[norm] = _judged(cell, candidates, loaded, data, device)
         facts = {
@@ -237,20 +241,25 @@ def _state(loaded: LoadedDefense, data: Dataset, samples: int) -> dict[str, str]
     }
 
 
-def _terms(manifest: Mapping[str, Any], candidates: Candidates, defense: str, state: Mapping[str, str]) -> Judging:
-    """The key and the shares of alpha of an import to a randomized defense."""
-    earlier = [entry for entry in manifest.get("imported", []) if entry["defense"] == defense]
-    for entry in earlier:
-        if entry["attack"] == candidates.label and {**entry["imported"], "attack": candidates.digest} == state:
-            return Judging(**{**entry["judging"], "alpha": tuple(entry["judging"]["alpha"])})
-    keys = {entry["judging"]["seed"]: entry["samples"] for entry in earlier}
-    turns = Counter(sample for samples in keys.values() for sample in samples)
-    shares = tuple(6 / (math.pi * (1 + turns[i])) ** 2 for i in range(len(manifest["samples"])))
-    return Judging(
-        alpha=tuple(ALPHA * share for share in shares),
-        estimation_draws=manifest["estimation_draws"],
-        seed=secrets.randbits(63),
-    )
+def _turn(
+    manifest: Mapping[str, Any], candidates: Candidates, defense: str, state: Mapping[str, str]
+) -> dict[str, Any]:
+    """The key and the shares of alpha of an import to a randomized defense, as the manifest keeps them: those of the
+    same file and state where it was handed in before."""
+    turns = [turn for turn in manifest.get("turns", []) if turn["defense"] == defense]
+    for turn in turns:
+        if turn["attack"] == candidates.label and turn["state"] == state:
+            return dict(turn)
+    earlier = Counter(sample for turn in turns for sample in turn["samples"])
+    shares = [6 / (math.pi * (1 + earlier[i])) ** 2 for i in range(len(manifest["samples"]))]
+    return {
+        "defense": defense,
+        "attack": candidates.label,
+        "state": state,
+        "samples": sorted(candidates.images),
+        "seed": secrets.randbits(63),
+        "alpha": [ALPHA * share for share in shares],
+    }
 
 
 def _cell(
@@ -288,11 +297,17 @@ def _judged(
     cell: Cell, candidates: Candidates, loaded: LoadedDefense, data: Dataset, device: torch.device
 ) -> CellResult:
     """The engine's result for an "attack" that hands out the candidates."""
-    # What an attack sees of a sample is its image.
-    own = {data.test.images[i].numpy().tobytes(): x for i, x in candidates.images.items()}
+    # What an attack sees of a sample is its image, which may stand in the dataset twice.
+    own: dict[bytes, list[Tensor]] = {}
+    for i, candidate in candidates.images.items():
+        own.setdefault(data.test.images[i].numpy().tobytes(), []).append(candidate)
+    most = max(map(len, own.values()), default=1)
 
     def imported(oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([own.get(image.cpu().numpy().tobytes(), image).to(x) for image in x])
+        rows = [[each.to(x) for each in own.get(image.cpu().numpy().tobytes(), [])] for image in x]
+        return torch.stack(
+            [torch.stack(row + [image] * (most - len(row))) for row, image in zip(rows, x, strict=True)], 1
+        )
 
     remarks = examined(loaded.defense, data, device)
     result = run_cell(cell, loaded.defense, imported, data, device, remarks=remarks)
@@ -301,7 +316,8 @@ def _judged(
     records.loc[absent, ["status", "reason"]] = ["not_found", ""]
     records.loc[absent, ["l0", "l2", "linf"]] = np.inf
     found = records.index[records["status"].eq("found")]
-    moved = [i for i in found if not np.array_equal(result.adversarials[i], candidates.images[i].numpy())]
+    handed_in = [image.numpy() for image in candidates.images.values()]
+    moved = [i for i in found if not any(np.array_equal(result.adversarials[i], image) for image in handed_in)]
     records.loc[moved, "reason"] = "stretched"
     return result
 

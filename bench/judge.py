@@ -197,35 +197,42 @@ class _Docket:
         self._non_finite = counts.clone()
 
     def aimed(self, images: Tensor) -> list[Tensor]:
-        """Images (K, n, C, H, W) moved outward until P is about `AIM`, and a little farther; the clean image's place is
-        taken by those that do not get there within `LADDER`."""
+        """Images (K, n, C, H, W) moved outward until P is about `AIM`, and a little farther. The clean image takes the
+        place of those that draws rarely misclassify at every factor."""
         ranks, rows = _differ(images, self._x).nonzero(as_tuple=True)
         base, clean = images[ranks, rows], self._x[rows]
-        chosen = torch.zeros(len(rows), dtype=images.dtype, device=images.device)
+        chosen, best = torch.zeros_like(base[:, 0, 0, 0]), torch.full((len(rows),), 0.5, dtype=torch.float64)
+        best = best.to(rows.device)
         short = torch.arange(len(rows), device=rows.device)
         for factor in LADDER:
-            reached = self._reaches_aim(rows[short], _outward(clean[short], base[short], factor))
-            chosen[short[reached]] = factor
+            reached, rate = self._reaches_aim(rows[short], _outward(clean[short], base[short], factor))
+            # Where no factor reaches the aim, the one that came nearest is put to the test.
+            nearer = reached | (rate > best[short])
+            chosen[short[nearer]], best[short[nearer]] = factor, rate[nearer]
             short = short[~reached]
-        beyond = (chosen > 1).nonzero()[:, 0]
+        arrived = torch.ones_like(rows, dtype=torch.bool)
+        arrived[short] = False
+        beyond = (arrived & (chosen > 1)).nonzero()[:, 0]
         lower = torch.tensor([1.0, *LADDER]).to(chosen)
         middle = (chosen[beyond] + lower[torch.searchsorted(lower, chosen[beyond]) - 1]) / 2
-        reached = self._reaches_aim(rows[beyond], _outward(clean[beyond], base[beyond], middle))
+        reached, _ = self._reaches_aim(rows[beyond], _outward(clean[beyond], base[beyond], middle))
         chosen[beyond[reached]] = middle[reached]
         moved = [self._x.expand_as(images).clone() for _ in FARTHER]
         for farther, place in zip(FARTHER, moved, strict=True):
             place[ranks, rows] = _outward(clean, base, farther * chosen)
         return list(torch.cat(moved))
 
-    def _reaches_aim(self, rows: Tensor, images: Tensor) -> Tensor:
-        """Which images (R, C, H, W) of the samples ``rows`` (R,) have P of about `AIM` or more, on choosing draws."""
+    def _reaches_aim(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Which images (R, C, H, W) of the samples ``rows`` (R,) have P of about `AIM` or more on choosing draws, and
+        the rates (R,) at which these misclassify."""
         ballot = self._judge.ballot(images, self._y[rows], self._names(rows), "judge choosing")
         levels = torch.full((len(rows),), CHOICE_ALPHA, dtype=torch.float64, device=rows.device)
         decisions = decide(CHOICE, ballot, levels)
         self._choosing.index_add_(0, rows, decisions.draws)
-        self._keep_likeliest(rows, images, _shrunk(decisions))
+        rates = _shrunk(decisions)
+        self._keep_likeliest(rows, images, rates)
         frequent = decisions.successes >= AIM * decisions.draws
-        return ballot.finite & (decisions.accepted | decisions.undecided & frequent)
+        return ballot.finite & (decisions.accepted | decisions.undecided & frequent), rates
 
     def test(self, images: Tensor) -> None:
         """Puts to the test those of the images (n, C, H, W) whose sample is not broken yet."""

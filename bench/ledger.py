@@ -475,11 +475,6 @@ def load_manifest(run: Path | str) -> dict[str, Any]:
             f"manifest {path}: schema version {manifest.get('schema')}, this assay reads "
             f"{' and '.join(map(str, READABLE))}; delete the run's folder or choose another with --out"
         )
-    names = [manifest.get("images", ""), *(work["file"] for work in works(manifest)), *(manifest.get("files") or {})]
-    if any(Path(name).name != name for name in names):
-        raise UserError(
-            f"manifest {path}: a file is named that is not in its folder; delete it and repeat the assay run"
-        )
     key = altered_key(manifest) if manifest["schema"] == SCHEMA_VERSION else None
     if key is not None:
         raise UserError(

@@ -113,8 +113,6 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
         with kept_defaults():
             made = plugin.function(**wanted)
             defense = as_defense(card, made)
-    except UserError:
-        raise
     except (Exception, SystemExit) as error:
         raise _fault(plugin, "cannot be built", error) from error
     if base is not None and (made is base.defense or isinstance(made, Trainable)):
@@ -125,7 +123,8 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
 
 def _fault(plugin: Plugin, what: str, error: BaseException) -> DefenseFault:
     text = " ".join(str(error).split())
-    return DefenseFault(f"defense {plugin.card.name!r} ({plugin.source}) {what}: {type(error).__name__}: {text}")
+    reason = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return DefenseFault(f"defense {plugin.card.name!r} ({plugin.source}) {what}: {reason}")
 
 
 def load_trained(
@@ -149,7 +148,7 @@ def load_trained(
         loaded.defense.to(device)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _fault(loaded.plugin, f"cannot be trained or moved to {device}", error) from error
     exact_float32()
     return loaded

@@ -147,7 +147,9 @@ class Workshop:
         clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
         substitute = None
         if cell.substitute is not None:
-            source = Substitute(self._loaded(cell.substitute, device).defense)
+            loaded_substitute = self._loaded(cell.substitute, device)
+            _check("substitute", loaded_substitute.digest, cell.state)
+            source = Substitute(loaded_substitute.defense)
             substitute = self._substitutes.setdefault(cell.substitute, source)
         return run_cell(
             cell,

@@ -356,6 +356,7 @@ def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, A
         "cells": [entry_of(cell) for cell in planned.cells] + imported,
         "studies": [*(entry_of(study) for study in planned.studies), *refutations],
         "imported": planned.imported,
+        "turns": _known(run).get("turns", []),
         "modules": modules(planned),
         "not_applicable": [asdict(place) for place in planned.not_applicable],
         "provenance": origin,

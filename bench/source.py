@@ -37,6 +37,8 @@ UNCOUNTED_LIBRARIES = frozenset(
 """Libraries that read, keep or show what was computed. Their versions are in no identity."""
 ENGINE = "bench.engine"
 """The module whose closure computes a cell, whatever the attack and the defense."""
+CONTRACT = "bench.contract"
+"""The module whose remarks on a defense stand in its records."""
 TRAINING = "bench.training"
 """The module whose closure trains a defense, beside the defense's own."""
 
@@ -207,8 +209,8 @@ class Sources:
 
 
 def engine_code() -> Closure:
-    """The modules that compute a cell, whatever the attack and the defense."""
-    return Sources().closure(ENGINE)
+    """The modules that compute a cell, and what it remarks on, whatever the attack and the defense."""
+    return Sources().closure(ENGINE, CONTRACT)
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:

@@ -343,7 +343,8 @@ def _attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     if isinstance(records, Cell):
         return records
     distances = records[norm.lower()].dropna()
-    if distances.empty:
+    if len(distances) < len(records) and not distances.gt(0).any():
+        # Images that are misclassified as they are say nothing about the attack.
         return Cell(text=invalid(records, norm), notes=_details(records, norm))
     notes = (*shortfall(records, norm), *_undecided(records["status"].eq("undecided")))
     doubts = signs_of(*cell_doubts(run, row, defense))

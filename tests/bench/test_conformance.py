@@ -94,7 +94,9 @@ def checks_of(make, **card):
         return make()
 
     made = as_defense(factory.__assay_card__, factory())
-    return check_defense(LoadedDefense(Plugin(made.card, factory, "test", "test", Sources()), made), load_dataset("digits"))
+    return check_defense(
+        LoadedDefense(Plugin(made.card, factory, "test", "test", Sources()), made), load_dataset("digits")
+    )
 
 
 SHARP = {

@@ -162,6 +162,24 @@ def test_a_minimal_image_is_moved_outward_until_it_can_be_decided_and_no_farther
     assert as_it_is.broken.double().mean() < 0.02
 
 
+def test_where_moving_outward_changes_nothing_a_candidate_is_put_to_the_test_all_the_same():
+    """In L0, and where pixels are saturated: what choosing draws see once, they see at every factor."""
+    torch.manual_seed(9)
+    n = 300
+    x, y = torch.zeros(n, 1, 1, 2), torch.zeros(n, dtype=torch.int64)
+    candidates = torch.zeros(1, n, 1, 1, 2)
+    candidates[..., 0], candidates[..., 1] = 0.8, 1.0
+
+    class Saturated(Coin):
+        """Errs in 8 of 10 draws wherever the second pixel is white."""
+
+        def logits(self, x, rng):
+            return super().logits(0.8 * (x[..., 1:] == 1), rng)
+
+    result = judge_of(Saturated()).judge(ThreatModel("L0"), x, y, range(n), candidates, candidates[:0])
+    assert result.broken.double().mean() > 0.97
+
+
 def test_a_draw_depends_on_seed_purpose_sample_image_and_number_alone():
     images = torch.tensor([0.2, 0.5, 0.5]).reshape(3, 1, 1, 1)
     y, numbers = torch.zeros(3, dtype=torch.int64), torch.arange(200)

@@ -265,7 +265,7 @@ def ids(untrained):
         registry, dataset = Registry(), load_dataset("digits")
         matrix = build_matrix("test", MATRIX, registry)
         defenses = {name: again(name, made, registry) for name, made in untrained.items()}
-        cells, _ = plan(matrix, dataset, defenses, defenses["cnn"], registry)
+        cells, _ = plan(matrix, dataset, defenses, defenses["cnn"], registry, {})
         studies = plan_studies(matrix, dataset, defenses)
         of_cells = {(cell.defense, cell.attack): cell.id for cell in cells}
         return of_cells, {(study.defense, study.kind, study.norm): study.id for study in studies}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import bench
 from bench.bounds import measure, norms_of
+from bench.cards import DefenseCard
 from bench.datasets import Dataset, load_dataset
 from bench.loading import load_trained, make_defense
 from bench.protocols import HasLowerBound, LowerBound
@@ -161,7 +162,7 @@ def test_the_radius_of_randomized_smoothing_by_hand():
     """A base that names class 0 left of zero: the smoothed class is left at probability Phi(distance / sigma)."""
 
     class Sign(torch.nn.Module):
-        card = None
+        card = DefenseCard(name="sign", datasets=("digits",))
 
         def logits(self, x):
             return torch.stack([-x.flatten(1)[:, 0], x.flatten(1)[:, 0]], 1)

@@ -217,7 +217,7 @@ def test_budgets_are_meant_for_answers_of_one_pass():
     }
     names = ["cnn", "randomized_smoothing:cnn"]
     matrix = build_matrix("test", {**data, "defenses": names}, registry)
-    cells, _ = plan(matrix, dataset, {n: make_defense(n, dataset, registry) for n in names}, None, registry)
+    cells, _ = plan(matrix, dataset, {n: make_defense(n, dataset, registry) for n in names}, None, registry, {})
     assert [(cell.attack, cell.budget) for cell in cells] == [("fgm", 200), ("fgm", 3200), ("ddn", 9), ("ddn", 9)]
 
 
