@@ -175,7 +175,9 @@ def import_adversarials(
         manifest = {**manifest, "turns": [*manifest.get("turns", []), turn]}
         write_manifest(run, manifest, finished=is_finished(run, manifest))
     for norm, threshold in manifest["thresholds"].items():
-        judging = turn and Judging(tuple(turn["alpha"]), manifest["estimation_draws"], threshold, turn["seed"])
+        judging = None
+        if turn is not None:
+            judging = Judging(tuple(turn["alpha"]), manifest["estimation_draws"], threshold, turn["seed"])
         cell = _cell(candidates, loaded, data, norm, samples, manifest["seed"], state, judging)
         results[norm] = _judged(cell, candidates, loaded, data, device)
         facts = {
