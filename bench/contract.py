@@ -109,11 +109,13 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 
 def contradictions(a: Tensor, b: Tensor, rounding: float) -> Tensor:
-    """Returns where (N,) two finite rows of logits (N, K) name different classes that are no tie of ``rounding``."""
+    """Returns where (N,) two rows of logits (N, K) name different classes that are no tie of ``rounding``, or one of
+    them names none, since it is not finite."""
     first, second = a.argmax(1, keepdim=True), b.argmax(1, keepdim=True)
     lead = torch.stack([(of.gather(1, first) - of.gather(1, second)).abs()[:, 0] for of in (a, b)]).amax(0)
     scale = torch.maximum(a.abs().amax(1), b.abs().amax(1))
-    return (a.isfinite() & b.isfinite()).all(1) & (lead > rounding * scale)
+    finite, as_well = a.isfinite().all(1), b.isfinite().all(1)
+    return (finite & as_well & (lead > rounding * scale)) | (finite != as_well)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from bench.cells import Cell
@@ -44,8 +46,10 @@ SIGKILLED = -9
 """Exit code of a worker that was killed, as the system does when memory runs out."""
 
 Work = Cell | Study
-OnDone = Callable[[Work, float], None]
-"""Told of a cell or study that is done, and how many of its samples failed."""
+Failures = Counter[str]
+"""How many samples failed, by the reason."""
+OnDone = Callable[[Work, Failures], None]
+"""Told of a cell or study that is done, and of what failed."""
 OnChunk = Callable[[Work, int], None]
 """Told of samples of a cell or study that are done."""
 
@@ -79,8 +83,8 @@ class Workshop:
         self._substitutes: dict[str, Substitute] = {}
         self._answers: dict[str, Answers] = {}
 
-    def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> int:
-        """Runs one cell or study and writes its result; returns how many of its samples failed."""
+    def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> Failures:
+        """Runs one cell or study, writes its result, and returns its failures."""
         with kept_defaults():
             try:
                 if isinstance(work, Study):
@@ -93,8 +97,8 @@ class Workshop:
             except Exception as error:
                 return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
 
-    def write(self, cell: Cell, result: CellResult) -> int:
-        """Writes a cell's result; returns how many of its samples failed."""
+    def write(self, cell: Cell, result: CellResult) -> Failures:
+        """Writes a cell's result and returns its failures."""
         provenance = {
             **self._job.provenance,
             "parameters": cell.parameters,
@@ -107,10 +111,10 @@ class Workshop:
         }
         path = ledger_dir(self._job.run) / cell.file
         write_cell(path, result.records, result.adversarials, provenance, result.likeliest)
-        return int((result.records["status"] == "failed").sum())
+        return _failures(result.records)
 
-    def fail(self, work: Work, reason: str) -> int:
-        """Writes a failed result for a cell or study that nobody could run."""
+    def fail(self, work: Work, reason: str) -> Failures:
+        """Writes a failed result for a cell or study that nobody could run, and returns its failures."""
         if isinstance(work, Study):
             return self._write_study(work, failed_study(work, reason))
         return self.write(work, failed_result(work, self._dataset, reason))
@@ -127,7 +131,7 @@ class Workshop:
         except Exception as error:
             return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
 
-    def _write_study(self, study: Study, measured: Measured) -> int:
+    def _write_study(self, study: Study, measured: Measured) -> Failures:
         provenance = {
             **self._job.provenance,
             "batch_size": study.batch_size,
@@ -136,7 +140,7 @@ class Workshop:
         }
         path = ledger_dir(self._job.run) / study.file
         write_study(path, measured.records, kind_of(study).SCHEMA, provenance, measured.images)
-        return int((measured.records["status"] == "failed").sum())
+        return _failures(measured.records)
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
@@ -180,6 +184,10 @@ class Workshop:
         """The logits on fixed images of the defenses that a result depends on, as far as they were loaded."""
         names = filter(None, (work.defense, work.substitute))
         return {name: self._answers[name] for name in names if name in self._answers}
+
+
+def _failures(records: pd.DataFrame) -> Failures:
+    return Counter(records.loc[records["status"] == "failed", "reason"])
 
 
 def _check(what: str, digest: str, state: Mapping[str, str]) -> None:

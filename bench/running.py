@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from bench.provenance import provenance
 from bench.refutation import KIND as REFUTATION
 from bench.refutation import put_to_test
 from bench.registry import Registry
-from bench.runners import Job, Work, run_processes, run_serial
+from bench.runners import Failures, Job, Work, run_processes, run_serial
 from bench.source import engine_code
 from bench.staleness import IMAGES, Answers, answers, difference
 from bench.studies import ENTRY, Study, code_of, plan_studies
@@ -84,7 +84,7 @@ class Outcome:
     Attributes:
         ran: cells and studies run now.
         kept: cells and studies that were there.
-        failed: titles of those with failed samples, and what is wrong with defenses that could not be built.
+        failed: a line for each defense that could not be built, and for each reason why samples of a defense failed.
     """
 
     ran: int
@@ -276,7 +276,7 @@ def execute(
         (work for work in works if work.id not in planned.done),
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
-    failed = list(planned.broken.values())
+    failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
     write_manifest(run, content, finished=not pending)
     if pending:
         samples = sum(work.samples for work in pending)
@@ -285,9 +285,9 @@ def execute(
             def on_chunk(cell: Work, amount: int) -> None:
                 progress.advance(amount, cell.title)
 
-            def on_done(cell: Work, failures: float) -> None:
-                if failures:
-                    failed.append(cell.title)
+            def on_done(cell: Work, failures: Failures) -> None:
+                for reason in failures:
+                    failed[cell.defense, reason].append(cell)
 
             if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
                 run_serial(job, pending, on_done, on_chunk)
@@ -295,7 +295,14 @@ def execute(
                 run_processes(job, pending, processes, on_done, on_chunk)
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     write_manifest(run, load_manifest(run), finished=True)
-    return Outcome(len(pending), len(planned.done), failed)
+    lines = [_failure(works, reason) for (_, reason), works in failed.items()]
+    return Outcome(len(pending), len(planned.done), [*planned.broken.values(), *lines])
+
+
+def _failure(works: Sequence[Work], reason: str) -> str:
+    """One line on the cells of a defense that failed for the same reason."""
+    others = "" if len(works) == 1 else f" and {len(works) - 1} more"
+    return f"{works[0].title}{others}: {reason}"
 
 
 def _remarks(planned: Planned) -> list[str]:

@@ -11,7 +11,7 @@ def class_means(dataset):
     return ClassMeans(dataset)
 
 
-@attack("crash", norms=["L2"], access="decision", budget=10)
+@attack("crash", norms=["L2", "Linf"], access="decision", budget=10)
 def crash(oracle, x, y):
     raise RuntimeError("as it happens")
 

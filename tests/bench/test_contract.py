@@ -78,6 +78,11 @@ def normalized(x):
     return nn.functional.batch_norm(linear(x)[:, :, None].expand(-1, -1, 2), None, None, training=True)[..., 0]
 
 
+def standardized(z):
+    """Over the batch: an image alone has no variance."""
+    return (z - z.mean(0)) / (z - z.mean(0)).square().mean(0)
+
+
 def gaussian(x, rng):
     return linear(x + 0.1 * rng.normal(x.shape[1:]))
 
@@ -92,6 +97,8 @@ REFUSED = {
     "drifting outputs": (counting(1.0), {}, "predictions change from pass to pass"),
     "dropout in an object": (lambda x: linear(nn.functional.dropout(x, 0.7)), {}, "predictions change"),
     "batch normalization": (normalized, {}, r"predictions depend on the rest of the batch \(on \d of 8 images\)"),
+    "no variance alone": (lambda x: standardized(linear(x)), {}, r"the rest of the batch \(on 8 of 8 images\)"),
+    "finite outputs now and then": (counting(1e39), {}, "predictions change from pass to pass"),
     "centered outputs": (lambda x: (z := linear(x)) - z.mean(0), {}, "predictions depend on the rest of the batch"),
     "declared draws that repeat": (lambda x, rng: linear(x), {"randomized": True}, "its draws repeat"),
     "a generator seeded each time": (
@@ -180,6 +187,12 @@ def test_what_the_door_copes_with_is_not_remarked_on(name):
 def test_a_tie_of_rounding_is_no_contradiction():
     logits = torch.tensor([[1.0, 1.0 + 1e-6], [1.0, 1.01], [1.0, torch.nan], [0.0, 0.0]])
     assert contradictions(logits, logits.flip(1), ROUNDING).tolist() == [False, True, False, False]
+
+
+def test_logits_that_are_finite_once_only_are_a_contradiction():
+    once, never = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, torch.nan]])
+    for a, b, contradict in [(once, never, True), (never, once, True), (never, never, False), (once, once, False)]:
+        assert contradictions(a, b, ROUNDING).tolist() == [contradict]
 
 
 def test_examining_leaves_the_global_generator_as_it_was():
