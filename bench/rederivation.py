@@ -15,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from bench.ballot import classify
-from bench.confidence import CONFIDENT, calibrate
 from bench.consistency import Violation
 from bench.datasets import Dataset
-from bench.distal_study import CALIBRATION_IMAGES
-from bench.door import NO_DRAWS, drawn_logits
+from bench.distal_study import calibrated, confidences, statuses
 from bench.ledger import Result
 from bench.protocols import Defense
 from bench.provenance import kind_of_machine
@@ -157,16 +155,12 @@ def _confidences(
     tolerance: float,
 ) -> Iterator[Violation]:
     """The calibration of a distal study, and the confidence of its images in their targets."""
-    clean, labels = dataset.test.images[:CALIBRATION_IMAGES], dataset.test.labels[:CALIBRATION_IMAGES]
-    with torch.no_grad():
-        logits = [drawn_logits(defense, x.to(device), NO_DRAWS) for x in torch.split(clean, study.batch_size)]
-        calibration = calibrate(torch.cat(logits), labels)
-        own = drawn_logits(defense, torch.from_numpy(images).to(device), NO_DRAWS)
+    calibration = calibrated(defense, dataset, study.batch_size, device)
     targets = torch.tensor(records["target"].tolist(), device=device)
-    confidence = calibration.confidence(own).gather(1, targets[:, None])[:, 0].cpu().numpy()
+    again = torch.from_numpy(images).to(device)
+    confidence = confidences(defense, calibration, again, targets, study.batch_size)
     for name, value in (("alpha", calibration.alpha), ("log_eta", calibration.log_eta)):
         yield from _differing(result, name, records[name].to_numpy(), np.full(len(records), value), OTHER_MACHINE)
-    rough = max(tolerance, 1e-4)  # images were found in batches of another shape
-    yield from _differing(result, "confidence", records["confidence"].to_numpy(), confidence, rough)
-    reached = np.where(records["confidence"] >= CONFIDENT, "reached", "not_reached").astype(object)
-    yield from _differing(result, "status", records["status"].to_numpy(), reached, 0)
+    stored = records["confidence"].to_numpy()
+    yield from _differing(result, "confidence", stored, confidence, tolerance)
+    yield from _differing(result, "status", records["status"].to_numpy(), statuses(stored), 0)

@@ -187,8 +187,8 @@ def share_interval(
 def likeliest(records: pd.DataFrame) -> pd.DataFrame:
     """For each sample the record of the attack whose likeliest image was misclassified most often when it was chosen.
 
-    The choice uses ``likely_rate``, which comes from the choosing draws, so that ``likely_errors`` of ``likely_draws``
-    stay unbiased. Records without draws are passed over.
+    The choice uses ``likely_rate``, which comes from the choosing and deciding draws, so that ``likely_errors`` of
+    ``likely_draws`` stay unbiased. Records without draws are passed over.
 
     Args:
         records: of one randomized defense in one norm.

@@ -83,13 +83,15 @@ def distal_table(run: Run) -> Table | None:
     rows: dict[str, list[Cell]] = {}
     for defense in run.defenses:
         own = distals[distals["defense"] == defense]
-        if own["status"].eq("failed").any():
-            rows[defense] = [Cell(text="failed", notes=(str(own["reason"].iloc[0]),)) for _ in columns]
-        elif len(own):
-            reached = int((own["status"] == "reached").sum())
-            steps, alpha, log_eta = own["steps"].median(), own["alpha"].iloc[0], own["log_eta"].iloc[0]
-            texts = [f"{reached} of {len(own)}", f"{steps:g}", f"{alpha:.3g}", f"{log_eta:.3g}"]
-            rows[defense] = [Cell(text=text) for text in texts]
+        failed, valid = own[own["status"] == "failed"], own[own["status"] != "failed"]
+        if len(valid):
+            reached = int((valid["status"] == "reached").sum())
+            steps, alpha, log_eta = valid["steps"].median(), valid["alpha"].iloc[0], valid["log_eta"].iloc[0]
+            texts = [f"{reached} of {len(valid)}", f"{steps:g}", f"{alpha:.3g}", f"{log_eta:.3g}"]
+            notes = (f"{len(failed)} failed ({failed['reason'].iloc[0]})",) if len(failed) else ()
+            rows[defense] = [Cell(text=text, notes=notes) for text in texts]
+        elif len(failed):
+            rows[defense] = [Cell(text="failed", notes=(str(failed["reason"].iloc[0]),)) for _ in columns]
     return Table(
         name="distal",
         title="Distal adversarials",

@@ -22,7 +22,7 @@ function survival(k, n, submissions) {
   return share;
 }
 
-// The mean survival of each sample's likeliest image: that of the attack whose choosing draws erred most often.
+// The mean survival of each sample's likeliest image: that of the attack whose choosing and deciding draws erred most often.
 function surviving(data, attacks, defense, submissions) {
   const likeliest = Array(data.samples).fill(null);
   for (const attack of attacks) {

@@ -179,9 +179,27 @@ def test_a_study_divides_the_calibration_among_its_images():
     study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
     records = measure(study, made(ClassMeans(dataset)), dataset, torch.device("cpu"), lambda samples: None).records
     calibration = min(CALIBRATION_IMAGES, len(dataset.test.labels)) / 20
-    assert (records["forwards"] == records["steps"] + 1 + calibration).all()
+    # And one pass for the confidence that is recorded.
+    assert (records["forwards"] == records["steps"] + 1 + calibration + 1).all()
     assert (records["backwards"] == records["steps"] + 1).all()
     assert (records["status"] == "reached").all()
+
+
+def test_an_image_without_finite_logits_has_failed():
+    """Noise is bright, digits are not."""
+
+    class Blind(ClassMeans):
+        def logits(self, x):
+            return super().logits(x).masked_fill((x.flatten(1).mean(1) > 0.45)[:, None], math.nan)
+
+    dataset = load_dataset("digits")
+    study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
+    measured = measure(study, made(Blind(dataset)), dataset, torch.device("cpu"), lambda samples: None)
+    bright = measured.images.reshape(20, -1).mean(1) > 0.45
+    assert bright.any()
+    assert ((measured.records["status"] == "failed") == bright).all()
+    assert (measured.records["confidence"].isna() == bright).all()
+    assert set(measured.records.loc[bright, "reason"]) == {"non_finite"}
 
 
 # Independence.
