@@ -1,5 +1,8 @@
-"""Auto-PGD (Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks), algorithm 1: projected gradient ascent with momentum whose step size halves where progress stalls."""
+"""Auto-PGD: projected gradient ascent with momentum, whose step size halves where progress stalls.
+
+Algorithm 1 of Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +11,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attacks.epsilon_search import smallest_epsilon
-from attacks.gradients import GradientOracle, per_image, steepest, wrong_margin, wrong_odds
 from attacks.iterative_gradient import random_start
-from bench.cards import attack
-from bench.oracle import Loss
-from bench.parameters import Count, Natural, Positive
-from bench.threat import project
+from attacks.parts.epsilon_search import smallest_epsilon
+from attacks.parts.gradients import logit_margin, per_image, steepest, wrong_odds
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle, Loss
+from bench.contracts.parameters import Count, Natural, Positive
+from bench.contracts.threat import project
 
-CITATION = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of parameter-free attacks"
+CITATION = (
+    "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+    "attacks"
+)
 MOMENTUM = 0.75
 """Weight of the new step against the last one (alpha)."""
 LEAST_SPREAD = 1e-6
-"""What is added to the denominator of the ratio of logits, relative to their range."""
+"""Constant added to the denominator of the ratio of logits, relative to the range of the logits."""
 SUCCESS_SHARE = 0.75
 """Share of steps since the last checkpoint that must have raised the loss (rho)."""
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps at which progress is examined (section 3.1): gaps shrink from 22 % of the steps by 3 % each to 6 %."""
+    """Returns the steps at which progress is checked (section 3.1).
+
+    The gaps shrink from 22 % of the steps by 3 % each to 6 %.
+    """
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -42,19 +51,19 @@ def ascend(
     loss: Callable[[Tensor], Loss],
     steps: int,
 ) -> Tensor:
-    """Ascends a loss within balls, from random points; adversarial rows leave.
+    """Ascends a loss within balls, from random starts; adversarial rows leave.
 
     Args:
         oracle: answers the queries.
-        x: clean images (N, C, H, W), the balls' centres; ``y`` (N,) their labels, ``ids`` (N,) their samples.
-        y: see ``x``.
-        ids: see ``x``.
-        radii: of the balls (N,).
-        loss: gives the loss for samples (M,).
+        x: clean images (N, C, H, W), the centers of the balls.
+        y: labels (N,) of ``x``.
+        ids: samples (N,) of ``x``.
+        radii: radii (N,) of the balls.
+        loss: returns the loss for samples (M,).
         steps: number of gradients after the first.
 
     Returns:
-        The iterate of the largest loss of each row (N, C, H, W), adversarial where one was reached.
+        The iterate (N, C, H, W) of the largest loss in each row, adversarial where one was reached.
     """
     norm = oracle.threat.norm
     radii = radii.to(x.dtype)
@@ -99,11 +108,14 @@ def ascend(
 
 def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
     """The DLR loss (N,) of logits (N, K): -(z_y - max_{i != y} z_i) / (z_1st - z_3rd) (equation 6)."""
-    return wrong_margin(logits, y) / _spread(logits, [2])
+    return logit_margin(logits, y) / _spread(logits, [2])
 
 
 def targeted_ratio(targets: Tensor) -> Loss:
-    """The targeted DLR loss (equation 7) towards ``targets`` (N,): -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)."""
+    """Returns the targeted DLR loss towards ``targets`` (N,) (equation 7).
+
+    The loss (N,) of logits (N, K) is -(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2).
+    """
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         true, target = logits.gather(1, y[:, None])[:, 0], logits.gather(1, targets[:, None])[:, 0]
@@ -113,12 +125,15 @@ def targeted_ratio(targets: Tensor) -> Loss:
 
 
 def _spread(logits: Tensor, places: list[int]) -> Tensor:
-    """From the largest logit to the mean of those at ``places`` of the ranking; 1 where there are but two classes."""
+    """Returns the gap (N,) from the largest logit to the mean of the logits at ``places`` of the ranking.
+
+    The gap is 1 where there are only two classes.
+    """
     if logits.shape[1] < 3:
         return torch.ones_like(logits[:, 0])
     ranked = logits.sort(1, descending=True).values
     present = [min(place, logits.shape[1] - 1) for place in places]
-    # Against division by zero where logits are equal; relative to their scale.
+    # Prevents division by zero where logits are equal, at any scale of the logits.
     least = LEAST_SPREAD * (ranked[:, 0] - ranked[:, -1]).detach().clamp_min(torch.finfo(logits.dtype).tiny)
     return ranked[:, 0] - ranked[:, present].mean(1) + least
 
@@ -131,10 +146,12 @@ def restarted(
     *,
     steps: int,
     epsilon: float,
-    bisections: int,
+    binary_search_steps: int,
 ) -> Tensor:
-    """One ascent for each of ``losses`` on the samples that are left: in the threat model's ball, or in a search for
-    the smallest epsilon, which starts at ``epsilon``."""
+    """Runs one ascent for each of ``losses`` on the samples that are left.
+
+    The ascents run in the threat model's ball, or in a search for the smallest epsilon that starts at ``epsilon``.
+    """
 
     def run(ids: Tensor, radii: Tensor) -> Tensor:
         last = x[ids]
@@ -148,7 +165,7 @@ def restarted(
         return last
 
     if oracle.threat.epsilon is None:
-        return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
+        return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     return oracle.closest(run(oracle.ids, radii))
 
@@ -161,7 +178,7 @@ def restarted(
     stochastic=True,
     budget=5000,
     citation=CITATION,
-    only={"minimal": ["epsilon", "bisections"]},
+    only={"minimal": ["epsilon", "binary_search_steps"]},
 )
 def apgd_ce(
     oracle: GradientOracle,
@@ -171,11 +188,14 @@ def apgd_ce(
     steps: Count = 100,
     restarts: Count = 1,
     epsilon: Positive = 0.3,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """APGD on the cross-entropy (in the form of `attacks.gradients.wrong_odds`, whose gradients do not underflow)."""
+    """Runs APGD on the cross-entropy, in the form of `attacks.parts.gradients.wrong_odds`.
+
+    The gradients of `wrong_odds` do not underflow.
+    """
     losses = [lambda ids: wrong_odds] * restarts
-    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, binary_search_steps=binary_search_steps)
 
 
 @attack(
@@ -186,7 +206,7 @@ def apgd_ce(
     stochastic=True,
     budget=5000,
     citation=CITATION,
-    only={"minimal": ["epsilon", "bisections"]},
+    only={"minimal": ["epsilon", "binary_search_steps"]},
 )
 def apgd_dlr(
     oracle: GradientOracle,
@@ -196,11 +216,11 @@ def apgd_dlr(
     steps: Count = 100,
     restarts: Count = 1,
     epsilon: Positive = 0.3,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """APGD on the difference of logits ratio."""
+    """Runs APGD on the difference of logits ratio."""
     losses = [lambda ids: difference_of_logits_ratio] * restarts
-    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, binary_search_steps=binary_search_steps)
 
 
 @attack(
@@ -211,7 +231,7 @@ def apgd_dlr(
     stochastic=True,
     budget=40_000,
     citation=CITATION,
-    only={"minimal": ["epsilon", "bisections"]},
+    only={"minimal": ["epsilon", "binary_search_steps"]},
 )
 def apgd_t(
     oracle: GradientOracle,
@@ -221,9 +241,9 @@ def apgd_t(
     steps: Count = 100,
     targets: Count = 9,
     epsilon: Positive = 0.3,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """APGD on the targeted difference of logits ratio, towards the ``targets`` likeliest wrong classes in turn."""
+    """Runs APGD on the targeted difference of logits ratio, towards the ``targets`` likeliest wrong classes in turn."""
     logits = oracle.scores(x, oracle.ids)
     ranked = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
 
@@ -231,4 +251,4 @@ def apgd_t(
         return lambda ids: targeted_ratio(ranked[ids, place])
 
     losses = [towards(place) for place in range(min(targets, oracle.classes - 1))]
-    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, bisections=bisections)
+    return restarted(oracle, x, y, losses, steps=steps, epsilon=epsilon, binary_search_steps=binary_search_steps)

@@ -1,8 +1,8 @@
-"""AutoAttack and FAB (Croce & Hein 2020) by the package pyautoattack, which is the authors' code.
+"""AutoAttack and FAB (Croce & Hein 2020), by the authors' code in the package pyautoattack.
 
-The library's attacks and checks are called one by one, not through its ``run_standard_evaluation``, one of whose checks
-ends in ``sys.settrace(None)``. Where they warn of a defense, a remark goes into the ledger: a sentence of ours, since
-theirs holds numbers of one chunk.
+The library's attacks and checks are called one by one. The library's ``run_standard_evaluation`` is not used, because
+one of its checks ends in ``sys.settrace(None)``. Where the library warns of a defense, a remark goes into the ledger.
+The remark is our own sentence, because the library's sentences hold numbers of one chunk.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pyautoattack.autoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
-from attacks.gradients import steepest, to_spread
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.errors import unknown
-from bench.norms import of_norm
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural
-from bench.threat import project
+from attacks.parts.gradients import steepest, to_spread
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.errors import unknown
+from bench.contracts.norms import of_norm
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Natural
+from bench.contracts.threat import project
 
 Version = Literal["standard", "rand"]
 RANDOMIZED = "the outputs change from pass to pass"
@@ -46,9 +46,11 @@ SQUARE_BREAKS = "Square broke images that the attacks with gradients had left"
     "parameter-free attacks",
 )
 def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: Version = "standard", queries: Count = 5000) -> Tensor:
-    """The ensemble, each attack on what the ones before it left: APGD on the cross-entropy, targeted APGD and FAB on
-    the 9 likeliest wrong classes, Square with ``queries``; or, as ``rand`` for randomised defenses, APGD on two losses
-    with gradients averaged over 20 calls."""
+    """Runs the ensemble, each attack on the samples that the attacks before it left.
+
+    ``standard`` runs APGD on the cross-entropy, targeted APGD and FAB on the 9 likeliest wrong classes, and Square with
+    ``queries``. ``rand``, for randomized defenses, runs APGD on two losses with gradients averaged over 20 calls.
+    """
     if version not in get_args(Version):
         raise unknown("version", version, get_args(Version), where="attack 'autoattack'")
     epsilon = oracle.threat.epsilon
@@ -81,16 +83,18 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: Version = "stan
 
 
 def possible(version: str, classes: int, norm: str, side: int) -> list[str]:
-    """The members of a version of AutoAttack that are defined for so many classes and images of so many pixels a side:
-    the DLR loss compares the 3 largest logits, the targeted one 4, and Square in L2 tiles the image with 5 x 5
-    squares."""
+    """Returns a version's attacks that are defined for ``classes`` classes and images of ``side`` pixels a side.
+
+    The DLR loss compares the 3 largest logits, the targeted DLR loss the 4 largest. In L2, Square tiles the image with
+    5 x 5 squares.
+    """
     if version == "rand":
         return ["apgd-ce"] + ["apgd-dlr"] * (classes >= 3)
     return ["apgd-ce"] + ["apgd-t"] * (classes >= 4) + ["fab-t"] + ["square"] * of_norm(norm, L2=side >= 5, Linf=True)
 
 
 def member(library: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """One attack of the ensemble, set up as the library's ``run_standard_evaluation`` does it."""
+    """Returns one attack of the ensemble, set up as in the library's ``run_standard_evaluation``."""
     library.apgd.loss = "dlr" if name == "apgd-dlr" else "ce"
     library.fab.targeted = True
     attacks = {"apgd-t": library.apgd_targeted, "fab-t": library.fab, "square": library.square}
@@ -116,11 +120,12 @@ def fab(
     steps: Count = 50,
     targets: Count = 9,
     restarts: Count = 2,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """FAB towards each of the ``targets`` likeliest wrong classes, from the clean image and then from random ones.
+    """Runs FAB towards each of the ``targets`` likeliest wrong classes, from the clean image and then at random starts.
 
-    The paper's final search on the way from the clean image, which the library lacks, is ``bisections`` halvings.
+    The library lacks the paper's final search on the segment from the clean image. Here, ``binary_search_steps``
+    halvings replace that search.
     """
     with seeded(oracle):
         library = FABAttack_PT(
@@ -135,19 +140,19 @@ def fab(
                 ids = oracle.ids if oracle.threat.epsilon is None else oracle.ids[~oracle.found]
                 if not len(ids):
                     break
-                library.target_class = target + 2  # the library counts from the likeliest class, from 1
+                library.target_class = target + 2  # the library ranks classes from the likeliest, which is 1
                 candidates = library.attack_single_run(x[ids], y[ids], use_rand_start=restart > 0, is_targeted=True)
                 hand_in(oracle, x[ids], candidates, ids)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, bisections)
+    bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, binary_search_steps)
     return oracle.closest(farthest(oracle, x))
 
 
 class Scaled(torch.nn.Module):
-    """A module whose logits (N, K) have the standard deviation `attacks.gradients.SPREAD` in each row.
+    """A module whose logits (N, K) have the standard deviation `attacks.parts.gradients.SPREAD` in each row.
 
-    The library adds absolute constants to what it divides by, which rule where logits or their derivatives are tiny.
-    Decisions and decision boundaries are the module's.
+    The library adds absolute constants to its denominators. These constants dominate where logits or their derivatives
+    are tiny. Scaling keeps the module's decisions and decision boundaries.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -155,27 +160,29 @@ class Scaled(torch.nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scaled logits of images (N, C, H, W)."""
+        """Returns the scaled logits (N, K) of images (N, C, H, W)."""
         logits: Tensor = self.module(x)
         return logits * to_spread(logits)
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Stands in for the library's logger: whatever it warns of becomes this ``text`` among the oracle's remarks."""
+    """Stands in for the library's logger: each warning adds this ``text`` to the oracle's remarks."""
 
     oracle: Oracle
     text: str
 
     def warning(self, message: str) -> None:
-        """Called by the library."""
+        """Adds the text to the oracle's remarks, in place of the library's ``message``."""
         self.oracle.remarks.append(self.text)
 
 
 @contextmanager
 def seeded(oracle: Oracle) -> Iterator[int]:
-    """Torch's global generator, the only one that the library draws from, seeded by a draw of the chunk's first sample,
-    and its state restored afterwards. Gives the seed."""
+    """Seeds torch's global generator from a draw of the chunk's first sample, and restores its state afterwards.
+
+    The library draws from no other generator. Yields the seed.
+    """
     seed = int(2**24 * float(oracle.random.uniform(oracle.ids[:1], ())))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -183,8 +190,11 @@ def seeded(oracle: Oracle) -> Iterator[int]:
 
 
 def hand_in(oracle: Oracle, x: Tensor, candidates: Tensor, ids: Tensor) -> None:
-    """Shows the oracle what the library found (N, C, H, W), pulled into the ball, out of which rounding pushes it;
-    rows that it left at the clean image ``x`` are its failures."""
+    """Shows the library's candidates (N, C, H, W) to the oracle.
+
+    Candidates are first projected into the ball, because rounding pushes them out. Rows that the library left at the
+    clean image ``x`` are failures and are not shown.
+    """
     if oracle.threat.epsilon is not None:
         candidates = project(candidates, x, oracle.threat.norm, oracle.threat.epsilon)
     moved = (candidates != x).flatten(1).any(1)
@@ -193,7 +203,7 @@ def hand_in(oracle: Oracle, x: Tensor, candidates: Tensor, ids: Tensor) -> None:
 
 
 def farthest(oracle: Oracle, x: Tensor) -> Tensor:
-    """What failures hand in (n, C, H, W): all pixels moved towards their far ends, within the ball."""
+    """Returns the candidates (n, C, H, W) of failures: all pixels moved towards their far ends, within the ball."""
     radius = 1.0 if oracle.threat.epsilon is None else oracle.threat.epsilon
     step = radius * steepest(torch.zeros_like(x), x, oracle.threat.norm)
     return project(x + step, x, oracle.threat.norm, radius)

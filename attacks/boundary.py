@@ -1,8 +1,8 @@
 """The Boundary attack (Brendel, Rauber & Bethge 2018): a random walk along the decision boundary.
 
-Its steps are drawn with the biases of Brunner, Diehl, Truong Le & Knoll 2019 (Guessing smart: biased sampling for
-efficient black-box adversarial attacks) that need no second model: towards low frequencies, and towards pixels that are
-perturbed already.
+The steps are drawn with biases of Brunner, Diehl, Truong Le & Knoll 2019 (Guessing smart: biased sampling for efficient
+black-box adversarial attacks) that need no second model. One bias favors low frequencies. The other favors pixels that
+are already perturbed.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attacks.gradients import length, per_image
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.oracle import Oracle
-from bench.parameters import Count, Positive
+from attacks.parts.gradients import length, per_image
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Positive
 
 CLASS_BISECTIONS = 5
 NOISE_TRIES = 50
 START_BISECTIONS = 12
 ADAPTATION = 1.5
 CHECK_EVERY = 4
-"""Every so many steps the spherical candidate is asked about too, and the step sizes are adapted."""
+"""Number of steps between checks. A check also queries the spherical candidate and adapts the step sizes."""
 SPHERICAL_QUEUE, SOURCE_QUEUE = 10, 5
-"""Outcomes of which success rates are taken."""
+"""Number of outcomes in each success rate."""
 SPHERICAL_RATES, SOURCE_RATES = (0.2, 0.5), (0.3, 0.5)
-"""Success rates below and above which steps shrink and grow."""
+"""Success rates below which steps shrink and above which steps grow."""
 SMALLEST_SOURCE_STEP = 1e-7
 DRAWS_AT_ONCE = 32
 SMOOTHING = 1 / 16
-"""Radius, as a share of the image's edge, of the squares over which half of the draws are averaged: 3 pixels wide at
-28x28, a single one at 8x8."""
+"""Radius of the squares that average half of the draws, as a share of the image's edge. A square is 3 pixels wide at
+28x28 and 1 pixel wide at 8x8."""
 
 
 @attack(
@@ -52,11 +52,11 @@ def boundary(
     spherical_step: Positive = 0.1,
     source_step: Positive = 0.01,
 ) -> Tensor:
-    """Walks for up to ``steps`` along the boundary: a step at random on the sphere around the clean image, then one
-    towards it; kept where still adversarial.
+    """Walks for up to ``steps`` along the boundary and keeps the steps that stay adversarial.
 
-    ``spherical_step`` and ``source_step`` are the first lengths relative to the distance; both are adapted to how often
-    the steps succeed. A sample is finished when its source step falls below 1e-7.
+    Each step moves at random on the sphere around the clean image, then towards the clean image. ``spherical_step`` and
+    ``source_step`` are the first lengths relative to the distance. Both are adapted to the success rates of the steps.
+    A sample is finished when its source step falls below 1e-7.
     """
     start, found = starting_points(oracle, x, y)
     active = oracle.ids[found]
@@ -95,10 +95,11 @@ def boundary(
 
 
 def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """An adversarial for each sample, (n, C, H, W), and whether one was found, (n,).
+    """Returns an adversarial example for each sample (n, C, H, W), and True (n,) where one was found.
 
-    The nearest training image of each other class is moved towards the clean image by bisection; the sample starts from
-    the one that gets nearest, since the walk seldom changes the class. Where none is adversarial, from uniform noise.
+    The nearest training image of each other class is moved towards the clean image by binary search. The sample starts
+    from the result that gets nearest, because the walk seldom changes the class. Where no training image is
+    adversarial, the sample starts from uniform noise.
     """
     images, labels = oracle.pool
     start, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -128,7 +129,7 @@ def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:
-    """White ``noise`` (N, C, H, W), larger where the image is perturbed, and without high frequencies if ``smooth``."""
+    """Scales white ``noise`` (N, C, H, W) up where the image is perturbed, without high frequencies if ``smooth``."""
     if smooth:
         noise = smoothed(noise)
     size = perturbation.abs()
@@ -137,7 +138,7 @@ def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:
 
 
 def smoothed(noise: Tensor) -> Tensor:
-    """The low frequencies of ``noise`` (N, C, H, W): its averages over squares of radius `SMOOTHING`."""
+    """Returns the low frequencies of ``noise`` (N, C, H, W), as averages over squares of radius `SMOOTHING`."""
     radius = int(SMOOTHING * noise.shape[-1])
     width = 2 * radius + 1
     padded = torch.nn.functional.pad(noise, (radius,) * 4)
@@ -147,7 +148,7 @@ def smoothed(noise: Tensor) -> Tensor:
 
 
 def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_step: Tensor) -> tuple[Tensor, Tensor]:
-    """A random point on the sphere around ``x`` through ``z``, and that point moved towards ``x`` (figure 2)."""
+    """Returns a random point of the sphere around ``x`` through ``z``, and this point nearer to ``x`` (figure 2)."""
     to_source = x - z
     distance = length(to_source)
     unit = to_source / per_image(distance)
@@ -155,7 +156,7 @@ def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_
     orthogonal = orthogonal * per_image(spherical_step * distance / length(orthogonal))
     sphere_point = (x + (orthogonal - to_source) / per_image((1 + spherical_step**2).sqrt())).clamp(0, 1)
     back = x - sphere_point
-    # Clipping leaves the sphere: the step ends at (1 - source_step) times the distance all the same.
+    # Clipping leaves the sphere. The step still ends at (1 - source_step) times the distance.
     away = length(back)
     reach = (source_step * distance + away - distance).clamp_min(0) / away
     return sphere_point, (sphere_point + per_image(reach) * back).clamp(0, 1)
@@ -163,7 +164,7 @@ def propose(x: Tensor, z: Tensor, noise: Tensor, spherical_step: Tensor, source_
 
 @dataclass
 class SuccessQueue:
-    """The last ``size`` outcomes of each sample, and the step sizes' factors that follow from them."""
+    """The last ``size`` outcomes of each sample, and the factors of the step sizes that follow from the outcomes."""
 
     samples: int
     size: int
@@ -176,14 +177,15 @@ class SuccessQueue:
         self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
 
     def push(self, ids: Tensor, outcome: Tensor) -> None:
-        """Adds an outcome (N,) to each of ``ids`` (N,), over the oldest one where the queue is full."""
+        """Adds an outcome (N,) to each of ``ids`` (N,), over the oldest outcome where the queue is full."""
         self.outcomes[ids, self.count[ids] % self.size] = outcome.to(self.outcomes)
         self.count[ids] += 1
 
     def factors(self, low: float, high: float) -> Tensor:
-        """`ADAPTATION` (n,) for full queues with a success rate above ``high``, its inverse below ``low``, else 1.
+        """Returns the factors (n,) of the step sizes.
 
-        Queues that gave a factor start anew.
+        The factor of a full queue is `ADAPTATION` at a success rate above ``high``, and its inverse below ``low``. All
+        other factors are 1. Queues that gave another factor than 1 start anew.
         """
         full, rate = self.count >= self.size, self.outcomes.mean(1)
         up, down = full & (rate > high), full & (rate < low)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, per_image, to_spread, wrong_margin
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.parameters import Count, Natural, Positive
+from attacks.parts.gradients import logit_margin, per_image, to_spread
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Natural, Positive
 
 INSIDE = 1 - 1e-6
-"""Pixels are kept this far within [-1, 1], where atanh is finite."""
+"""Factor that keeps pixels strictly within [-1, 1], where atanh is finite."""
 GROWTH = 10.0
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -32,13 +33,14 @@ def cw(
     steps: Count = 150,
     learning_rate: Positive = 0.05,
     constant: Positive = 0.1,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """Minimises ||z - x||^2 + c max(f(z), 0), z = (tanh(w) + 1) / 2, by ``steps`` of Adam in w; f(z) is the true
-    logit's lead, where the clean image's logits are brought to the standard deviation `attacks.gradients.SPREAD`.
+    """Minimizes ||z - x||^2 + c max(f(z), 0), z = (tanh(w) + 1) / 2, by ``steps`` of Adam in w.
 
-    c starts at ``constant``, grows tenfold until a run succeeds and is then bisected, over ``searches`` runs in all.
-    The way from the clean image to the closest adversarial is then halved ``bisections`` times.
+    f(z) is the margin of the true class, with the clean image's logits scaled to the standard deviation
+    `attacks.parts.gradients.SPREAD`. c starts at ``constant`` and grows tenfold until a run succeeds. A binary search
+    then refines c, over ``searches`` runs in all. The segment from the clean image to the closest adversarial example
+    is then halved ``binary_search_steps`` times.
     """
     last = x.clone()
     constants = torch.full((len(x),), constant, device=x.device)
@@ -51,15 +53,17 @@ def cw(
         high[ids[hit]], low[ids[~hit]] = constants[ids[hit]], constants[ids[~hit]]
         constants = torch.where(torch.isfinite(high), (low + high) / 2, constants * GROWTH)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(last)[hit], y[hit], hit, bisections)
+    bisect(oracle, x[hit], oracle.closest(last)[hit], y[hit], hit, binary_search_steps)
     return oracle.closest(last)
 
 
 def descend(
     oracle: GradientOracle, x: Tensor, y: Tensor, ids: Tensor, constants: Tensor, steps: int, learning_rate: float
 ) -> tuple[Tensor, Tensor]:
-    """Adam from the clean images (N, C, H, W) with ``constants`` (N,): the last iterates, and whether one of them was
-    adversarial (N,)."""
+    """Runs Adam from the clean images (N, C, H, W) with ``constants`` (N,).
+
+    Returns the last iterates (N, C, H, W), and True (N,) for rows with an adversarial iterate.
+    """
     w = torch.atanh((2 * x - 1) * INSIDE)
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
     hit = torch.zeros_like(ids, dtype=torch.bool)
@@ -71,10 +75,10 @@ def descend(
             break
         squashed = w[rows].tanh()
         z = (squashed + 1) / 2
-        gradient, logits = oracle.gradient(z, y[rows], wrong_margin, ids[rows])
+        gradient, logits = oracle.gradient(z, y[rows], logit_margin, ids[rows])
         if k == 1:
             scale[rows] = to_spread(logits)[:, 0]
-        wrong = wrong_margin(logits, y[rows]) > 0
+        wrong = logit_margin(logits, y[rows]) > 0
         hit[rows] |= wrong
         pull = per_image(constants[rows] * ~wrong) * torch.nan_to_num(per_image(scale[rows]) * gradient)
         slope = (2 * (z - x[rows]) - pull) * (1 - squashed.square()) / 2

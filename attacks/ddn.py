@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, length, per_image, steepest, wrong_odds
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.parameters import Count, Natural, Positive
+from attacks.parts.gradients import length, per_image, steepest, wrong_odds
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Natural, Positive
 
 
 @attack(
@@ -29,13 +30,13 @@ def ddn(
     steps: Count = 300,
     radius: Positive = 1.0,
     gamma: Positive = 0.05,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """Algorithm 1, without quantisation: steps along the gradient, on a sphere that shrinks by ``gamma`` where the last
-    iterate was adversarial and grows by it where not.
+    """Runs algorithm 1, without quantization: steps along the gradient, on a sphere around the clean image.
 
-    The step size falls from 1 to 0.01 by cosine annealing. The way from the clean image to the closest adversarial is
-    then halved ``bisections`` times: the spheres' radii are ``gamma`` apart.
+    The radius shrinks by the share ``gamma`` where the last iterate was adversarial, and grows by it elsewhere. The
+    step size falls from 1 to 0.01 by cosine annealing. The segment from the clean image to the closest adversarial
+    example is then halved ``binary_search_steps`` times, because the radii are ``gamma`` apart.
     """
     z = x.clone()
     radii = torch.full((len(x),), radius, device=x.device)
@@ -52,5 +53,5 @@ def ddn(
         delta *= per_image(radii[active] / length(delta).clamp_min(torch.finfo(x.dtype).tiny))
         z[active] = (x[active] + delta).clamp(0, 1)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, bisections)
+    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, binary_search_steps)
     return oracle.closest(z)

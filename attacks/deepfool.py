@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, diameter, per_image, steepest
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.norms import of_norm
-from bench.parameters import Count, Natural
+from attacks.parts.gradients import diameter, per_image, steepest
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.norms import of_norm
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Natural
 
 
 @attack(
@@ -26,14 +27,14 @@ def deepfool(
     *,
     steps: Count = 50,
     overshoot: float = 0.02,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """Steps to the nearest boundary of the linearised classifier until the label changes.
+    """Steps to the nearest boundary of the linearized classifier until the label changes.
 
-    The k-th iterate overshoots the summed steps by k times ``overshoot``: with a fixed one, iterates would creep up to
-    curved boundaries from inside. Each step takes the Jacobian of all logits and, cheaper than another
-    one, a decision at the next iterate. The way from the clean image to the last iterate is then halved ``bisections``
-    times, which takes the overshoot back.
+    The k-th iterate overshoots the summed steps by k times ``overshoot``. With a fixed overshoot, iterates would creep
+    up to curved boundaries from inside. Each step takes the Jacobian of all logits and a decision at the next iterate.
+    The decision is cheaper than another Jacobian. The segment from the clean image to the last iterate is then halved
+    ``binary_search_steps`` times, to remove the overshoot.
     """
     z, total = x.clone(), torch.zeros_like(x)
     classes = torch.arange(oracle.classes, device=x.device)
@@ -49,13 +50,16 @@ def deepfool(
         if len(active):
             active = active[oracle.decision(z[active], active) == y[active]]
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], z[hit], y[hit], hit, bisections)
+    bisect(oracle, x[hit], z[hit], y[hit], hit, binary_search_steps)
     return oracle.closest(z)
 
 
 def boundary_step(jacobian: Tensor, logits: Tensor, x: Tensor, y: Tensor, oracle: GradientOracle) -> Tensor:
-    """The shortest step (N, C, H, W) to a boundary of the classifier linearised at the iterate (equations 7 to 9;
-    13 to 15 for Linf): of length |f_k - f_y| / ||w_k - w_y|| in the dual norm, along the steepest direction."""
+    """Returns the shortest step (N, C, H, W) to a boundary of the classifier linearized at the iterate.
+
+    The length of the step is |f_k - f_y| / ||w_k - w_y||, with the dual norm in the denominator. The step follows the
+    steepest direction (equations 7 to 9; 13 to 15 for Linf).
+    """
     rows = torch.arange(len(y), device=y.device)
     w = torch.nan_to_num(jacobian - jacobian[rows, y][:, None])
     f = logits - logits[rows, y][:, None]
@@ -65,7 +69,7 @@ def boundary_step(jacobian: Tensor, logits: Tensor, x: Tensor, y: Tensor, oracle
     distances = (f.abs() / dual.clamp_min(torch.finfo(x.dtype).tiny)).to(x.dtype)
     distances[rows, y] = torch.inf
     nearest = distances.argmin(1)
-    # Where all derivatives vanish the linearisation has no boundary; a step across the pixel range has to do.
+    # Where all derivatives vanish, the linearization has no boundary. The step then crosses the pixel range.
     widest = diameter(x, oracle.threat.norm)
     step = distances[rows, nearest].clamp_max(widest) + 1e-4
     return per_image(step) * steepest(w[rows, nearest], x, oracle.threat.norm)

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, diameter, steepest, wrong_odds
-from attacks.lines import climb
-from bench.cards import attack
-from bench.parameters import Count, Natural
+from attacks.parts.gradients import diameter, steepest, wrong_odds
+from attacks.parts.lines import climb
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Natural
 
 CITATION = "Goodfellow, Shlens & Szegedy 2015, Explaining and harnessing adversarial examples"
 
 
-def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, rungs: int, bisections: int) -> Tensor:
-    """The first adversarial ``clip(x + epsilon d)`` along the steepest direction d of the clean image; epsilon goes up
-    to the pixel box's diameter, see `attacks.lines.climb`."""
+def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, num_scales: int, binary_search_steps: int) -> Tensor:
+    """Searches for the first adversarial ``clip(x + epsilon d)`` along the steepest direction d of the clean image.
+
+    Epsilon grows up to the pixel box's diameter; see `attacks.parts.lines.climb`.
+    """
     gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
     norm = oracle.threat.norm
     direction = steepest(gradient, x, norm)
-    return oracle.closest(climb(oracle, x, y, direction, diameter(x, norm), rungs, bisections))
+    return oracle.closest(climb(oracle, x, y, direction, diameter(x, norm), num_scales, binary_search_steps))
 
 
 @attack("fgm", norms=["L2"], access="gradient", budget=200, citation=CITATION)
-def fgm(oracle: GradientOracle, x: Tensor, y: Tensor, *, rungs: Count = 50, bisections: Natural = 5) -> Tensor:
-    """Fast gradient method: along the gradient, up to a root mean square change of 1."""
-    return line_search(oracle, x, y, rungs, bisections)
+def fgm(
+    oracle: GradientOracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 5
+) -> Tensor:
+    """Runs the fast gradient method: along the gradient, up to a root mean square change of 1."""
+    return line_search(oracle, x, y, num_scales, binary_search_steps)
 
 
 @attack("fgsm", norms=["Linf"], access="gradient", budget=200, citation=CITATION)
-def fgsm(oracle: GradientOracle, x: Tensor, y: Tensor, *, rungs: Count = 50, bisections: Natural = 5) -> Tensor:
-    """Fast gradient sign method: along the sign of the gradient."""
-    return line_search(oracle, x, y, rungs, bisections)
+def fgsm(
+    oracle: GradientOracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 5
+) -> Tensor:
+    """Runs the fast gradient sign method: along the sign of the gradient."""
+    return line_search(oracle, x, y, num_scales, binary_search_steps)

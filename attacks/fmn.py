@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, steepest, wrong_margin
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.parameters import Count, Natural, Positive
-from bench.threat import project
+from attacks.parts.gradients import logit_margin, steepest
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Natural, Positive
+from bench.contracts.threat import project
 
 
 @attack(
@@ -28,15 +29,15 @@ def fmn(
     y: Tensor,
     *,
     steps: Count = 300,
-    step: Positive = 1.0,
+    step_size: Positive = 1.0,
     gamma: Positive = 0.05,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """Algorithm 1: gradient steps within a ball whose radius follows the boundary.
+    """Runs algorithm 1: gradient steps within a ball whose radius follows the boundary.
 
-    Until a sample is adversarial for the first time its radius is the linearised distance to the boundary; then it
-    shrinks or grows by ``gamma``, which falls to 0.001, as ``step`` falls to 0.01 of itself, by cosine annealing. The
-    way from the clean image to the closest adversarial is then halved ``bisections`` times.
+    Until a sample is first adversarial, its radius is the linearized distance to the boundary. Then the radius shrinks
+    or grows by the share ``gamma``. Cosine annealing lowers ``gamma`` to 0.001 and ``step_size`` to 0.01 of itself. The
+    segment from the clean image to the closest adversarial example is then halved ``binary_search_steps`` times.
     """
     z = x.clone()
     radii = torch.full((len(x),), torch.inf, device=x.device)
@@ -48,15 +49,16 @@ def fmn(
         annealed = (1 + math.cos(math.pi * k / steps)) / 2
         change = 0.001 + (gamma - 0.001) * annealed
         clean, radius = x[active], radii[active]
-        gradient, logits = oracle.gradient(z[active], y[active], wrong_margin, active)
-        margin = wrong_margin(logits, y[active])
+        gradient, logits = oracle.gradient(z[active], y[active], logit_margin, active)
+        margin = logit_margin(logits, y[active])
         slope = torch.nan_to_num(gradient).flatten(1).abs().sum(1).clamp_min(torch.finfo(x.dtype).tiny)
         linearised = (z[active] - clean).flatten(1).abs().amax(1) + margin.abs() / slope
         closest = oracle.closest_distance[active].to(x.dtype)
-        grown = torch.where(torch.isfinite(closest), radius * (1 + change), linearised)
+        # On the linearised boundary itself, rounding decides: the first radius is a little larger.
+        grown = torch.where(torch.isfinite(closest), radius, linearised) * (1 + change)
         radii[active] = torch.where(margin > 0, torch.minimum(radius * (1 - change), closest), grown)
-        moved = z[active] + step * (0.01 + 0.99 * annealed) * steepest(gradient, clean, "L2")
+        moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, "L2")
         z[active] = project(moved, clean, "Linf", radii[active])
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, bisections)
+    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, binary_search_steps)
     return oracle.closest(z)

@@ -1,10 +1,11 @@
-"""Gradient attacks on scores alone: the same attacks, with gradients that are estimated from finite differences.
+"""Gradient attacks on scores alone, with gradients estimated from finite differences.
 
-Either by coordinate-wise central differences at every point (Schott et al. 2019, section 5), or in the way of natural
-evolution strategies (NES; Ilyas et al. 2018, Black-box adversarial attacks with limited queries and information): by
-antithetic pairs along a few random directions. Two things make these few enough. The directions of an estimate are
-orthogonal, and a sample's last estimate is its prior (Ilyas, Engstrom & Madry 2019, Prior convictions): only what the
-prior does not explain is estimated, by the smallest change of the Jacobian that does (Broyden 1965).
+One method takes coordinate-wise central differences at every point (Schott et al. 2019, section 5). The other follows
+natural evolution strategies (NES; Ilyas et al. 2018, Black-box adversarial attacks with limited queries and
+information). NES queries antithetic pairs along random directions. Two changes make a few directions enough. First, the
+directions of an estimate are orthogonal. Second, a sample's last estimate is its prior (Ilyas, Engstrom & Madry 2019,
+Prior convictions). Only what the prior does not explain is estimated, by the smallest change of the Jacobian that
+explains it (Broyden 1965).
 """
 
 from __future__ import annotations
@@ -18,29 +19,28 @@ from torch import Tensor
 
 from attacks.deepfool import deepfool
 from attacks.fast_gradient import fgm, fgsm
-from attacks.gradients import GradientOracle
 from attacks.iterative_gradient import bim, mim, pgd
-from bench.cards import AttackCard, attack, card_of
-from bench.errors import unknown
-from bench.oracle import Loss, Oracle
-from bench.parameters import Count, Positive
+from bench.contracts.cards import AttackCard, attack, card_of
+from bench.contracts.errors import unknown
+from bench.contracts.oracle import GradientOracle, Loss, Oracle
+from bench.contracts.parameters import Count, Positive
 
 Method = Literal["coordinate", "nes"]
 ROWS_AT_ONCE = 4096
 
 
 class EstimatedGradients(GradientOracle):
-    """An oracle that grants scores, as one that grants gradients: the Jacobian of the logits is estimated.
+    """An oracle that answers gradient queries by scores alone: the Jacobian of the logits is estimated.
 
-    One estimate serves every loss, by the chain rule at the logits. Points that are adversarial already are not
-    worth one: the attacks have no use for the derivative there.
+    One estimate serves every loss, by the chain rule at the logits. Points that are already adversarial get no new
+    estimate, because the attacks do not use the derivative there.
 
     Args:
         oracle: grants scores.
         y: labels (n,) of the oracle's samples.
         method: ``coordinate``, 2 D queries per estimate for images of D values; or ``nes``, 2 ``pairs`` queries.
-        pairs: directions of an estimate by ``nes``.
-        full_start: a sample's first estimate by ``nes`` is coordinate-wise, so that it starts from an exact prior.
+        pairs: number of directions per estimate by ``nes``.
+        full_start: makes a sample's first estimate by ``nes`` coordinate-wise, so that it starts from an exact prior.
         step: distance between a point and the queries beside it.
 
     Raises:
@@ -58,32 +58,32 @@ class EstimatedGradients(GradientOracle):
 
     @property
     def found(self) -> Tensor:
-        """See `bench.oracle.Oracle.found`."""
+        """See `bench.contracts.oracle.Oracle.found`."""
         return self._oracle.found
 
     @property
     def closest_distance(self) -> Tensor:
-        """See `bench.oracle.Oracle.closest_distance`."""
+        """See `bench.contracts.oracle.Oracle.closest_distance`."""
         return self._oracle.closest_distance
 
     def closest(self, fallback: Tensor) -> Tensor:
-        """See `bench.oracle.Oracle.closest`."""
+        """See `bench.contracts.oracle.Oracle.closest`."""
         return self._oracle.closest(fallback)
 
     def affordable(self, ids: Tensor) -> Tensor:
-        """See `bench.oracle.Oracle.affordable`."""
+        """See `bench.contracts.oracle.Oracle.affordable`."""
         return self._oracle.affordable(ids)
 
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See `bench.oracle.Oracle.decision`."""
+        """See `bench.contracts.oracle.Oracle.decision`."""
         return self._oracle.decision(x, ids)
 
     def scores(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See `bench.oracle.Oracle.scores`."""
+        """See `bench.contracts.oracle.Oracle.scores`."""
         return self._oracle.scores(x, ids)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimated gradient (N, C, H, W) of ``loss(logits(x), y)`` and the logits (N, K) at ``x``."""
+        """Returns the estimated gradient (N, C, H, W) of ``loss(logits(x), y)`` and the logits (N, K) at ``x``."""
         jacobian, logits = self._estimate(x, ids)
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_(True)
@@ -91,12 +91,12 @@ class EstimatedGradients(GradientOracle):
         return torch.einsum("nk,nkchw->nchw", cotangent, jacobian), logits
 
     def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The estimated derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M), and all logits (N, K)."""
+        """Returns estimated derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M), and all logits (N, K)."""
         jacobian, logits = self._estimate(x, ids)
         return jacobian[torch.arange(len(x), device=x.device)[:, None], classes], logits
 
     def _estimate(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The Jacobian (N, K, C, H, W), estimated, and the logits (N, K)."""
+        """Returns the estimated Jacobian (N, K, C, H, W) and the logits (N, K)."""
         logits = self._oracle.scores(x, ids)
         if self._prior is None:
             self._prior = x.new_zeros(len(self.ids), logits.shape[1], x.shape[1:].numel())
@@ -107,7 +107,7 @@ class EstimatedGradients(GradientOracle):
             (full, size, self._coordinate_wise),
             (wanted & ~full, min(self._pairs, size), self._along_random_directions),
         ):
-            # In parts, since all the points of a chunk of large images would not fit into memory.
+            # Split, because all the points of a chunk of large images would not fit into memory.
             for rows in torch.split(chosen.nonzero()[:, 0], max(1, ROWS_AT_ONCE // (2 * pairs))):
                 if len(rows):
                     self._prior[ids[rows]] = estimate(x[rows], ids[rows], self._prior[ids[rows]])
@@ -115,14 +115,15 @@ class EstimatedGradients(GradientOracle):
         return self._prior[ids].reshape(*logits.shape, *x.shape[1:]), logits
 
     def _coordinate_wise(self, x: Tensor, ids: Tensor, prior: Tensor) -> Tensor:
-        """The Jacobian (N, K, D) by central differences of each value alone."""
+        """Returns the Jacobian (N, K, D) from central differences of each value alone."""
         offsets = self._step * torch.eye(x.shape[1:].numel()).to(x)
         change, gap = self._differences(x, ids, offsets.expand(len(x), -1, -1))
         jacobian: Tensor = change.transpose(1, 2) / gap.diagonal(dim1=1, dim2=2)[:, None]
         return jacobian
 
     def _along_random_directions(self, x: Tensor, ids: Tensor, prior: Tensor) -> Tensor:
-        """The Jacobian (N, K, D) next to ``prior`` that explains the differences along orthogonal random directions."""
+        """Returns the Jacobian (N, K, D) closest to ``prior`` that explains differences along orthogonal random
+        directions."""
         size = x.shape[1:].numel()
         noise = self._oracle.random.normal(ids, (size, min(self._pairs, size)))
         directions = torch.linalg.qr(noise).Q.transpose(1, 2)
@@ -133,8 +134,10 @@ class EstimatedGradients(GradientOracle):
         return prior + correction
 
     def _differences(self, x: Tensor, ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        """Differences (N, P, K) of the logits between x + offset and x - offset, offsets (N, P, D), and the gaps
-        (N, P, D) between these points, which clipping to [0, 1] shortens."""
+        """Returns the differences (N, P, K) of the logits between x + offset and x - offset, for offsets (N, P, D).
+
+        Also returns the gaps (N, P, D) between these points. Clipping to [0, 1] shortens the gaps.
+        """
         pairs = offsets.shape[1]
         offsets = offsets.reshape(len(x), pairs, *x.shape[1:])
         above, below = (x[:, None] + offsets).clamp(0, 1), (x[:, None] - offsets).clamp(0, 1)
@@ -144,11 +147,11 @@ class EstimatedGradients(GradientOracle):
 
 
 def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callable[..., Tensor]:
-    """The attack ``base`` on scores, named with ``_ge`` ("with gradient estimation") behind.
+    """Returns the attack ``base`` on scores, with ``_ge`` ("with gradient estimation") appended to its name.
 
-    It has the base's parameters and those of `EstimatedGradients`, whose ``step`` it calls ``estimation_step``. It is
-    repeated with so many ``step_sizes`` of the estimate (that step, 3 times it, a third of it, 9 times it, ...); the
-    closest adversarial of all is kept (Schott et al. 2019, section 5).
+    The attack has the parameters of ``base`` and of `EstimatedGradients`, whose ``step`` becomes ``estimation_step``.
+    ``base`` runs once for each of ``step_sizes`` steps of the estimate (that step, 3 times it, a third of it, 9 times
+    it, ...). The closest adversarial example of all runs is kept (Schott et al. 2019, section 5).
     """
     card = card_of(base)
     assert isinstance(card, AttackCard)

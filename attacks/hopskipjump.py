@@ -1,7 +1,7 @@
 """HopSkipJumpAttack (Chen, Jordan & Wainwright 2020): gradient steps along the boundary, by decisions alone.
 
-Half of its random directions are low frequencies, as in `attacks.boundary` (Brunner et al. 2019; for this attack Li et
-al. 2020, QEBA); the other half keep every pixel in reach.
+Half of the random directions are low frequencies, as in `attacks.boundary` (Brunner et al. 2019; for this attack Li et
+al. 2020, QEBA). The other half keeps every pixel in reach.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from attacks.boundary import smoothed, starting_points
-from attacks.gradients import length, per_image
-from bench.cards import attack
-from bench.norms import Norm, check_norm, of_norm
-from bench.oracle import Oracle
-from bench.parameters import Count
+from attacks.parts.gradients import length, per_image
+from bench.contracts.cards import attack
+from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count
 
 DRAWS_AT_ONCE = 64
-"""Random directions of one query, so that a sample overdraws its budget by no more than these."""
+"""Random directions per query. A sample overdraws its budget by at most this number."""
 FIRST_DELTA = 0.1
 HALVINGS = 25
-"""Of a step, after which it is given up."""
+"""Tries of a step, each half as long as the last, before the step is given up."""
 
 
 @attack(
@@ -34,10 +34,10 @@ HALVINGS = 25
     citation="Chen, Jordan & Wainwright 2020, HopSkipJumpAttack: a query-efficient decision-based attack",
 )
 def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draws: Count = 50) -> Tensor:
-    """Algorithm 2: from the boundary, a step along the estimated gradient, and a binary search back to the boundary.
+    """Runs algorithm 2: a step from the boundary along the estimated gradient, then a binary search back to it.
 
-    The t-th of ``steps`` estimates the gradient from ``draws * sqrt(t)`` random directions, for each sample alone. Its
-    step is at first ``1 / sqrt(t)`` times the distance, and halved until the image is adversarial.
+    The t-th of ``steps`` estimates the gradient of each sample alone, from ``draws * sqrt(t)`` random directions. The
+    step size starts at ``1 / sqrt(t)`` times the distance and is halved until the image is adversarial.
     """
     z, found = starting_points(oracle, x, y)
     norm = oracle.threat.norm
@@ -61,8 +61,9 @@ def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draw
 def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: Tensor, draws: int) -> Tensor:
     """Estimates the direction (N, C, H, W) into the adversarial side at points ``z`` of the boundary (equation 12).
 
-    The mean, over random directions of length ``delta`` (N,), of the direction times 1 where it is adversarial and -1
-    where not, less the mean of these signs, which lowers the variance where the boundary is met off its middle.
+    The estimate is the weighted mean of random directions of length ``delta`` (N,). The weight is 1 where the direction
+    is adversarial and -1 elsewhere, less the mean of these signs. Subtracting the mean lowers the variance where the
+    signs are unbalanced.
     """
     signs = z.new_zeros(len(z))
     directions, signed = torch.zeros_like(z), torch.zeros_like(z)
@@ -71,7 +72,7 @@ def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: 
         noise = random_directions(oracle, ids, count, z.shape[1:])
         scale = delta[:, None, None, None, None]
         asked = (z[:, None] + scale * noise).clamp(0, 1)
-        # What clipping leaves of the direction is what was asked about.
+        # The query was about the clipped direction.
         noise = (asked - z[:, None]) / scale
         decisions = oracle.decision(asked.flatten(0, 1), ids.repeat_interleave(count)).reshape(-1, count)
         sign = torch.where(decisions != y[:, None], 1.0, -1.0)
@@ -79,14 +80,16 @@ def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: 
         directions += noise.sum(1)
         signed += (sign[:, :, None, None, None] * noise).sum(1)
     mean = signs / draws
-    # Where all signs agree their mean would leave nothing.
+    # Where all signs agree, subtracting their mean would leave zero.
     baseline = torch.where(mean.abs() == 1, 0.0, mean)
     return (signed - per_image(baseline) * directions) / draws
 
 
 def random_directions(oracle: Oracle, ids: Tensor, count: int, shape: torch.Size) -> Tensor:
-    """Directions (N, count, C, H, W) of Euclidean length one, the latter half smooth: from Gaussian noise for L2 and
-    uniform noise for Linf."""
+    """Draws directions (N, count, C, H, W) of Euclidean length one, the second half smooth.
+
+    The noise is Gaussian for L2 and uniform for Linf.
+    """
     check_norm(oracle.threat.norm, ("L2", "Linf"))
     if oracle.threat.norm == "L2":
         noise = oracle.random.normal(ids, (count, *shape))
@@ -99,7 +102,10 @@ def random_directions(oracle: Oracle, ids: Tensor, count: int, shape: torch.Size
 
 
 def step(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, direction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """``z + size * direction`` with ``size`` (N,) halved until it is adversarial, and where that was reached (N,)."""
+    """Moves ``z`` by ``size * direction``, with ``size`` (N,) halved until the result is adversarial.
+
+    Returns the last images tried (N, C, H, W), and True (N,) for adversarial ones.
+    """
     stepped, moved = z.clone(), torch.zeros(len(z), dtype=torch.bool, device=z.device)
     rows = torch.arange(len(z), device=z.device)
     for k in range(HALVINGS):
@@ -114,14 +120,17 @@ def step(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, direction: Tensor, s
 
 
 def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-    """Binary search between the clean ``x`` and the adversarial ``z`` (N, C, H, W) to the paper's precision theta,
-    d^(-3/2) of the way for L2 and d^(-2) for Linf (d pixel values); returns the adversarial ends."""
+    """Runs a binary search between the clean ``x`` and the adversarial ``z`` (N, C, H, W).
+
+    Returns the adversarial ends (N, C, H, W). The precision is the paper's theta, as a share of the way: d^(-3/2) for
+    L2 and d^(-2) for Linf, with d pixel values.
+    """
     norm = oracle.threat.norm
     size = x.shape[1:].numel()
-    bisections = math.ceil(math.log2(size) * of_norm(norm, L2=1.5, Linf=2))
+    binary_search_steps = math.ceil(math.log2(size) * of_norm(norm, L2=1.5, Linf=2))
     low, high = z.new_zeros(len(z)), z.new_ones(len(z))
     rows = torch.arange(len(z), device=z.device)
-    for _ in range(bisections):
+    for _ in range(binary_search_steps):
         rows = rows[oracle.affordable(ids[rows])]
         if not len(rows):
             break
@@ -133,7 +142,7 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) ->
 
 
 def shrink(x: Tensor, z: Tensor, share: Tensor, norm: Norm) -> Tensor:
-    """``z`` (N, C, H, W) brought to ``share`` (N,) of its distance to ``x``: blended for L2, clipped for Linf."""
+    """Brings ``z`` (N, C, H, W) to ``share`` (N,) of its distance to ``x``, blended for L2 and clipped for Linf."""
     check_norm(norm, ("L2", "Linf"))
     if norm == "L2":
         return torch.lerp(x, z, per_image(share))

@@ -1,18 +1,18 @@
-"""Iterated gradient steps in a ball: BIM, PGD and MIM; minimal by epsilon search, or bounded."""
+"""Iterated gradient steps in a ball: BIM, PGD and MIM, minimal by epsilon search or bounded."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attacks.epsilon_search import smallest_epsilon
-from attacks.gradients import GradientOracle, length, per_image, usable, wrong_odds
-from bench import ascent
-from bench.cards import attack
-from bench.norms import check_norm
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural, Positive
-from bench.threat import project
+from attacks.parts.epsilon_search import smallest_epsilon
+from attacks.parts.gradients import length, per_image, usable, wrong_odds
+from bench.contracts import ascent
+from bench.contracts.cards import attack
+from bench.contracts.norms import check_norm
+from bench.contracts.oracle import GradientOracle, Oracle
+from bench.contracts.parameters import Count, Natural, Positive
+from bench.contracts.threat import project
 
 
 def ascend(
@@ -24,26 +24,26 @@ def ascend(
     *,
     start: Tensor,
     steps: int,
-    step: float,
+    relative_step_size: float,
     decay: float | None = None,
     clean_gradient: Tensor | None = None,
 ) -> Tensor:
-    """``steps`` projected steps of length ``step * radii`` up the loss from ``start``; adversarial rows leave.
+    """Takes ``steps`` projected steps of length ``relative_step_size * radii`` up the loss; adversarial rows leave.
 
     Args:
         oracle: answers the queries.
-        x: clean images (N, C, H, W), the balls' centres; ``y`` (N,) their labels, ``ids`` (N,) their samples.
-        y: see ``x``.
-        ids: see ``x``.
-        radii: of the balls (N,).
+        x: clean images (N, C, H, W), the centers of the balls.
+        y: labels (N,) of ``x``.
+        ids: samples (N,) of ``x``.
+        radii: radii (N,) of the balls.
         start: first iterates (N, C, H, W).
         steps: number of steps.
-        step: length of a step relative to the radius.
-        decay: of the momentum (Dong et al. 2018); without momentum if None.
-        clean_gradient: the gradient at ``start``, where ``start`` is clean and its gradient is known.
+        relative_step_size: length of a step relative to the radius.
+        decay: decay of the momentum (Dong et al. 2018); no momentum if None.
+        clean_gradient: gradient (N, C, H, W) at ``start``, where ``start`` is clean and its gradient is known.
 
     Returns:
-        The last iterate of each row, adversarial where one was reached.
+        The last iterate of each row (N, C, H, W), adversarial where one was reached.
     """
     momentum, known = torch.zeros_like(x), clean_gradient
 
@@ -65,7 +65,9 @@ def ascend(
         return rows, usable(slope, x[rows], oracle.threat.norm)
 
     radii = radii.to(x.dtype)
-    z, rows = ascent.ascend(gradient, x, oracle.threat.norm, radii, start=start, lengths=[step * radii] * steps)
+    z, rows = ascent.ascend(
+        gradient, x, oracle.threat.norm, radii, start=start, lengths=[relative_step_size * radii] * steps
+    )
     rows = rows[oracle.affordable(ids[rows])]
     if len(rows):
         oracle.scores(z[rows], ids[rows])
@@ -73,7 +75,7 @@ def ascend(
 
 
 def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) -> Tensor:
-    """Points drawn uniformly from the balls of ``radii`` (N,) around ``x`` (N, C, H, W), clipped to [0, 1]."""
+    """Draws points uniformly from the balls of ``radii`` (N,) around ``x`` (N, C, H, W), clipped to [0, 1]."""
     check_norm(oracle.threat.norm, ("L2", "Linf"))
     if oracle.threat.norm == "Linf":
         offset = 2 * oracle.random.uniform(ids, x.shape[1:]) - 1
@@ -91,7 +93,7 @@ def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) 
     kinds=["minimal", "bounded"],
     budget=1000,
     citation="Kurakin, Goodfellow & Bengio 2017, Adversarial examples in the physical world",
-    only={"minimal": ["epsilon", "bisections"]},
+    only={"minimal": ["epsilon", "binary_search_steps"]},
 )
 def bim(
     oracle: GradientOracle,
@@ -99,12 +101,15 @@ def bim(
     y: Tensor,
     *,
     steps: Count = 10,
-    step: Positive = 1 / 6,
+    relative_step_size: Positive = 1 / 6,
     epsilon: Positive = 0.3,
-    bisections: Natural = 12,
+    binary_search_steps: Natural = 12,
 ) -> Tensor:
-    """Basic iterative method: ``steps`` of length ``step`` times epsilon; the search starts at ``epsilon``."""
-    return _from_clean(oracle, x, y, steps, step, epsilon, bisections, decay=None)
+    """Runs the basic iterative method: ``steps`` of length ``relative_step_size`` times epsilon.
+
+    The search starts at ``epsilon``.
+    """
+    return _from_clean(oracle, x, y, steps, relative_step_size, epsilon, binary_search_steps, decay=None)
 
 
 @attack(
@@ -114,7 +119,7 @@ def bim(
     kinds=["minimal", "bounded"],
     budget=1000,
     citation="Dong et al. 2018, Boosting adversarial attacks with momentum",
-    only={"minimal": ["epsilon", "bisections"]},
+    only={"minimal": ["epsilon", "binary_search_steps"]},
 )
 def mim(
     oracle: GradientOracle,
@@ -122,13 +127,13 @@ def mim(
     y: Tensor,
     *,
     steps: Count = 10,
-    step: Positive = 0.2,
+    relative_step_size: Positive = 0.2,
     decay: float = 1.0,
     epsilon: Positive = 0.3,
-    bisections: Natural = 12,
+    binary_search_steps: Natural = 12,
 ) -> Tensor:
-    """Momentum iterative method: BIM along the decayed sum of normalised gradients."""
-    return _from_clean(oracle, x, y, steps, step, epsilon, bisections, decay)
+    """Runs the momentum iterative method: BIM along the decayed sum of normalized gradients."""
+    return _from_clean(oracle, x, y, steps, relative_step_size, epsilon, binary_search_steps, decay)
 
 
 @attack(
@@ -139,7 +144,7 @@ def mim(
     stochastic=True,
     budget=3000,
     citation="Madry et al. 2018, Towards deep learning models resistant to adversarial attacks",
-    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
+    only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
 )
 def pgd(
     oracle: GradientOracle,
@@ -147,19 +152,24 @@ def pgd(
     y: Tensor,
     *,
     steps: Natural = 40,
-    step: Positive = 1 / 8,
+    relative_step_size: Positive = 1 / 8,
     restarts: Count = 5,
     epsilon: Positive = 0.3,
-    bisections: Natural = 12,
+    binary_search_steps: Natural = 12,
 ) -> Tensor:
-    """Projected gradient descent from random points of the ball; in a given ball with up to ``restarts`` starts."""
+    """Runs projected gradient descent from a random start in the ball.
+
+    A given ball gets up to ``restarts`` random starts.
+    """
 
     def run(ids: Tensor, radii: Tensor) -> Tensor:
         start = random_start(oracle, x[ids], ids, radii)
-        return ascend(oracle, x[ids], y[ids], ids, radii, start=start, steps=steps, step=step)
+        return ascend(
+            oracle, x[ids], y[ids], ids, radii, start=start, steps=steps, relative_step_size=relative_step_size
+        )
 
     if oracle.threat.epsilon is None:
-        return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
+        return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     last = x.clone()
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     for _ in range(restarts):
@@ -180,23 +190,32 @@ def pgd(
     budget=50_000,
     citation="Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing robust adversarial examples; as in Ju & Wagner 2020, "
     "E-ABS",
-    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
+    only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
 )
 def eot_pgd(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     *,
-    draws: Count = 5,
+    eot_samples: Count = 5,
     steps: Natural = 80,
-    step: Positive = 1 / 8,
+    relative_step_size: Positive = 1 / 8,
     restarts: Count = 5,
     epsilon: Positive = 0.3,
-    bisections: Natural = 12,
+    binary_search_steps: Natural = 12,
 ) -> Tensor:
-    """`pgd` on gradients averaged over ``draws`` of a randomised defense (expectation over transformation)."""
-    oracle.draws = draws
-    return pgd(oracle, x, y, steps=steps, step=step, restarts=restarts, epsilon=epsilon, bisections=bisections)
+    """Runs `pgd` on gradients averaged over ``eot_samples`` draws (expectation over transformation)."""
+    oracle.draws = eot_samples
+    return pgd(
+        oracle,
+        x,
+        y,
+        steps=steps,
+        relative_step_size=relative_step_size,
+        restarts=restarts,
+        epsilon=epsilon,
+        binary_search_steps=binary_search_steps,
+    )
 
 
 @attack(
@@ -207,23 +226,34 @@ def eot_pgd(
     stochastic=True,
     budget=50_000,
     citation="Tramer, Carlini, Brendel & Madry 2020, On adaptive attacks to adversarial example defenses",
-    only={"minimal": ["epsilon", "bisections"], "bounded": ["restarts"]},
+    only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
 )
 def unrolled_pgd(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     *,
-    draws: Count = 5,
+    eot_samples: Count = 5,
     steps: Natural = 80,
-    step: Positive = 1 / 8,
+    relative_step_size: Positive = 1 / 8,
     restarts: Count = 5,
     epsilon: Positive = 0.3,
-    bisections: Natural = 12,
+    binary_search_steps: Natural = 12,
 ) -> Tensor:
-    """`eot_pgd` through the optimisation that a defense does at inference, whose end other attacks hold fixed."""
+    """Runs `eot_pgd` through the optimization that a defense does at inference.
+
+    Other attacks hold the result of this optimization fixed.
+    """
     return eot_pgd(
-        oracle, x, y, draws=draws, steps=steps, step=step, restarts=restarts, epsilon=epsilon, bisections=bisections
+        oracle,
+        x,
+        y,
+        eot_samples=eot_samples,
+        steps=steps,
+        relative_step_size=relative_step_size,
+        restarts=restarts,
+        epsilon=epsilon,
+        binary_search_steps=binary_search_steps,
     )
 
 
@@ -232,12 +262,12 @@ def _from_clean(
     x: Tensor,
     y: Tensor,
     steps: int,
-    step: float,
+    relative_step_size: float,
     epsilon: float,
-    bisections: int,
+    binary_search_steps: int,
     decay: float | None,
 ) -> Tensor:
-    """Ascents that start at the clean image, whose gradient all of them share."""
+    """Runs ascents that start at the clean image and share its gradient."""
     clean_gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
 
     def run(ids: Tensor, radii: Tensor) -> Tensor:
@@ -249,12 +279,12 @@ def _from_clean(
             radii,
             start=x[ids],
             steps=steps,
-            step=step,
+            relative_step_size=relative_step_size,
             decay=decay,
             clean_gradient=clean_gradient[ids],
         )
 
     if oracle.threat.epsilon is None:
-        return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
+        return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     return oracle.closest(run(oracle.ids, radii))

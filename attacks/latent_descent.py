@@ -1,14 +1,14 @@
-"""Latent Descent (Schott et al. 2019, section 5): walk towards the reconstruction under the likeliest wrong class."""
+"""Latent Descent (Schott et al. 2019, section 5): a walk towards the reconstruction under the likeliest wrong class."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural, Positive
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Natural, Positive
 
 
 @attack(
@@ -25,14 +25,15 @@ def latent_descent(
     y: Tensor,
     *,
     steps: Count = 500,
-    step: Positive = 0.01,
-    bisections: Natural = 10,
-    clean_bisections: Natural = 10,
+    step_size: Positive = 0.01,
+    binary_search_steps: Natural = 10,
+    clean_binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """x_t <- (1 - ``step``) x_t + ``step`` x_c (equation 9) until adversarial, at most ``steps`` times.
+    """Repeats x_t <- (1 - a) x_t + a x_c (equation 9) until adversarial, at most ``steps`` times; a is ``step_size``.
 
-    x_c is the reconstruction of x_t under its likeliest wrong class c. Then ``bisections`` within the last step, and
-    ``clean_bisections`` between its end and the clean image.
+    x_c is the reconstruction of x_t under its likeliest wrong class c. The last step is then halved
+    ``binary_search_steps`` times. After that, the segment from the clean image to the result is halved
+    ``clean_binary_search_steps`` times.
     """
     z, before = x.clone(), x.clone()
     walking = oracle.ids
@@ -41,13 +42,13 @@ def latent_descent(
         target = logits.scatter(1, y[walking, None], -torch.inf).argmax(1)
         reconstruction = oracle.reconstruct(z[walking], target, walking)
         before[walking] = z[walking]
-        z[walking] = torch.lerp(z[walking], reconstruction, step).clamp(0, 1)
+        z[walking] = torch.lerp(z[walking], reconstruction, step_size).clamp(0, 1)
         logits = oracle.scores(z[walking], walking)
         missed = (logits.argmax(1) == y[walking]) & oracle.affordable(walking)
         walking, logits = walking[missed], logits[missed]
         if not len(walking):
             break
     hit = oracle.ids[oracle.found]
-    refined = bisect(oracle, before[hit], z[hit], y[hit], hit, bisections)
-    bisect(oracle, x[hit], refined, y[hit], hit, clean_bisections)
+    refined = bisect(oracle, before[hit], z[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], refined, y[hit], hit, clean_binary_search_steps)
     return oracle.closest(z)

@@ -1,4 +1,4 @@
-"""Random noise, as loud as it must be: Gaussian (L2, Linf), uniform (Linf), salt and pepper (L0)."""
+"""Random noise at the smallest scale that is adversarial: Gaussian (L2, Linf), uniform (Linf), salt and pepper (L0)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attacks.gradients import per_image
-from attacks.lines import bisect
-from bench.cards import attack
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural
+from attacks.parts.gradients import per_image
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Natural
 
 CITATION = "Rauber, Brendel & Bethge 2017, Foolbox; reference attacks of Schott et al. 2019"
 
 REACH = 1.5
-"""Additive noise is tried up to this multiple of the first scale that is adversarial: some of it is closer."""
+"""Additive noise is tried up to this multiple of the first adversarial scale, because some of this noise is closer."""
 AT_ONCE = 4
-"""Densities of salt and pepper noise that are asked about at once: few images climb, and a pass over few costs as much
-as one over some more. The lowest hit counts; what was asked above it is the price."""
+"""Densities of salt and pepper noise per query. Few images climb, and a pass over a few images costs as much as one
+over some more. Only the lowest hit counts. The queries above it are the price."""
 
 Draw = Callable[[Tensor, Sequence[int]], Tensor]
-"""Draws noise of a shape for samples (N,)."""
+"""Draws noise of a given shape for each of the samples (N,)."""
 
 
 @attack(
@@ -34,34 +34,46 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     citation=CITATION,
 )
 def gaussian_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100, bisections: Natural = 8
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    repetitions: Count = 10,
+    num_scales: Count = 100,
+    binary_search_steps: Natural = 8,
 ) -> Tensor:
-    """Gaussian noise of standard deviations up to 1; see `additive_noise`."""
-    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, rungs, bisections)
+    """Adds Gaussian noise of standard deviations up to 1; see `additive_noise`."""
+    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, num_scales, binary_search_steps)
 
 
 @attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
 def uniform_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100, bisections: Natural = 8
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    repetitions: Count = 10,
+    num_scales: Count = 100,
+    binary_search_steps: Natural = 8,
 ) -> Tensor:
-    """Uniform noise of half-widths up to 1; see `additive_noise`."""
+    """Adds uniform noise of half-widths up to 1; see `additive_noise`."""
 
     def draw(ids: Tensor, shape: Sequence[int]) -> Tensor:
         return 2 * oracle.random.uniform(ids, shape) - 1
 
-    return additive_noise(oracle, x, y, draw, repetitions, rungs, bisections)
+    return additive_noise(oracle, x, y, draw, repetitions, num_scales, binary_search_steps)
 
 
 def additive_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, rungs: int, bisections: int
+    oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
-    """Noise, clipped to [0, 1], on a grid of ``rungs`` scales up to 1: the first one that is adversarial.
+    """Adds noise on a grid of ``num_scales`` scales up to 1 and clips to [0, 1], until the image is adversarial.
 
-    The repetitions climb side by side, each with noise of its own: until it hits, or a bit beyond the first hit of all.
-    Noise that would not be closer is not asked about. The closest hit, whose noise was not tried at lower scales, is
-    then moved back towards the clean image in ``bisections`` halvings.
+    The repetitions climb side by side, each with its own noise. A repetition climbs until it hits, or until a bit
+    beyond the first hit of all. Noise that would not be closer is not queried. The closest hit's noise was not tried at
+    lower scales. The closest hit is therefore moved back towards the clean image in ``binary_search_steps`` halvings.
     """
-    scales = torch.linspace(0, 1, rungs + 1)[1:].to(x)
+    scales = torch.linspace(0, 1, num_scales + 1)[1:].to(x)
     first = torch.full((len(x),), torch.inf, device=x.device)
     climbing = oracle.ids.repeat(repetitions)
     for scale in scales:
@@ -78,20 +90,22 @@ def additive_noise(
         climbing = climbing[~hit]
     loudest = (x + draw(oracle.ids, x.shape[1:])).clamp(0, 1)
     found = oracle.ids[oracle.found]
-    bisect(oracle, x[found], oracle.closest(loudest)[found], y[found], found, bisections)
+    bisect(oracle, x[found], oracle.closest(loudest)[found], y[found], found, binary_search_steps)
     return oracle.closest(loudest)
 
 
 @attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
-def salt_and_pepper(oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 100) -> Tensor:
-    """Salt and pepper noise on a ladder of densities: the first one that is adversarial.
+def salt_and_pepper(
+    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, num_scales: Count = 100
+) -> Tensor:
+    """Adds salt and pepper noise on a ladder of densities until the image is adversarial.
 
-    Each further repetition climbs from half to 1.2 times the last hit's density; noise that would not be closer is not
-    asked about.
+    Each further repetition climbs from half the last hit's density to 1.2 times that density. Noise that would not be
+    closer is not queried.
     """
     bottom, top = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
     for _ in range(repetitions):
-        _, density = first_hit(oracle, x, y, oracle.ids, bottom, top, rungs, at_once=AT_ONCE, only_closer=True)
+        _, density = first_hit(oracle, x, y, oracle.ids, bottom, top, num_scales, at_once=AT_ONCE, only_closer=True)
         hit = torch.isfinite(density)
         bottom = torch.where(hit, density / 2, bottom)
         top = torch.where(hit, (1.2 * density).clamp_max(1), top)
@@ -105,38 +119,36 @@ def first_hit(
     ids: Tensor,
     bottom: Tensor,
     top: Tensor,
-    rungs: int,
+    num_scales: int,
     *,
     at_once: int = 1,
     only_closer: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Climbs ``rungs`` densities from ``bottom`` (R,) to ``top`` (R,), with fresh noise at each, until the image is
-    adversarial.
+    """Climbs ``num_scales`` densities from ``bottom`` (R,) to ``top`` (R,), with fresh noise at each, until a hit.
 
     Args:
         oracle: answers the queries.
         x: clean images (R, C, H, W).
-        y: their labels (R,).
-        ids: their samples (R,); a sample may have several rows, each with a climb of its own.
-        bottom: density of each row that is not tried any more, in [0, 1).
+        y: labels (R,) of ``x``.
+        ids: samples (R,) of ``x``; a sample may have several rows, each with a climb of its own.
+        bottom: density below the lowest one tried in each row, in [0, 1).
         top: highest density of each row, in (0, 1].
-        rungs: number of densities.
-        at_once: how many densities are asked about in one query.
-        only_closer: do not ask about noise at or beyond the sample's closest adversarial so far.
+        num_scales: number of densities.
+        at_once: number of densities per query.
+        only_closer: skips noise at or beyond the sample's closest adversarial example so far.
 
     Returns:
-        The noisy image of each row (R, C, H, W) and its density (R,) where it is adversarial, else the clean image and
-        infinity.
+        The noisy image (R, C, H, W) and the density (R,) of each adversarial row, else the clean image and infinity.
     """
     first, density = x.clone(), torch.full_like(top, torch.inf)
     climbing = torch.arange(len(ids), device=ids.device)
-    for steps in torch.split(torch.arange(1, rungs + 1).to(top), at_once):
+    for steps in torch.split(torch.arange(1, num_scales + 1).to(top), at_once):
         climbing = climbing[~torch.isfinite(density[climbing])]
         climbing = climbing[oracle.affordable(ids[climbing])]
         if not len(climbing):
             break
         rows = climbing.repeat(len(steps))
-        now = torch.lerp(bottom[rows], top[rows], steps.repeat_interleave(len(climbing)) / rungs)
+        now = torch.lerp(bottom[rows], top[rows], steps.repeat_interleave(len(climbing)) / num_scales)
         noisy = salted(x[rows], now, oracle.random.uniform(ids[rows], x.shape[2:]))
         distance = oracle.threat.distance(noisy, x[rows])
         worth = distance > 0
@@ -153,13 +165,15 @@ def first_hit(
 
 
 def densest(oracle: Oracle, x: Tensor) -> Tensor:
-    """Salt and pepper on every pixel of ``x`` (n, C, H, W): what is proposed where nothing is found."""
+    """Returns ``x`` (n, C, H, W) with salt and pepper on every pixel, the candidate where no hit was found."""
     return salted(x, torch.ones(len(x), device=x.device), oracle.random.uniform(oracle.ids, x.shape[2:]))
 
 
 def salted(x: Tensor, density: Tensor, u: Tensor) -> Tensor:
-    """``x`` (N, C, H, W) with the share ``density`` (N,) of its pixels, chosen by uniform draws ``u`` (N, H, W), set to
-    white or to black, half of them each."""
+    """Sets the share ``density`` (N,) of the pixels of ``x`` (N, C, H, W) to white or to black, half of them each.
+
+    The uniform draws ``u`` (N, H, W) choose the pixels.
+    """
     half = per_image(density / 2)
     u = u[:, None]
     return torch.where(u >= 1 - half, 1.0, torch.where(u < half, 0.0, x))

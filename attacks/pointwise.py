@@ -1,7 +1,7 @@
-"""The Pointwise attack (Schott et al. 2019, section 5): undo salt and pepper noise, pixel by pixel.
+"""The Pointwise attack (Schott et al. 2019, section 5): undoes salt and pepper noise, pixel by pixel.
 
-Two things come before the paper's walk over pixels and save queries: squares of pixels are reset first, and a single
-repetition chooses among a few draws of noise where the reference takes the closest of a thousand.
+Two steps before the paper's walk over pixels save queries. First, squares of pixels are reset. Second, a single
+repetition chooses among a few draws of noise. The reference takes the closest of a thousand draws.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.lines import bisect
 from attacks.noise import densest, first_hit
-from bench.cards import attack
-from bench.norms import check_norm
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural
+from attacks.parts.lines import bisect
+from bench.contracts.cards import attack
+from bench.contracts.norms import check_norm
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Natural
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 
 LINE_BISECTIONS = 6
-"""Halvings of the way to the clean image before the pixels move singly, for the L2 norm."""
+"""Halvings of the segment to the clean image before the pixels move singly, for the L2 norm."""
 STARTS = 5
-"""Draws of noise for a single repetition; after each of the first sizes of squares the closer half of them goes on."""
+"""Draws of noise for a single repetition. After each size of squares, the closer half is kept until one is left."""
 BOTTOM = 0.9
-"""Further draws climb from this share of the first one's density."""
+"""Further draws climb from this share of the first draw's density."""
 SQUARES = (2, 4, 8)
-"""Before single pixels, squares with these fractions of the image's side are reset: much of the noise is where a net
-hardly looks, and neighbours go together."""
+"""Divisors of the image's side that give the squares to reset before single pixels. Much of the noise lies where a
+network hardly looks, and neighboring pixels are reset together."""
 
 
 @attack(
@@ -38,12 +38,16 @@ hardly looks, and neighbours go together."""
     stochastic=True,
     budget=5000,
     citation=CITATION,
-    only={"L2": ["bisections"]},
+    only={"L2": ["binary_search_steps"]},
 )
-def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: Count = 50, bisections: Natural = 10) -> Tensor:
-    """One repetition of Pointwise, from the best of a few draws of salt and pepper noise on ``rungs`` densities; see
-    `undo`."""
-    return _pointwise(oracle, x, y, 1, STARTS, rungs, bisections)
+def pointwise(
+    oracle: Oracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 10
+) -> Tensor:
+    """Runs one repetition of Pointwise, from the best draw of salt and pepper noise on ``num_scales`` densities.
+
+    See `undo`.
+    """
+    return _pointwise(oracle, x, y, 1, STARTS, num_scales, binary_search_steps)
 
 
 @attack(
@@ -53,53 +57,61 @@ def pointwise(oracle: Oracle, x: Tensor, y: Tensor, *, rungs: Count = 50, bisect
     stochastic=True,
     budget=50000,
     citation=CITATION,
-    only={"L2": ["bisections"]},
+    only={"L2": ["binary_search_steps"]},
 )
 def pointwise_10x(
-    oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, rungs: Count = 50, bisections: Natural = 10
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    repetitions: Count = 10,
+    num_scales: Count = 50,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """The best of several repetitions of Pointwise, which run side by side, each from one draw of noise."""
-    return _pointwise(oracle, x, y, repetitions, 1, rungs, bisections)
+    """Runs ``repetitions`` of Pointwise side by side, each from one draw of noise, and returns the best results."""
+    return _pointwise(oracle, x, y, repetitions, 1, num_scales, binary_search_steps)
 
 
 def _pointwise(
-    oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, rungs: int, bisections: int
+    oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
     check_norm(oracle.threat.norm, ("L0", "L2"))
     ids = oracle.ids.repeat(repetitions)
     top = torch.ones(len(ids), device=ids.device)
-    noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, rungs)
+    noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, num_scales)
     found = torch.isfinite(density)
     ids, top, noisy, bottom = ids[found], top[found], noisy[found], BOTTOM * density[found]
     clean, label = x[ids], y[ids]
-    further = [first_hit(oracle, clean, label, ids, bottom, top, rungs)[0] for _ in range(starts - 1)]
+    further = [first_hit(oracle, clean, label, ids, bottom, top, num_scales)[0] for _ in range(starts - 1)]
     draws = torch.stack([noisy, *further])
     for fraction in SQUARES:
         rows = torch.arange(len(ids), device=ids.device).repeat(len(draws))
         side = math.ceil(max(x.shape[2:]) / fraction)
         reset = undo_squares(oracle, clean[rows], label[rows], draws.flatten(0, 1), ids[rows], side)
         draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
-    z = undo(oracle, clean, label, draws[0], ids, bisections=0)
+    z = undo(oracle, clean, label, draws[0], ids, binary_search_steps=0)
     if oracle.threat.norm == "L2":
-        # Pixels moved one by one would leave all that can be gained to the first ones.
+        # Otherwise the first pixels to move would use up all that can be gained.
         z = bisect(oracle, clean, z, label, ids, LINE_BISECTIONS)
-        undo(oracle, clean, label, z, ids, bisections=bisections)
+        undo(oracle, clean, label, z, ids, binary_search_steps=binary_search_steps)
     return oracle.closest(densest(oracle, x))
 
 
 def _closer_half(oracle: Oracle, x: Tensor, draws: Tensor) -> Tensor:
-    """Of each image's ``draws`` (S, R, C, H, W) the closer half, closest first. A draw that is the clean image, since
-    nothing was found, counts as farthest."""
+    """Returns the closer half of each image's ``draws`` (S, R, C, H, W), closest first.
+
+    A draw that equals the clean image found nothing and counts as farthest.
+    """
     distance = torch.stack([oracle.threat.distance(draw, x) for draw in draws])
     kept = distance.masked_fill(distance == 0, torch.inf).argsort(dim=0, stable=True)[: max(1, len(draws) // 2)]
     return draws[kept, torch.arange(len(x), device=x.device)]
 
 
 def undo_squares(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, side: int) -> Tensor:
-    """Resets squares of ``adversarial`` (R, C, H, W) to the clean ``x`` where it stays adversarial.
+    """Resets squares of ``adversarial`` (R, C, H, W) to the clean ``x`` where the image stays adversarial.
 
-    One pass in a random order over those squares, of ``side`` pixels on a randomly shifted grid, that hold a part of
-    the changed pixels; one with all of them would give the clean image.
+    One pass, in random order, visits squares of ``side`` pixels on a randomly shifted grid. Only squares with a part of
+    the changed pixels are visited. A square with all of the changed pixels would give the clean image.
     """
     z = adversarial.clone()
     if side == 1 or not len(z):
@@ -128,29 +140,33 @@ def undo_squares(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids:
 
 
 def _in_random_order(oracle: Oracle, wanted: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the True entries of each row of ``wanted`` (R, P) in a random order, (R, most of them), and whether
-    there is one: short rows are filled up with others."""
+    """Returns the places (R, M) of the True entries of each row of ``wanted`` (R, P), in random order.
+
+    M is the largest number of True entries in a row. Shorter rows are filled up with other places. Also returns True
+    (R, M) for places of True entries.
+    """
     order = oracle.random.permutation(ids, wanted.shape[1])
     wanted = wanted.gather(1, order)
     first = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, : max(wanted.sum(1).tolist(), default=0)]
     return order.gather(1, first), wanted.gather(1, first)
 
 
-def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, *, bisections: int) -> Tensor:
-    """Moves single pixels of ``adversarial`` (R, C, H, W) back towards the clean ``x`` while it stays adversarial.
+def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, *, binary_search_steps: int) -> Tensor:
+    """Moves single pixels of ``adversarial`` (R, C, H, W) back towards the clean ``x``, keeping the image adversarial.
 
-    In a random order, each changed pixel is reset, or else moved as far as ``bisections`` halvings of the way back
-    show to be possible; until no changed pixel can be moved. With ``bisections = 0`` this is the L0 phase.
+    Each changed pixel, in random order, is reset if possible. Otherwise the pixel moves as far back as
+    ``binary_search_steps`` halvings allow. The walk ends when no changed pixel can be moved. With
+    ``binary_search_steps = 0`` this is the L0 phase.
 
-    The smallest step that the bisection could end with is asked about first: most pixels of a nearly finished image
-    cannot take it, and then neither the reset nor the halvings can succeed.
+    The smallest step that the binary search could end with is queried first. Most pixels of a nearly finished image
+    cannot take this step. Then the reset and the halvings cannot succeed either.
     """
     z = adversarial.clone()
-    smallest = 0.5**bisections
+    smallest = 0.5**binary_search_steps
     order, changed = _in_random_order(oracle, (z != x).any(1).flatten(1), ids)
     untried = changed.clone()
     position = torch.full((len(ids),), -1, device=ids.device)
-    # The search on the row's pixel: moved this share of the way back it is adversarial (best), is not (worst).
+    # Shares of the way back of the row's pixel: adversarial at ``best``, not adversarial at ``worst``.
     best = torch.zeros(len(ids), device=ids.device)
     worst = torch.ones_like(best)
     asked = torch.zeros_like(position)
@@ -172,7 +188,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
         best[rows], worst[rows] = torch.where(hit, share, best[rows]), torch.where(hit, worst[rows], share)
         asked[rows] += 1
 
-        over = (best[rows] == 1) | (best[rows] == 0) | (asked[rows] == bisections + 2)
+        over = (best[rows] == 1) | (best[rows] == 0) | (asked[rows] == binary_search_steps + 2)
         finished, pixel = rows[over], pixel[over]
         before, after = z.flatten(2)[finished, :, pixel], moved_back(z, x, finished, pixel, best[finished])
         set_pixels(z, pixel, after, finished)
@@ -184,20 +200,22 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
 
 
 def next_in_cycle(candidates: Tensor, position: Tensor) -> Tensor:
-    """Index (N,) of the first True of each row of ``candidates`` (N, P) after ``position`` (N,), wrapping around."""
+    """Returns the index (N,) of the first True of ``candidates`` (N, P) after ``position`` (N,), wrapping around."""
     later = candidates & (torch.arange(candidates.shape[1], device=position.device) > position[:, None])
-    # 2 for the later ones, 1 for those before; ``argmax`` gives the first of equals.
+    # 2 for later candidates, 1 for earlier ones: ``argmax`` returns the first of equals.
     return (candidates.byte() + later).argmax(1)
 
 
 def moved_back(z: Tensor, x: Tensor, rows: Tensor, pixel: Tensor, share: Tensor) -> Tensor:
-    """One pixel (N, C) of each of the ``rows`` of ``z`` (R, C, H, W), moved by ``share`` (N,) of its way back to ``x``;
-    1 is exact."""
+    """Returns one pixel (N, C) of each of the ``rows`` of ``z`` (R, C, H, W), moved back towards ``x``.
+
+    ``share`` (N,) is the share of the way back, and 1 is exact.
+    """
     start, target = z.flatten(2)[rows, :, pixel], x.flatten(2)[rows, :, pixel]
     return torch.lerp(start, target, share[:, None])
 
 
 def set_pixels(z: Tensor, pixel: Tensor, values: Tensor, rows: Tensor | None = None) -> None:
-    """Sets one pixel of each of the ``rows`` of ``z`` (R, C, H, W), of all by default, to ``values`` (N, C)."""
+    """Sets one pixel of each of the ``rows`` of ``z`` (R, C, H, W), by default of all rows, to ``values`` (N, C)."""
     rows = torch.arange(len(z), device=z.device) if rows is None else rows
     z.flatten(2)[rows, :, pixel] = values

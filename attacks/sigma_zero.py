@@ -1,7 +1,7 @@
 """Sigma-zero (Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024): gradient descent on a smooth L0 norm.
 
-A pixel of a colour image counts once, whichever of its channels change: what the paper does to single values is done
-here to pixels. The approximation is of the pixels' Euclidean lengths, the threshold on their largest channel.
+A pixel of a color image counts once, however many of its channels change. What the paper does to single values is done
+here to pixels. The smooth norm uses the pixels' Euclidean lengths. The threshold uses their largest channel.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, per_image, wrong_odds
-from bench.cards import attack
-from bench.parameters import Count, Positive
+from attacks.parts.gradients import per_image, wrong_odds
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count, Positive
 
 SIGMA = 1e-3
 FIRST_THRESHOLD = 0.3
 THRESHOLD_STEP = 0.01
 """Change of the threshold relative to the step."""
 LAST_STEP = 0.1
-"""The last step relative to the first."""
+"""Last step size relative to the first."""
 DECAYS = (0.9, 0.999)
-"""Adam's, of the gradients' mean and of their mean square."""
+"""Decay rates of Adam, for the mean of the gradients and for their mean square."""
 
 
 @attack(
@@ -33,12 +34,15 @@ DECAYS = (0.9, 0.999)
     citation="Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024, Sigma-zero: gradient-based optimization of "
     "L0-norm adversarial examples",
 )
-def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 200, step: Positive = 1.0) -> Tensor:
-    """Algorithm 1: Adam descends the loss plus the smooth L0 norm; changes below a threshold are undone.
+def sigma_zero(
+    oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 200, step_size: Positive = 1.0
+) -> Tensor:
+    """Runs algorithm 1: Adam descends the loss plus the smooth L0 norm, and changes below a threshold are undone.
 
-    The threshold of each sample grows while it is adversarial and falls while it is not. A step is ``step`` long at
-    first, as a share of the pixel range, and annealed by a cosine over ``steps``. Then `reset` takes back what the
-    closest adversarial can do without. A sample with an adversarial of a single pixel is finished.
+    The threshold of each sample grows while the sample is adversarial and falls while it is not. The step size starts
+    at ``step_size``, as a share of the pixel range, and is annealed by a cosine over ``steps``. Then `reset` undoes the
+    changes that the closest adversarial example does not need. A sample with an adversarial example of a single pixel
+    is finished.
     """
     z, threshold = x.clone(), torch.full((len(x),), FIRST_THRESHOLD, device=x.device)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
@@ -53,7 +57,7 @@ def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 2
         square[active] = DECAYS[1] * square[active] + (1 - DECAYS[1]) * gradient**2
         direction = mean[active] / (1 - DECAYS[0] ** (k + 1))
         direction = direction / ((square[active] / (1 - DECAYS[1] ** (k + 1))).sqrt() + 1e-8)
-        now = step * (LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * k / steps)) / 2)
+        now = step_size * (LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * k / steps)) / 2)
         change = torch.where(missed, -THRESHOLD_STEP, THRESHOLD_STEP) * now
         threshold[active] = (threshold[active] + change).clamp(0, 1)
         z[active] = undo_small(x[active], (z[active] - now * direction).clamp(0, 1), threshold[active])
@@ -64,12 +68,13 @@ def sigma_zero(oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 2
 
 
 def descent_gradient(oracle: GradientOracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient (N, C, H, W) of the loss plus the smooth L0 norm, with a largest component of one, and whether the
-    iterates ``z`` are not adversarial (N,); where they are, the loss is constant.
+    """Returns the gradient (N, C, H, W) to descend, and True (N,) for iterates ``z`` that are not adversarial.
 
-    The loss is `wrong_odds`, which follows all likely wrong classes, where the paper's margin follows the likeliest.
-    Its gradient is brought to a largest component of one before the sum: the balance of the two terms does not depend
-    on the logits' scale then. Where it vanishes it leads to the far end of each pixel's range.
+    The gradient is that of the loss plus the smooth L0 norm, scaled to a largest component of one. The loss is constant
+    at adversarial iterates. The loss is `wrong_odds`, because `wrong_odds` follows all likely wrong classes. The
+    paper's margin follows only the likeliest one. Before the sum, the gradient of the loss is also scaled to a largest
+    component of one. The balance of the two terms then does not depend on the scale of the logits. Where the gradient
+    of the loss vanishes, the descent leads to the far end of each pixel's range.
     """
     uphill, logits = oracle.gradient(z, y, wrong_odds, ids)
     missed = logits.argmax(1) == y
@@ -81,27 +86,27 @@ def descent_gradient(oracle: GradientOracle, x: Tensor, z: Tensor, y: Tensor, id
 
 
 def smooth_l0_gradient(delta: Tensor) -> Tensor:
-    """Gradient in ``delta`` (N, C, H, W) of the mean over pixels of s / (s + sigma), s the pixel's squared length
-    (equation 6)."""
+    """Returns the gradient in ``delta`` (N, C, H, W) of the mean over pixels of s / (s + sigma), where s is the pixel's
+    squared length (equation 6)."""
     squared = delta.square().sum(1, keepdim=True)
     return 2 * delta * SIGMA / (squared + SIGMA).square() / delta.shape[2:].numel()
 
 
 def to_unit(gradient: Tensor) -> Tensor:
-    """``gradient`` with a largest component of one in each image; zeros remain."""
+    """Scales ``gradient`` to a largest component of one in each image; zeros remain."""
     return gradient / per_image(gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny))
 
 
 def undo_small(x: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
-    """``z`` (N, C, H, W), its pixels reset that differ from ``x`` by less than ``threshold`` (N,) in every channel."""
+    """Resets pixels of ``z`` (N, C, H, W) that differ from ``x`` by less than ``threshold`` (N,) in every channel."""
     return torch.where((z - x).abs().amax(1, keepdim=True) < per_image(threshold), x, z)
 
 
 def reset(oracle: GradientOracle, x: Tensor, y: Tensor) -> None:
-    """Resets pixels of each closest adversarial, the least changed ones first, as long as it stays adversarial.
+    """Resets pixels of each closest adversarial example, least changed first, as long as it stays adversarial.
 
-    Its changes are first taken to the ends of the pixel range, which costs no L0 distance and may let more be reset.
-    Takes one decision per changed pixel, and one.
+    The changed pixels are first moved to the ends of the pixel range. This move costs no L0 distance and may allow more
+    resets. The search takes one decision per changed pixel, plus one.
     """
     best = oracle.closest(x)
     ids = oracle.ids[oracle.closest_distance > 1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.random_search import random_search
-from bench.cards import attack
-from bench.oracle import Oracle
-from bench.parameters import Count, Positive
+from attacks.parts.random_search import random_search
+from bench.contracts.cards import attack
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Positive
 
 SCHEDULE = ((0.005, 2), (0.02, 4), (0.05, 5), (0.1, 6), (0.2, 8), (0.4, 10), (0.6, 12), (0.8, 15), (1, 20))
-"""Divisors of the share of swapped pixels, up to these shares of the steps (the authors' schedule)."""
+"""Pairs (limit, divisor): up to this share of the steps, the share of swapped pixels is divided by the divisor (the
+authors' schedule)."""
 
 
 @attack(
@@ -32,13 +33,13 @@ def sparse_rs(
     density: Positive = 0.04,
     shrinkage: Positive = 0.3,
 ) -> Tensor:
-    """Searches with up to ``steps`` queries for each number of pixels k; k is the sample's own.
+    """Runs a random search of up to ``steps`` queries for each number of pixels k. Each sample has its own k.
 
-    k starts at ``density`` times the image's pixels and is doubled until the search succeeds. Then k is ``shrinkage``
-    smaller than the closest adversarial's; a failure halves the shrinkage, until one pixel less fails. Failures are no
-    lower bounds of k, since each search starts where the last one ended, with as many pixels as needed reset or added:
-    a success lets the next search try numbers that failed before. ``share`` of the k pixels are swapped in the first
-    steps, then fewer.
+    k starts at ``density`` times the image's pixels and doubles until the search succeeds. Then k is smaller than the
+    closest adversarial example's L0 distance by the share ``shrinkage``. A failure halves the shrinkage, until one
+    pixel less fails. A failure is no lower bound of k, because each search starts where the last one ended, with pixels
+    reset or added as needed. A success therefore lets the next search try numbers that failed before. ``share`` of the
+    k pixels are swapped in the first steps, then fewer.
     """
     size = x.shape[2:].numel()
     z = x.clone()
@@ -63,7 +64,7 @@ def sparse_rs(
 
 
 def search(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, start: Tensor, steps: int, share: float) -> Tensor:
-    """Random search from ``start`` (N, C, H, W) by swaps, which keep the number of changed pixels (algorithm 1)."""
+    """Searches from ``start`` (N, C, H, W) by random swaps that keep the number of changed pixels (algorithm 1)."""
     k = changed(start, x).flatten(1).sum(1)
 
     def propose(step: int, rows: Tensor, z: Tensor) -> Tensor:
@@ -76,14 +77,15 @@ def search(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, start: Tensor, ste
 
 
 def share_of_swaps(progress: float, share: float) -> float:
-    """Share of the changed pixels that are swapped after this share of the steps."""
+    """Returns the share of the changed pixels that are swapped after the share ``progress`` of the steps."""
     return share / next(divisor for limit, divisor in SCHEDULE if progress <= limit)
 
 
 def swapped(x: Tensor, z: Tensor, count: Tensor, u: Tensor) -> Tensor:
-    """``z`` with ``count`` (N,) of its changed pixels reset to ``x`` and as many others set to corners.
+    """Returns ``z`` with ``count`` (N,) of its changed pixels reset to ``x`` and equally many others set to corners.
 
-    ``u`` (N, 1 + C, H, W) draws the pixels and values. Where all pixels are changed, the reset ones get new values.
+    ``u`` (N, 1 + C, H, W) holds the uniform draws of pixels and values. Where all pixels are changed, the reset pixels
+    get new values.
     """
     perturbed = changed(z, x)
     out = chosen(perturbed, u[:, 0], count)
@@ -93,20 +95,29 @@ def swapped(x: Tensor, z: Tensor, count: Tensor, u: Tensor) -> Tensor:
 
 
 def with_pixels(x: Tensor, z: Tensor, k: Tensor, u: Tensor) -> Tensor:
-    """``z`` with ``k`` (N,) changed pixels: some are reset, or others set to corners; ``u`` (N, 2 + C, H, W) draws."""
+    """Returns ``z`` with ``k`` (N,) changed pixels: some are reset, or others are set to corners.
+
+    ``u`` (N, 2 + C, H, W) holds the uniform draws of pixels and values.
+    """
     kept = chosen(changed(z, x), u[:, 0], k)
     new = chosen(~kept, u[:, 1], k - kept.flatten(1).sum(1))
     return torch.where(new[:, None], corners(x, u[:, 2:]), torch.where(kept[:, None], z, x))
 
 
 def corners(x: Tensor, u: Tensor) -> Tensor:
-    """Values in {0, 1} drawn by ``u``, shaped as ``x``; pixels that would be as in ``x`` take the opposite ones."""
+    """Returns values in {0, 1} of the shape of ``x``, from uniform draws ``u``.
+
+    A pixel that would equal the pixel of ``x`` takes the opposite values.
+    """
     drawn = (u < 0.5).to(x.dtype)
     return torch.where((drawn == x).all(1, keepdim=True), 1 - drawn, drawn)
 
 
 def chosen(candidates: Tensor, u: Tensor, count: Tensor) -> Tensor:
-    """``count`` (N,) of the True pixels of ``candidates`` (N, H, W), all if they are fewer; ``u`` (N, H, W) draws."""
+    """Marks ``count`` (N,) of the True pixels of ``candidates`` (N, H, W), or all if they are fewer.
+
+    ``u`` (N, H, W) holds the uniform draws.
+    """
     order = u.masked_fill(~candidates, 2.0).flatten(1).argsort(dim=1, stable=True)
     position = torch.arange(order.shape[1], device=u.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, position)

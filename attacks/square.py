@@ -7,23 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.epsilon_search import smallest_epsilon
-from attacks.gradients import length, per_image
-from attacks.random_search import random_search
-from bench.cards import attack
-from bench.norms import Norm, check_norm, of_norm
-from bench.oracle import Oracle
-from bench.parameters import Count, Natural, Positive
-from bench.threat import project
+from attacks.parts.epsilon_search import smallest_epsilon
+from attacks.parts.gradients import length, per_image
+from attacks.parts.random_search import random_search
+from bench.contracts.cards import attack
+from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.oracle import Oracle
+from bench.contracts.parameters import Count, Natural, Positive
+from bench.contracts.threat import project
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Shares of the steps after which the squares' area is halved (section 5)."""
 TILES = 5
 """Tiles along the shorter edge of the first L2 perturbation."""
 SMALLEST_L2_EDGE = 2
-"""The paper has 3, too coarse for small images; with 1 the old and the new pattern would cancel."""
+"""Smallest edge of L2 squares in pixels. The paper's 3 is too coarse for small images. With 1, the old and the new
+pattern would cancel."""
 RESCALINGS = 3
-"""Rounds in which an L2 perturbation gets back the length that clipping to [0, 1] took from it."""
+"""Rounds that give an L2 perturbation back the length that clipping to [0, 1] took from it."""
 
 
 @attack(
@@ -34,7 +35,7 @@ RESCALINGS = 3
     stochastic=True,
     budget=10000,
     citation="Andriushchenko, Croce, Flammarion & Hein 2020, Square Attack",
-    only={"minimal": ["epsilon", "bisections", "search_steps"], "bounded": ["steps"]},
+    only={"minimal": ["epsilon", "binary_search_steps", "search_steps"], "bounded": ["steps"]},
 )
 def square(
     oracle: Oracle,
@@ -45,12 +46,13 @@ def square(
     share: Positive = 0.8,
     search_steps: Count = 200,
     epsilon: Positive = 0.3,
-    bisections: Natural = 10,
+    binary_search_steps: Natural = 10,
 ) -> Tensor:
-    """Up to ``steps`` queries in a given ball; or ``search_steps`` in each ball of a search for the smallest epsilon.
+    """Makes up to ``steps`` queries in a given ball, or ``search_steps`` in each ball of an epsilon search.
 
-    ``share`` is the first squares' share of the image's pixels. The search starts at ``epsilon``. Each further ball of
-    a sample starts from where the last one ended, brought to the new radius: this saves most of the queries.
+    ``share`` is the first squares' share of the image's pixels. The search for the smallest epsilon starts at
+    ``epsilon``. Each further ball of a sample starts from the end of the last one, brought to the new radius, to save
+    most of the queries.
     """
     norm = oracle.threat.norm
     last = x.clone()
@@ -70,22 +72,26 @@ def square(
         return last[ids]
 
     if oracle.threat.epsilon is None:
-        return smallest_epsilon(oracle, x, run, start=epsilon, bisections=bisections)
+        return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     return oracle.closest(run(oracle.ids, radii, steps))
 
 
 def edge_of_squares(progress: float, share: float, height: int, width: int) -> int:
-    """Edge in pixels of the squares after this share of the steps; the first ones cover ``share`` of the image."""
+    """Returns the edge of the squares, in pixels, after the share ``progress`` of the steps.
+
+    The first squares cover ``share`` of the image.
+    """
     halvings = sum(progress > limit for limit in HALVINGS)
     edge = round(math.sqrt(share / 2**halvings * height * width))
     return min(max(edge, 1), height, width)
 
 
 def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
-    """``z`` moved from ``x`` to the surface of the ball of ``radius`` (N,), then into the box.
+    """Moves ``z`` from ``x`` to the surface of the ball of ``radius`` (N,), then into the box.
 
-    For Linf to a corner, by the signs; for L2 along the ray, again after clipping, as far as the box allows.
+    For Linf, the signs give a corner. For L2, ``z`` moves along the ray, and again after clipping, as far as the box
+    allows.
     """
     check_norm(norm, ("L2", "Linf"))
     if norm == "Linf":
@@ -97,7 +103,7 @@ def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
 
 
 def first_point(oracle: Oracle, x: Tensor, ids: Tensor, radius: Tensor) -> Tensor:
-    """The perturbation that the search starts from: vertical stripes for Linf, tiles of `two_bumps` for L2."""
+    """Draws random starts (N, C, H, W) around ``x``: vertical stripes for Linf, tiles of `two_bumps` for L2."""
     check_norm(oracle.threat.norm, ("L2", "Linf"))
     channels, height, width = x.shape[1:]
     if oracle.threat.norm == "Linf":
@@ -117,10 +123,10 @@ def first_point(oracle: Oracle, x: Tensor, ids: Tensor, radius: Tensor) -> Tenso
 
 
 def linf_step(x: Tensor, z: Tensor, radius: Tensor, edge: int, u: Tensor) -> Tensor:
-    """A square of ``z`` moved to the ball's upper or lower face, in each channel (algorithm 2).
+    """Moves a square of ``z`` to the ball's upper or lower face, in each channel (algorithm 2).
 
-    ``u`` (N, 5 + C) draws it. Where that is what the square looked like already, which with one channel is half of the
-    small squares, it goes to the opposite faces: a query about ``z`` would be wasted.
+    ``u`` (N, 5 + C) holds the uniform draws. A square that is already there moves to the opposite faces, because a
+    query about ``z`` would be wasted. With one channel, half of the small squares are already there.
     """
     chosen = inside(*squares(u[:, :2], edge, *x.shape[2:]), edge)
     step = per_image(radius) * signs(u[:, 5:])[:, :, None, None]
@@ -131,9 +137,9 @@ def linf_step(x: Tensor, z: Tensor, radius: Tensor, edge: int, u: Tensor) -> Ten
 
 
 def l2_step(x: Tensor, z: Tensor, radius: Tensor, edge: int, u: Tensor) -> Tensor:
-    """The perturbation of one square of ``z`` taken away and given to another one, with a new pattern (algorithm 3).
+    """Moves the perturbation of one square of ``z`` to another square, with a new pattern (algorithm 3).
 
-    ``u`` (N, 5 + C) draws the squares, the pattern's orientation and its sign in each channel.
+    ``u`` (N, 5 + C) holds the uniform draws of the squares, the pattern's orientation and its sign in each channel.
     """
     height, width = x.shape[2:]
     edge = min(max(edge, SMALLEST_L2_EDGE), height, width)
@@ -168,8 +174,10 @@ def bump(height: int, width: int) -> Tensor:
 
 
 def squares(u: Tensor, edge: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Squares anywhere in the image, drawn by ``u`` (N, 2): offsets of the image's rows (N, H) and columns (N, W) from
-    their upper left corners."""
+    """Draws the places of squares anywhere in the image, by uniform draws ``u`` (N, 2).
+
+    Returns the offsets of the image's rows (N, H) and columns (N, W) from the squares' upper left corners.
+    """
     top, left = (u[:, :1] * (height - edge + 1)).long(), (u[:, 1:] * (width - edge + 1)).long()
     return torch.arange(height, device=u.device) - top, torch.arange(width, device=u.device) - left
 
@@ -181,7 +189,10 @@ def inside(rows: Tensor, columns: Tensor, edge: int) -> Tensor:
 
 
 def placed(pattern: Tensor, rows: Tensor, columns: Tensor, *, transpose: Tensor) -> Tensor:
-    """``pattern`` (s, s) in squares given by `squares`, zero around them (N, 1, H, W); transposed where so (N,)."""
+    """Returns images (N, 1, H, W) with ``pattern`` (s, s) in the squares given by `squares`, and zero around them.
+
+    The pattern is transposed where ``transpose`` (N,) is True.
+    """
     edge = len(pattern)
     i, j = rows.clamp(0, edge - 1)[:, :, None], columns.clamp(0, edge - 1)[:, None, :]
     drawn = torch.where(transpose[:, None, None], pattern[j, i], pattern[i, j])[:, None]
@@ -189,7 +200,7 @@ def placed(pattern: Tensor, rows: Tensor, columns: Tensor, *, transpose: Tensor)
 
 
 def signs(u: Tensor) -> Tensor:
-    """-1 or 1 for each uniform draw."""
+    """Returns -1 or 1 for each uniform draw."""
     return 1 - 2 * (u < 0.5).to(u.dtype)
 
 

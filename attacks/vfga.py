@@ -1,9 +1,9 @@
 """The Voting Folded Gaussian Attack (Hajri, Cesaire, Combey, Lamprier & Gallinari 2020): greedy, pixel by pixel.
 
-Written from the paper's description, with these decisions. The function that is raised is the log-odds of a wrong class
-instead of lowering the probability of the true one, which vanishes where the confidence rounds to one. The expected
-effect of a folded Gaussian is taken to first order. A pixel that was moved is not moved again. A pixel of a colour
-image counts once, so that all of its channels move that rise (or fall) to any effect.
+Written from the paper's description, with these decisions. The attack raises the log-odds of a wrong class instead of
+lowering the probability of the true class. The gradient of that probability vanishes where the confidence rounds to
+one. The expected effect of a folded Gaussian is taken to first order. A pixel moves at most once. A pixel of a color
+image counts once, so all of its channels that raise the loss by rising (or falling) move.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.gradients import GradientOracle, wrong_odds
-from bench.cards import attack
-from bench.parameters import Count
+from attacks.parts.gradients import wrong_odds
+from bench.contracts.cards import attack
+from bench.contracts.oracle import GradientOracle
+from bench.contracts.parameters import Count
 
 
 @attack(
@@ -27,8 +28,8 @@ from bench.parameters import Count
 def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: Count = 200, draws: Count = 10) -> Tensor:
     """Moves up to ``pixels`` pixels, one by one, until the image is adversarial.
 
-    Each time, two pixels are tried with ``draws`` random moves each: the one that is expected to raise the loss most by
-    rising, and the one by falling. The best image of all is kept.
+    Each step tries two pixels with ``draws`` random moves each. One pixel is expected to raise the loss most by rising,
+    the other by falling. The best candidate of all is kept.
     """
     z, free = x.clone(), torch.ones(len(x), x.shape[2:].numel(), dtype=torch.bool, device=x.device)
     active = oracle.ids
@@ -58,15 +59,17 @@ def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: Count = 200, d
 
 
 def expected_moves(gradient: Tensor, room: Tensor) -> Tensor:
-    """Scales (N, 2, C, H, W) of the moves upwards and downwards: the ``room`` there is, where the ``gradient``
-    (N, C, H, W) says that the move raises the loss, else zero."""
+    """Returns the scales (N, 2, C, H, W) of the moves upwards and downwards.
+
+    A scale is the ``room`` available where the ``gradient`` (N, C, H, W) says that the move raises the loss, else zero.
+    """
     return torch.where(room * gradient[:, None] > 0, room, torch.zeros_like(room))
 
 
 def folded_gaussian(
     oracle: GradientOracle, z: Tensor, moves: Tensor, room: Tensor, pixel: Tensor, ids: Tensor, draws: int
 ) -> Tensor:
-    """``z`` with ``pixel`` (N, 2) moved by ``moves`` times the absolute value of Gaussian draws, clipped to ``room``.
+    """Moves ``pixel`` (N, 2) of ``z`` by ``moves`` times the absolute value of Gaussian draws, clipped to ``room``.
 
     Returns:
         Images (N, 2, draws, C, H, W).
@@ -74,7 +77,7 @@ def folded_gaussian(
     n, channels = z.shape[:2]
     index = pixel[:, :, None, None].expand(n, 2, channels, 1)
     scale = moves.flatten(3).gather(3, index)[..., 0]
-    # Where no channel is expected to help all of them move, so that there is something to try.
+    # If no channel is expected to help, all channels move, so that there is a candidate to try.
     scale = torch.where(scale.any(2, keepdim=True), scale, room.flatten(3).gather(3, index)[..., 0])
     share = oracle.random.normal(ids, (2, draws, 1)).abs().clamp_max(1)
     step = share * scale[:, :, None]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench.cards import attack, defense
+from bench.contracts.cards import attack, defense
 
 if TYPE_CHECKING:
     from bench.api import list_attacks, list_defenses, load_dataset, load_defense, run
-    from bench.ledger import load_ledger
-    from bench.wrapping import wrap
+    from bench.contracts.wrapping import wrap
+    from bench.ledger.loading import load_ledger
 
 __all__ = [
     "attack",
@@ -29,8 +29,8 @@ _LAZY = {
     "load_defense": "bench.api",
     "list_attacks": "bench.api",
     "list_defenses": "bench.api",
-    "load_ledger": "bench.ledger",
-    "wrap": "bench.wrapping",
+    "load_ledger": "bench.ledger.loading",
+    "wrap": "bench.contracts.wrapping",
 }
 
 

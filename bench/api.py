@@ -1,4 +1,4 @@
-"""The same from Python as from the command line, for notebooks and scripts."""
+"""The Python interface for notebooks and scripts, equivalent to the command line."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench import datasets
-from bench.cards import AttackCard
-from bench.checkpoints import zoo_cards
-from bench.datasets import Dataset
-from bench.ledger import load_ledger
-from bench.loading import load_trained
-from bench.matrix import build_matrix, read_matrix, with_settings
-from bench.protocols import Defense
-from bench.provenance import check_packages
-from bench.registry import Group, Registry
-from bench.running import RunnerName, choose_device, default_out, execute, prepare, process_count
+from bench.contracts.cards import AttackCard
+from bench.contracts.protocols import Defense
+from bench.datasets import dataset as datasets
+from bench.datasets.dataset import Dataset
+from bench.execution.execute import RunnerName, choose_device, default_out, execute, process_count
+from bench.ledger.loading import load_ledger
+from bench.ledger.provenance import check_packages
+from bench.planning.files import build_matrix, read_matrix, with_settings
+from bench.planning.plan import prepare
+from bench.plugins.builtins import Group
+from bench.plugins.registry import Registry
+from bench.training.checkpoints import zoo_cards
+from bench.training.loading import load_trained
 
 
 def run(
@@ -36,13 +38,13 @@ def run(
     settings: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> pd.DataFrame:
-    """Runs what is missing of a matrix and returns its ledger (see `bench.ledger.load_ledger`).
+    """Runs the missing cells and studies of a matrix and returns its ledger (see `bench.ledger.loading.load_ledger`).
 
-    Arguments are the options of ``assay run``. A script that uses the process runner needs the usual
+    The arguments are the options of ``assay run``. A script that uses the process runner needs the usual
     ``if __name__ == "__main__":`` guard.
 
     Raises:
-        bench.errors.UserError: for whatever the user has to mend.
+        bench.contracts.errors.UserError: for anything that the user has to fix.
     """
     check_packages()
     where, data = read_matrix(matrix)
@@ -67,20 +69,20 @@ def run(
 
 
 def list_defenses(plugins: Sequence[str | Path] = ()) -> pd.DataFrame:
-    """All defenses: name, datasets, access, randomized, source, trained, error, citation.
+    """Lists all defenses: name, datasets, access, randomized, source, trained, error, citation.
 
-    ``trained`` names the datasets for which weights come with Assay, and the clean accuracy there.
+    ``trained`` names the datasets for which Assay includes weights, with the clean accuracy on each.
     """
     return _listing("defenses", plugins)
 
 
 def list_attacks(plugins: Sequence[str | Path] = ()) -> pd.DataFrame:
-    """All attacks: name, norms, access, kind, randomized, budget, source, error, citation."""
+    """Lists all attacks: name, norms, access, kind, randomized, budget, source, error, citation."""
     return _listing("attacks", plugins)
 
 
 def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """A dataset; ``.test`` and ``.train`` have images (N, C, H, W) float32 in [0, 1] and labels (N,) int64."""
+    """Loads a dataset. ``.test`` and ``.train`` have images (N, C, H, W) float32 in [0, 1] and labels (N,) int64."""
     return datasets.load_dataset(name, None if data_dir is None else Path(data_dir))
 
 
@@ -93,7 +95,10 @@ def load_defense(
     seed: int = 0,
     device: str = "auto",
 ) -> Defense:
-    """A defense, trained on first use: ``logits(x)``, ``card``, and its capabilities (see `bench.protocols`)."""
+    """Loads a defense and trains it on first use.
+
+    The defense has ``logits(x)``, ``card``, and its capabilities (`bench.contracts.protocols`).
+    """
     loaded = load_trained(name, load_dataset(dataset, data_dir), Registry(plugins), seed, choose_device(device))
     return loaded.defense
 

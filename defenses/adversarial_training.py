@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import defense
-from bench.ascent import ascend
-from bench.datasets import Dataset, Split
-from bench.norms import Norm
-from bench.threat import project
-from bench.training import Share, Trainer, ramp
+from bench.contracts.ascent import ascend
+from bench.contracts.norms import Norm
+from bench.contracts.threat import project
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Share, Trainer, ramp
 from defenses.eabs.cnn import EncoderCNN
 
 CITATION = (
@@ -25,16 +26,16 @@ CITATION = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Net and schedule.
+    """Network and training schedule.
 
     Attributes:
-        net: makes the net for a dataset.
+        net: builds the network for a dataset.
         epsilon: radius of the training ball, in pixel intensity.
         steps: PGD steps per batch.
-        reach: length of the PGD run in radii of the ball: each step has length reach epsilon / steps.
+        reach: total length of the PGD steps, in radii of the ball. The step size is reach epsilon / steps.
         epochs: passes over the training images.
-        batch_size: images per step.
-        learning_rate: Adam's.
+        batch_size: images per training step.
+        learning_rate: learning rate of Adam.
     """
 
     net: Callable[[Dataset], nn.Module]
@@ -47,8 +48,10 @@ class Setting:
 
 
 def madry_net(dataset: Dataset, maps: tuple[int, int], kernel: int, hidden: int) -> nn.Module:
-    """Two convolutions of ``kernel`` squared that keep the image size, each with 2x2 max-pooling, and two fully
-    connected layers."""
+    """Builds a net of two convolutions, each followed by 2x2 max-pooling, and two fully connected layers.
+
+    The convolutions have ``kernel`` x ``kernel`` weights and keep the image size.
+    """
     channels, size, _ = dataset.shape
     first, second = maps
     return nn.Sequential(
@@ -74,10 +77,10 @@ MADRY = Setting(
     batch_size=128,
     learning_rate=1e-3,
 )
-"""Madry et al.'s MNIST net, whose first fully connected layer has an eighth of their 1024 neurons (13 MB), with a
-shorter schedule (they take 40 steps of 0.01 and about 80 epochs)."""
+"""The MNIST net of Madry et al. with a smaller first fully connected layer and a shorter schedule. The layer has an
+eighth of their 1024 neurons (13 MB). The paper takes 40 steps of 0.01 and about 80 epochs."""
 JU = Setting(net=EncoderCNN, epsilon=1.5, steps=5, reach=2.0, epochs=10, batch_size=128, learning_rate=2e-3)
-"""The E-ABS paper's CNN (Ju & Wagner 2020, section 4.3, which does not give the ball)."""
+"""The CNN of the E-ABS paper (Ju & Wagner 2020, section 4.3). The paper does not give the ball."""
 SMALL = Setting(
     net=partial(madry_net, maps=(16, 32), kernel=3, hidden=64),
     epsilon=0.1,
@@ -87,28 +90,28 @@ SMALL = Setting(
     batch_size=64,
     learning_rate=2e-3,
 )
-"""A proportionate one for 8x8."""
+"""A smaller setting for images of 8x8 pixels."""
 SETTINGS: dict[tuple[str, Norm], Setting] = {
     ("mnist", "Linf"): MADRY,
     ("mnist", "L2"): JU,
-    # Balls smaller than E-ABS's thresholds, 0.1 and 1.5, at which clean accuracy falls too low: at 0.1 to 84.7 % after
-    # 10 epochs, where the paper, which does not give its balls, has 88.9 %.
+    # These balls are smaller than E-ABS's thresholds, 0.1 and 1.5, because clean accuracy falls too low there. Clean
+    # accuracy at 0.1 is 84.7 % after 10 epochs. The paper reports 88.9 % and does not give its balls.
     ("fashion_mnist", "Linf"): replace(JU, epsilon=0.07, epochs=15),
     ("fashion_mnist", "L2"): replace(JU, epsilon=1.0, epochs=15),
     ("digits", "Linf"): SMALL,
     ("digits", "L2"): replace(SMALL, epsilon=0.5),
 }
-"""By dataset and norm."""
+"""Settings by dataset and norm."""
 WARM_UP = 0.3
-"""Share of training over which the ball grows from nothing to its full size: without it, training at 0.3 stalls."""
+"""Share of training over which epsilon grows from 0 to its full value. Without this growth, training at 0.3 stalls."""
 
 
 class AdversariallyTrained(nn.Module):
-    """A convolutional net that is trained on PGD adversarials only.
+    """A convolutional net trained only on adversarial examples from PGD.
 
     Args:
-        dataset: one of those in `SETTINGS`.
-        norm: of the ball that it is trained against, L2 or Linf.
+        dataset: a dataset with an entry in `SETTINGS`.
+        norm: norm of the training ball, L2 or Linf.
     """
 
     def __init__(self, dataset: Dataset, norm: Norm) -> None:
@@ -128,7 +131,7 @@ class AdversariallyTrained(nn.Module):
         return output
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the cross-entropy on adversarial images, made anew for each batch, by Adam."""
+        """Minimizes the cross-entropy on adversarial images by Adam. Each batch gets new adversarial images."""
         setting = self.setting
 
         def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
@@ -157,9 +160,11 @@ def perturb(
     steps: int,
     reach: float = 2.5,
 ) -> Tensor:
-    """Adversarial images (N, C, H, W) in the ball around ``x`` by PGD from a random start: ascent of the cross-entropy
-    along the sign of the gradient (Linf) or the gradient's direction (L2) by reach epsilon / steps, projected after
-    each step."""
+    """Returns adversarial images (N, C, H, W) in the ball around ``x``, found by PGD from a random start.
+
+    Each step climbs the cross-entropy along the sign of the gradient (Linf) or along its direction (L2). The step size
+    is reach epsilon / steps. Each step ends with a projection into the ball.
+    """
     noise = 2 * torch.rand_like(x) - 1 if norm == "Linf" else torch.randn_like(x)
 
     def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,11 +180,11 @@ def perturb(
 
 @defense("adv_linf", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=5)
 def adv_linf(dataset: Dataset) -> AdversariallyTrained:
-    """Trained against Linf perturbations: up to 0.3 on MNIST, 0.07 on Fashion-MNIST, 0.1 on digits."""
+    """A net trained against Linf perturbations: up to 0.3 on MNIST, 0.07 on Fashion-MNIST, 0.1 on digits."""
     return AdversariallyTrained(dataset, "Linf")
 
 
 @defense("adv_l2", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=5)
 def adv_l2(dataset: Dataset) -> AdversariallyTrained:
-    """Trained against L2 perturbations: up to 1.5 on MNIST, 1 on Fashion-MNIST, 0.5 on digits."""
+    """A net trained against L2 perturbations: up to 1.5 on MNIST, 1 on Fashion-MNIST, 0.5 on digits."""
     return AdversariallyTrained(dataset, "L2")

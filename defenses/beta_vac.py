@@ -1,14 +1,18 @@
-"""beta-VAC, the beta-variational classifier (Maggipinto, Terzi & Susto 2020): a variational autoencoder whose latent a
-small perceptron classifies. Its reconstruction error is the paper's detector of adversarials.
+"""beta-VAC, the beta-variational classifier (Maggipinto, Terzi & Susto 2020).
 
-Equation 5 of the paper is printed with a plus sign before beta, which would reward latents for being far from the
-capacity C. That is a misprint: equation 4, whose divergence it replaces, has a minus sign, and so has what is minimised
-here (see `BetaVariationalClassifier.loss`).
+A small perceptron classifies the latent of a variational autoencoder. The paper detects adversarial examples by the
+reconstruction error.
 
-Where the paper is silent: widths, batch normalisation, one Monte Carlo sample, p(x|z) is normal with variance 1 (the
-first of the two choices that section 2 names; the Bernoulli's likelihood is so much larger that classification
-suffers), and beta, see `BETA`. Where it is not followed: Adam for 16 epochs in place of SGD with momentum for 60, which
-is out of reach of a CPU, no weight decay, and C, see `Setting`.
+The paper prints equation 5 with a plus sign before beta. That is a misprint: it would reward a divergence far from the
+capacity C. Equation 4, whose divergence term it replaces, has a minus sign. `BetaVariationalClassifier.loss` takes
+equation 5 with a minus sign.
+
+The paper does not specify widths, batch normalization, the number of Monte Carlo samples (here 1), p(x|z) or beta (see
+`BETA`). Here p(x|z) is normal with variance 1, the first of two choices in section 2. The Bernoulli log-likelihood is
+so much larger that classification suffers.
+
+Three choices differ from the paper. Training takes 16 epochs of Adam instead of 60 epochs of SGD with momentum, too
+many for a CPU. There is no weight decay. The capacity C is larger (see `Setting`).
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import defense
-from bench.datasets import Dataset, Split
-from bench.training import Share, Trainer
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Share, Trainer
 
 CITATION = "Maggipinto, Terzi & Susto 2020, beta-Variational Classifiers Under Attack"
 LATENT = 100
@@ -30,9 +35,10 @@ LATENT = 100
 HIDDEN = 64
 """Neurons of each of the classifier's two hidden layers (section 5)."""
 BETA = 0.1
-"""Weight of the divergence's distance to C. The paper says of beta-VAEs "usually around 1000", and does not give its
-own. At 10 already, the divergence reaches C before decoder and classifier can use it, by moving the latents of all
-images alike, which says nothing about them: digits are then classified at chance."""
+"""Weight of the divergence's distance to C. The paper calls values "usually around 1000" for beta-VAEs and does not
+give its own. With beta = 10 the divergence reaches C before the decoder and the classifier can use it. The divergence
+does so by shifting the latents of all images alike. Such latents carry no information, and accuracy on digits is at
+chance."""
 
 Layer = tuple[int, int, int, int]
 """Feature maps, kernel size, stride and padding of a convolution."""
@@ -43,12 +49,12 @@ class Setting:
     """Networks and schedule at one image size.
 
     Attributes:
-        layers: the encoder's convolutions but for the last, which sees all of its maps at once.
-        epochs: of training.
-        capacity: the value C, in nats, that the divergence is drawn to at the end of training. The paper's best are 1
-            on MNIST and 10 on Fashion-MNIST; one nat is less than the log 10 that naming the class takes.
-        batch_size: of training.
-        learning_rate: Adam's in training.
+        layers: the encoder's convolutions without the last one. The kernel of the last one covers its whole input.
+        epochs: number of training epochs.
+        capacity: target C of the divergence at the end of training, in nats. The paper's best values are 1 on MNIST and
+            10 on Fashion-MNIST. One nat is less than log 10, the information in the class.
+        batch_size: images per training step.
+        learning_rate: learning rate of Adam in training.
     """
 
     layers: tuple[Layer, ...]
@@ -58,7 +64,7 @@ class Setting:
     learning_rate: float = 2e-3
 
     def last_size(self, size: int) -> int:
-        """Height of the maps that ``layers`` make of images of ``size`` squared pixels."""
+        """Returns the height of the maps that ``layers`` compute from images of ``size`` x ``size`` pixels."""
         for _, kernel, stride, padding in self.layers:
             size = (size + 2 * padding - kernel) // stride + 1
         return size
@@ -68,12 +74,12 @@ SETTINGS: dict[int, Setting] = {
     28: Setting(((32, 3, 1, 1), (32, 3, 2, 1), (64, 3, 1, 1), (64, 3, 2, 1)), epochs=16, capacity=50.0),
     8: Setting(((16, 3, 1, 1), (16, 3, 2, 1), (32, 3, 1, 1), (32, 3, 2, 1)), epochs=60, capacity=10.0),
 }
-"""By image size. As in the All-CNN (Springenberg et al. 2014), 3x3 convolutions stride where others pool; there are
-fewer and narrower ones than in that net, as a CPU can train them."""
+"""Settings by image size. As in the All-CNN (Springenberg et al. 2014), strided 3x3 convolutions replace pooling. The
+nets are shallower and narrower than the All-CNN, so that a CPU can train them."""
 
 
 class Encoder(nn.Module):
-    """q(z|x): convolutions with batch normalisation and ReLU, and a last one to 1x1 without."""
+    """q(z|x): convolutions with batch normalization and ReLU, then a plain convolution to 1x1."""
 
     def __init__(self, setting: Setting, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D(z), the mean of p(x|z): the encoder's convolutions transposed, in reverse order, and a sigmoid."""
+    """D(z), the mean of p(x|z): the encoder's convolutions transposed and in reverse order, then a sigmoid."""
 
     def __init__(self, setting: Setting, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -99,7 +105,7 @@ class Decoder(nn.Module):
         for (after, before), (_, kernel, stride, padding) in reversed(
             list(zip(pairwise(maps), setting.layers, strict=True))
         ):
-            # Of the sizes that the convolution maps to the same one, the output padding chooses the largest.
+            # A strided convolution maps several sizes to the same one. This output padding restores the largest.
             transposed = nn.ConvTranspose2d(before, after, kernel, stride, padding, output_padding=stride - 1)
             layers += [nn.BatchNorm2d(before), nn.ReLU(), transposed]
         self.layers = nn.Sequential(*layers)
@@ -110,11 +116,11 @@ class Decoder(nn.Module):
 
 
 class BetaVariationalClassifier(nn.Module):
-    """An encoder, a decoder, and a classifier of latents.
+    """An encoder, a decoder and a classifier of latents.
 
     Args:
-        dataset: gives classes and image size (one of `SETTINGS`).
-        l1: strength of the l1 regularisation of the classifier's weights (section 6.3); biases are not regularised.
+        dataset: gives the number of classes and the image size (a key of `SETTINGS`).
+        l1: strength of the l1 regularization of the classifier's weights (section 6.3), not of its biases.
     """
 
     def __init__(self, dataset: Dataset, *, l1: float = 0.0) -> None:
@@ -143,19 +149,21 @@ class BetaVariationalClassifier(nn.Module):
         return output
 
     def decoded(self, x: Tensor) -> Tensor:
-        """D(z) (N, C, H, W) at the mean z of q(z|x), of images (N, C, H, W)."""
+        """Reconstructions D(z) (N, C, H, W) of images (N, C, H, W), with z the mean of q(z|x)."""
         mean, _ = self.encoder(x)
         image: Tensor = self.decoder(mean)
         return image
 
     def detection_score(self, x: Tensor) -> Tensor:
-        """The mean over pixels of (x - `decoded`)^2, (N,), of images (N, C, H, W)."""
+        """Mean squared error per pixel between images (N, C, H, W) and their reconstructions by `decoded`, (N,)."""
         return (x - self.decoded(x)).square().flatten(1).mean(1)
 
     def loss(self, x: Tensor, y: Tensor, done: Share) -> Tensor:
-        """Minus equation 5, its sign corrected, when the share ``done`` of training is over: the mean over rows of
-        beta |KL[q(z|x) || N(0, 1)] - C| + ||x - D(z)||^2 / 2 - log p(y|z) with one z ~ q(z|x), plus the
-        regularisation, for images (N, C, H, W) of classes (N,)."""
+        """Loss of images (N, C, H, W) with labels (N,): minus equation 5 with its sign corrected, plus regularization.
+
+        Equation 5 gives the mean over rows of beta |KL[q(z|x) || N(0, 1)] - C| + ||x - D(z)||^2 / 2 - log p(y|z), with
+        one sample z ~ q(z|x). The capacity C depends on ``done``, the share of training that is over.
+        """
         # In mixed precision the networks return bfloat16, too coarse for sums over latents and pixels.
         mean, log_variance = (parameters.float() for parameters in self.encoder(x))
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
@@ -167,12 +175,12 @@ class BetaVariationalClassifier(nn.Module):
         return bound + self.l1 * self.weight_norm() if self.l1 else bound
 
     def weight_norm(self) -> Tensor:
-        """The sum of the absolute values of the classifier's weights, ()."""
+        """Sum of the absolute values of the classifier's weights, a scalar tensor ()."""
         layers = [layer for layer in self.classifier if isinstance(layer, nn.Linear)]
         return torch.stack([layer.weight.abs().sum() for layer in layers]).sum()
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the loss by Adam; encoder, decoder and classifier together."""
+        """Minimizes the loss by Adam, for encoder, decoder and classifier together."""
         trainer.initialise(self)
         trainer.minimise(
             self.parameters(),
@@ -187,11 +195,11 @@ class BetaVariationalClassifier(nn.Module):
 
 
 def capacity(setting: Setting, done: Share) -> Share:
-    """C when the share ``done`` of training is over: from 0 to its final value linearly (section 2)."""
+    """Capacity C at the share ``done`` of training: it grows linearly from 0 to its final value (section 2)."""
     return setting.capacity * done
 
 
 @defense("beta_vac", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION, version=2)
 def beta_vac(dataset: Dataset, *, l1: float = 0.0) -> BetaVariationalClassifier:
-    """The beta-variational classifier; by default without l1 regularisation, which the paper advises against."""
+    """The beta-variational classifier. By default without l1 regularization, as the paper advises against it."""
     return BetaVariationalClassifier(dataset, l1=l1)

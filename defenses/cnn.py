@@ -1,5 +1,7 @@
-"""The convolutional baselines of Schott et al. 2019 (appendix A.7): CNN and, on binarised inputs, Binary CNN; and the
-same CNN trained with Gaussian noise, which smoothing is built around."""
+"""The convolutional baselines of Schott et al. 2019 (appendix A.7): CNN, and Binary CNN on binarized inputs.
+
+``cnn_gaussian`` is the same CNN trained with Gaussian noise, the base of the smoothed classifiers.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import defense
-from bench.datasets import Dataset, Split
-from bench.training import Share, Trainer
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Share, Trainer
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
-"""Intensity at which Binary CNN binarises: a pixel at or above it becomes 1 (section 3)."""
+"""Intensity at which Binary CNN binarizes: a pixel at or above it becomes 1 (section 3)."""
 
 Layer = tuple[int, int, int]
 """Feature maps, kernel size and stride of a convolution without padding."""
@@ -24,27 +27,30 @@ LAYERS: dict[int, tuple[Layer, ...]] = {
     28: ((20, 5, 1), (70, 4, 2), (256, 3, 2), (10, 5, 1)),
     8: ((20, 3, 1), (70, 2, 2), (128, 2, 1), (10, 2, 1)),
 }
-"""The net for each image size: the paper's at 28x28, one that also ends in 1x1 at 8x8."""
+"""Layers by image size: the paper's at 28x28, and our own at 8x8. Both nets end in 1x1 maps."""
 EPOCHS = {28: 10, 8: 30}
 WEIGHT_PENALTY = 2e-4
-"""Of the convolutions' squared weights in the loss; without it MNIST's net ends at 99.05 %, below the paper's."""
+"""Weight of the convolutions' squared weights in the loss. Without this term, the MNIST net ends at 99.05 %, below the
+paper's."""
 NOISE = 0.2
-"""Standard deviation of the noise in the training of CNN Gaussian: that of Ju & Wagner 2020 (section 4.3) on MNIST."""
+"""Standard deviation of the training noise of ``cnn_gaussian``, as in Ju & Wagner 2020 (section 4.3) on MNIST."""
 
 
 def binarize(x: Tensor) -> Tensor:
-    """1 where ``x`` >= `THRESHOLD`, else 0, with the derivative of the identity (the straight-through estimator,
-    Bengio et al. 2013), as Schott et al. attack and train binarised models."""
+    """Returns 1 where ``x`` >= `THRESHOLD` and 0 elsewhere, with the derivative of the identity.
+
+    Schott et al. attack and train binarized models with this straight-through estimator (Bengio et al. 2013).
+    """
     bits = (x.detach() >= THRESHOLD).to(x.dtype)
     return bits + (x - x.detach())
 
 
 class ConvolutionalNet(nn.Module):
-    """Four convolutions, each with ELU (the last one too: "all layers"), all but the last with batch normalisation.
+    """Four convolutions with ELU, including the last ("all layers"). All but the last have batch normalization.
 
     Args:
-        dataset: gives channels and image size (one of `LAYERS`).
-        binary: binarise the input, in training too (section 6).
+        dataset: gives the number of channels and the image size (a key of `LAYERS`).
+        binary: binarize the input, also in training (section 6).
         noise: standard deviation of the noise added in training.
     """
 
@@ -61,7 +67,7 @@ class ConvolutionalNet(nn.Module):
         self.normalisations = nn.ModuleList(nn.BatchNorm2d(width) for width in maps[1:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, C, H, W); at least -1, the infimum of ELU."""
+        """Logits (N, 10) of images (N, C, H, W), each at least -1, the infimum of ELU."""
         if self.binary:
             x = binarize(x)
         *hidden, last = self.convolutions
@@ -75,7 +81,7 @@ class ConvolutionalNet(nn.Module):
         return output
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the cross-entropy and the squared weights by Adam."""
+        """Minimizes the cross-entropy and the squared weights by Adam."""
 
         def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
             loss = F.cross_entropy(self(x + self.noise * torch.randn_like(x) if self.noise else x), y)
@@ -119,5 +125,5 @@ def cnn_gaussian(dataset: Dataset) -> ConvolutionalNet:
     version=3,
 )
 def binary_cnn(dataset: Dataset) -> ConvolutionalNet:
-    """The same net on binarised inputs."""
+    """The plain CNN on binarized inputs."""
     return ConvolutionalNet(dataset, binary=True)

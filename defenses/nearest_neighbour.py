@@ -1,4 +1,4 @@
-"""The nearest-neighbour baseline of Schott et al. 2019 (appendix A.7): minus the distance to the nearest image."""
+"""The nearest-neighbor baseline of Schott et al. 2019 (appendix A.7)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from bench import defense
-from bench.datasets import Dataset
-from bench.norms import Norm, check_norm
-from bench.protocols import LowerBound
-from bench.randomness import Streams
+from bench.contracts.norms import Norm, check_norm
+from bench.contracts.protocols import LowerBound
+from bench.contracts.streams import Streams
+from bench.datasets.dataset import Dataset
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 
 
 class NearestNeighbour(nn.Module):
-    """Logits are minus the smallest L2 distance per class to the training images.
+    """A classifier whose logits are minus the smallest L2 distance to the training images of each class.
 
     Args:
         images: training images (M, C, H, W).
         labels: their classes (M,).
-        classes: number of classes K; each needs an image.
+        classes: number K of classes. Each class needs at least one image.
     """
 
     images: Tensor
@@ -34,7 +34,7 @@ class NearestNeighbour(nn.Module):
         self.register_buffer("counts", labels.bincount(minlength=classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W); differentiable, with gradient 0 at distance 0."""
+        """Logits (N, K) of images (N, C, H, W). Autograd differentiates them, with gradient 0 at distance 0."""
         rows = x.flatten(1)
         distances: Tensor = torch.linalg.vector_norm(rows[:, None] - self.images[self.nearest(rows)], dim=2)
         return -distances
@@ -45,7 +45,7 @@ class NearestNeighbour(nn.Module):
         return output
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
-        """min_c (d_c - d_y) / 2 (N,), a certificate: distances are 1-Lipschitz in the image."""
+        """Certified L2 radii min_c (d_c - d_y) / 2, (N,). The distances d_c are 1-Lipschitz in the image."""
         check_norm(norm, self.bound_norms)
         distances = -self(x)
         own = distances.gather(1, y[:, None])
@@ -54,10 +54,10 @@ class NearestNeighbour(nn.Module):
 
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:
-        """Indices (N, K) into ``images`` of the nearest one per class to images as rows (N, D).
+        """Indices (N, K) into ``images`` of the nearest training image of each class, for images as rows (N, D).
 
-        Compares ||b||^2 - 2 a.b, whose cancellation can swap images that are equally near but for rounding; `forward`
-        computes the distance to the one chosen by subtraction.
+        Compares ||b||^2 - 2 a.b. Cancellation can swap images whose distances agree up to rounding. Therefore `forward`
+        recomputes the distance to the chosen image by subtraction.
         """
         indices, start = [], 0
         for part in torch.split(self.images, self.counts.tolist()):
@@ -69,5 +69,5 @@ class NearestNeighbour(nn.Module):
 
 @defense("nearest_neighbour", datasets=["digits", "mnist", "fashion_mnist"], citation=CITATION)
 def nearest_neighbour(dataset: Dataset) -> NearestNeighbour:
-    """All training images as prototypes."""
+    """The nearest-neighbor classifier with all training images as prototypes."""
     return NearestNeighbour(dataset.train.images, dataset.train.labels, dataset.classes)

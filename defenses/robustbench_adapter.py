@@ -1,8 +1,8 @@
 """RobustBench (Croce et al. 2021, arXiv:2010.09670) with the AutoAttack that is on the package index.
 
-robustbench 1.1.1 imports ``autoattack``, which is on no package index; pyautoattack 0.2.0 is the same code with other
-argument names. This module registers a compatible ``autoattack`` and then imports robustbench, on first use. No other
-module imports robustbench.
+robustbench 1.1.1 imports ``autoattack``, a package that is on no index. pyautoattack 0.2.0 is the same code with
+different argument names. On first use, this module registers a compatible ``autoattack`` and then imports robustbench.
+No other module imports robustbench.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pyautoattack.state
 import torch
 from torch import Tensor, nn
 
-from bench.cache import cache_dir
-from bench.cards import defense
-from bench.datasets import Dataset
-from bench.errors import UserError, unknown
+from bench.contracts.cards import defense
+from bench.contracts.errors import UserError, unknown
+from bench.datasets.cache import cache_dir
+from bench.datasets.dataset import Dataset
 
 ThreatName = Literal["Linf", "L2", "corruptions", "corruptions_3d"]
 
@@ -31,7 +31,7 @@ ThreatName = Literal["Linf", "L2", "corruptions", "corruptions_3d"]
 class AutoAttack:
     """AutoAttack (Croce & Hein 2020) with the signature that robustbench calls.
 
-    Differs from the original in two defaults: the seed is 0, not the clock, and nothing is written to ``log_path``.
+    Two defaults differ from the original. The seed is 0 instead of the clock. Nothing is written to ``log_path``.
     """
 
     def __init__(
@@ -52,28 +52,30 @@ class AutoAttack:
     def run_standard_evaluation(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False, state_path: Path | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Adversarial images of the shape of ``x_orig`` (clean where none was found); with ``return_labels`` also the
-        predictions."""
+        """Returns images of the shape of ``x_orig``: adversarial where the attack succeeded, clean elsewhere.
+
+        With ``return_labels`` it also returns the predictions.
+        """
         trace = sys.gettrace()
         try:
             images, predictions = self._attack.run_standard_evaluation(
                 x_orig, y_orig, batch_size=bs, state_path=state_path
             )
         finally:
-            # The check for dynamic defenses switches off whatever traced the program, coverage for one.
+            # The check for dynamic defenses switches off any active trace function, such as that of coverage.
             sys.settrace(trace)
         return (images, predictions) if return_labels else images
 
 
 @cache
 def _robustbench() -> Any:
-    """The robustbench package, with `AutoAttack` under the name it imports it by."""
+    """Returns the robustbench package, after registering `AutoAttack` under the name that robustbench imports."""
     shim = ModuleType("autoattack")
     vars(shim)["AutoAttack"] = AutoAttack
     sys.modules.setdefault("autoattack", shim)
     sys.modules.setdefault("autoattack.state", pyautoattack.state)
     with warnings.catch_warnings():
-        # pkg_resources and names that torch and timm deprecate; robustbench pins what it needs of them.
+        # robustbench uses pkg_resources and deprecated names of torch and timm, but pins the versions that it needs.
         warnings.simplefilter("ignore")
         import robustbench.eval
         import robustbench.utils
@@ -83,10 +85,10 @@ def _robustbench() -> Any:
 def load_model(
     name: str, *, dataset: str = "cifar10", threat_model: ThreatName = "Linf", model_dir: str | Path = "models"
 ) -> nn.Module:
-    """A network of the RobustBench model zoo in evaluation mode, from images in [0, 1] to logits.
+    """Returns a network of the RobustBench model zoo in evaluation mode, from images in [0, 1] to logits.
 
-    Its checkpoint is read from ``<model_dir>/<dataset>/<threat model>/<name>.pt``, and downloaded to there first where
-    it is missing. Checkpoints are read with torch's default ``weights_only=True``.
+    The checkpoint is read from ``<model_dir>/<dataset>/<threat model>/<name>.pt``. A missing checkpoint is downloaded
+    to this path first. Checkpoints are read with torch's default ``weights_only=True``.
 
     Raises:
         UserError: for an unknown dataset, threat model or name.
@@ -97,12 +99,13 @@ def load_model(
 
 
 def zoo_defense(name: str) -> Callable[..., nn.Module]:
-    """The factory, with its card, of the defense ``robustbench:<dataset>/<threat>/<model>``.
+    """Returns the factory of the defense ``robustbench:<dataset>/<threat>/<model>``, with its card.
 
-    It reads ``robustbench/<dataset>/<threat>/<model>.pt`` in the dataset's data folder, or without one in the cache.
+    The factory reads ``robustbench/<dataset>/<threat>/<model>.pt`` in the dataset's data folder. Without a data folder
+    it reads from the cache.
 
     Raises:
-        UserError: for a name that RobustBench does not list; by the factory, where weights cannot be had.
+        UserError: for a name that RobustBench does not list. The factory raises it when it finds no usable weights.
     """
     parts = name.removeprefix("robustbench:").split("/")
     if len(parts) != 3:
@@ -128,7 +131,7 @@ def zoo_defense(name: str) -> Callable[..., nn.Module]:
 
 
 def clean_accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 100) -> float:
-    """Share of images ``x`` (N, C, H, W) that ``model`` gives the labels ``y`` (N,)."""
+    """Clean accuracy in [0, 1]: the share of images ``x`` (N, C, H, W) that ``model`` gives their labels ``y`` (N,)."""
     accuracy: float = _robustbench().utils.clean_accuracy(model, x, y, batch_size)
     return accuracy
 
@@ -144,17 +147,17 @@ def benchmark(
     batch_size: int = 32,
     device: torch.device | str = "cpu",
 ) -> tuple[float, float]:
-    """Clean and robust accuracy by RobustBench's protocol: standard AutoAttack on the first test images.
+    """Clean and robust accuracy by RobustBench's protocol: standard AutoAttack on the first ``n_examples`` test images.
 
     Args:
-        model: from images in [0, 1] to logits, in evaluation mode.
-        epsilon: radius of the L2 or Linf ball; None for corruptions.
+        model: maps images in [0, 1] to logits, in evaluation mode.
+        epsilon: radius of the L2 or Linf ball, or None for corruptions.
         dataset: ``cifar10``, ``cifar100`` or ``imagenet``.
         threat_model: ``Linf``, ``L2``, ``corruptions`` or ``corruptions_3d``.
         n_examples: number of test images.
-        data_dir: where torchvision keeps the dataset, or downloads it to.
-        batch_size: rows of one forward pass.
-        device: where to run.
+        data_dir: folder where torchvision keeps the dataset or downloads it to.
+        batch_size: images per forward pass.
+        device: device to run on.
     """
     clean, robust = _robustbench().eval.benchmark(
         model,
@@ -170,7 +173,7 @@ def benchmark(
 
 
 def _check_listed(name: str, dataset: str, threat_model: str) -> None:
-    """Refuses what is not in RobustBench's table of models."""
+    """Raises a `UserError` for a model that is missing from RobustBench's table of models."""
     by_threat = _choose("RobustBench dataset", dataset, _robustbench().model_zoo.model_dicts)
     models = _choose(f"RobustBench threat model for {dataset}", threat_model.removesuffix("_3d"), by_threat)
     if name not in models:

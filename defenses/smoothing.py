@@ -1,8 +1,8 @@
 """Classifiers smoothed with Gaussian noise, around any deterministic defense that torch can differentiate.
 
-``randomized_smoothing:<defense>`` (Cohen, Rosenfeld & Kolter 2019) adds noise to the image: the verdict's majority over
-draws is the smoothed classifier. ``variational_smoothing:<defense>`` (Ju 2021, chapter 4) adds, for each class, noise
-around the perturbation that makes the class likely.
+``randomized_smoothing:<defense>`` (Cohen, Rosenfeld & Kolter 2019) adds noise to the image. The engine's majority vote
+over draws is the smoothed classifier. ``variational_smoothing:<defense>`` (Ju 2021, chapter 4) finds, for each class, a
+perturbation that makes the class likely, and adds noise to the perturbed image.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import defense
-from bench.ascent import ascend, steepest
-from bench.cards import DefenseCard
-from bench.datasets import Dataset
-from bench.door import NO_DRAWS, drawn_logits
-from bench.errors import UserError
-from bench.norms import Norm, check_norm
-from bench.protocols import Defense, HasInputGradient, LowerBound
-from bench.randomness import RowStreams, Streams
-from bench.threat import project
+from bench.contracts.ascent import ascend, steepest
+from bench.contracts.cards import DefenseCard
+from bench.contracts.door import NO_DRAWS, drawn_logits
+from bench.contracts.errors import UserError
+from bench.contracts.norms import Norm, check_norm
+from bench.contracts.protocols import Defense, HasInputGradient, LowerBound
+from bench.contracts.streams import RowStreams, Streams
+from bench.contracts.threat import project
+from bench.datasets.dataset import Dataset
 from defenses.cnn import NOISE
 
 RADII = {"digits": 0.1 / 4, "mnist": 0.3 / 4, "fashion_mnist": 0.1 / 4}
-"""Radius of variational smoothing's Linf ball: a quarter of the one that the dataset's defenses are attacked in.
-Section 4.3 takes the attack's ball, which for nets trained with noise is a quarter of the usual one (2/255); in the
-whole ball each class is found near many images of MNIST, and accuracy falls from 99.1 % to 84.6 %."""
+"""Radius of variational smoothing's Linf ball: a quarter of the epsilon at which the dataset's defenses are attacked.
+Section 4.3 takes the attack's ball. For nets trained with noise its radius is 2/255, a quarter of the usual one. With
+the whole ball, the search finds each class near many MNIST images, and accuracy falls from 99.1 % to 84.6 %."""
 COLOUR_RADIUS = 2 / 255
 CERTIFYING_DRAWS = 1000
 MISTAKE = 0.001
-"""Probability that a certified radius is too large: Cohen et al.'s alpha, who take 100,000 draws."""
+"""Probability that a certified radius is too large: alpha in Cohen et al., who take 100,000 draws."""
 STEP = 1.25
-"""Length of a step of the search, in radii, as Wong, Rice & Kolter 2020 take for a single step from a random point."""
+"""Step size of the search, in radii: the value of Wong, Rice & Kolter 2020 for a single step from a random start."""
 
 
 class Smoothed:
-    """A defense around another one, whose tensors are its own."""
+    """A defense around a base defense, without tensors of its own."""
 
     def __init__(self, base: Defense) -> None:
         self.base = base
@@ -74,8 +74,11 @@ class RandomizedSmoothing(Smoothed):
 
     @torch.no_grad()
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
-        """sigma Phi^-1(p) (N,), where p is a lower confidence bound on the probability of class ``y`` (N,) under the
-        noise (theorem 1 and Certify, where the class is not guessed but given); 0 where p is at most one half."""
+        """Certified L2 radii sigma Phi^-1(p), (N,), or 0 where p is at most one half (theorem 1 and Certify).
+
+        The number p is a lower confidence bound on the probability of class ``y`` (N,) under the noise. In the
+        paper, Certify guesses the class. Here the class is given.
+        """
         check_norm(norm, self.bound_norms)
         rows = torch.arange(len(x), device=x.device)
         hits = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -90,16 +93,16 @@ class RandomizedSmoothing(Smoothed):
 
 
 class VariationalSmoothing(Smoothed):
-    """Algorithm 5 of Ju 2021: each class is scored near the point of a ball where it is likeliest.
+    """Scores each class near the point of a ball where the class is most likely (Ju 2021, Algorithm 5).
 
     Args:
         base: a deterministic defense that torch can differentiate.
-        classes: number of its classes K.
-        norm: ``L2`` or ``Linf``, of the ball that is searched.
-        radius: of the ball.
+        classes: number K of its classes.
+        norm: norm of the ball, ``L2`` or ``Linf``.
+        radius: radius of the ball.
         sigma: standard deviation of the noise around the point found.
-        steps: of the search, which starts from a random point of the ball.
-        draws: of the noise, over which a class's score is averaged.
+        steps: number of gradient steps of the search, from a random start in the ball.
+        draws: number of noise draws over which a class's score is averaged.
     """
 
     def __init__(
@@ -131,8 +134,10 @@ class VariationalSmoothing(Smoothed):
         return self.steps * self.classes
 
     def logits(self, x: Tensor, rng: RowStreams) -> Tensor:
-        """For each class y, log softmax f(x + mu_y + noise)_y (N, K), averaged over the draws of the noise; the search
-        for mu_y is left out of the derivative."""
+        """Logits (N, K): log softmax f(x + mu_y + noise)_y for each class y, averaged over the noise draws.
+
+        The derivative treats mu_y as a constant.
+        """
         shift = self.search(x, rng) - x.detach()[:, None]
         scores = []
         for _ in range(self.draws):
@@ -141,7 +146,7 @@ class VariationalSmoothing(Smoothed):
         return torch.stack(scores).mean(0)
 
     def search(self, x: Tensor, rng: RowStreams) -> Tensor:
-        """For each class, the point (N, K, C, H, W) of the ball around ``x`` that a few steps find likeliest for it."""
+        """Points (N, K, C, H, W) of the ball around ``x``, one per class, that the search found most likely."""
         center = x.detach().repeat_interleave(self.classes, 0)
         shape = (self.classes, *x.shape[1:])
         if self.norm == "Linf":
@@ -169,7 +174,7 @@ class VariationalSmoothing(Smoothed):
 
 
 def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing]:
-    """The factory, with its card, of ``randomized_smoothing:<base>``."""
+    """Returns the factory of ``randomized_smoothing:<base>``, with its card."""
     _check_base(base)
 
     @defense(
@@ -188,7 +193,7 @@ def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing
 
 
 def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothing]:
-    """The factory, with its card, of ``variational_smoothing:<base>``."""
+    """Returns the factory of ``variational_smoothing:<base>``, with its card."""
     _check_base(base)
     if base.access != "gradient":
         raise UserError(f"defense {base.name!r} gives {base.access} access only; variational smoothing needs gradients")

@@ -1,13 +1,13 @@
-"""Reports: records to statistics, tables, figures and pages; knows nothing of torch."""
+"""Reports: turn records into statistics, tables, figures and pages, without importing torch."""
 
-from reports.comparison import compare
+from reports.evidence.masking import evidence
+from reports.evidence.problems import refuted_certificates
 from reports.following import not_following
-from reports.masking import evidence
-from reports.problems import refuted_certificates
-from reports.published import PAPERS
+from reports.published.numbers import PAPERS
 from reports.report import FORMATS, write_report, write_run_report
-from reports.runs import load_run
-from reports.selection import combined, selected
+from reports.runs.run import load_run
+from reports.runs.selection import combined, selected
+from reports.tables.comparison import compare
 
 __all__ = [
     "FORMATS",

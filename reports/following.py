@@ -1,4 +1,4 @@
-"""Whether the numbers of a report on disk follow from its run's ledger."""
+"""Checks whether the numbers of a report on disk follow from its run's ledger."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.errors import UserError
-from bench.ledger import SCHEMA_VERSION
+from bench.contracts.errors import UserError
+from bench.contracts.work import SCHEMA_VERSION
 from reports.report import OPTIONS, write_run_report
-from reports.runs import load_run
-from reports.selection import selected
+from reports.runs.run import load_run
+from reports.runs.selection import selected
 
 ROUNDING = 1e-9
-"""Relative difference of two numbers that another version of a library may cause."""
+"""Relative difference between two numbers that a change of library version may cause."""
 
 
 def not_following(run_dir: Path) -> list[str]:
-    """What in the CSV files of a run's report does not follow from its ledger, one line each; they name file, row and
-    column. Pages, figures and other formats are not read.
+    """Returns one line for each entry in the CSV files of a run's report that does not follow from its ledger.
+
+    A line about an entry names the file, row and column. Pages, figures and other formats are not read.
 
     Raises:
         UserError: when the ledger is damaged.
@@ -33,7 +34,7 @@ def not_following(run_dir: Path) -> list[str]:
     run = load_run(run_dir)
     options = _options(report / OPTIONS)
     if options is None and run.manifest["schema"] < SCHEMA_VERSION:
-        return []  # a report of that time says other things; write it anew with: assay report
+        return []  # its contents were defined differently; rewrite it with: assay report
     chosen = options or {}
     with TemporaryDirectory() as folder:
         try:
@@ -45,7 +46,7 @@ def not_following(run_dir: Path) -> list[str]:
 
 
 def differences(report: Path, expected: Path) -> list[str]:
-    """What in the CSV files of a report's folder is not as in those of another one, one line each."""
+    """Returns one line for each difference between the CSV files of a report's folder and those in ``expected``."""
     return [line for path in sorted(report.glob("*.csv")) for line in _differences(path, expected / path.name)]
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: every table and figure as a file, and one page that shows them all."""
+"""The report of a run: every table and figure as a file, and one page that shows all of them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,40 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench.errors import unknown
-from bench.norms import Norm
-from reports.accuracies import ablation_tables, accuracy_table
-from reports.appendix import attacks_table, cost_table, defenses_table, masking_table
-from reports.drawing import draw
-from reports.figures import curve_figure, plots
-from reports.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
-from reports.leaderboard import leaderboard
-from reports.page import Section, page
-from reports.pairwise import baseline_table, mcnemar_table
-from reports.published import PAPERS, Numbers, published_detection, published_numbers
-from reports.render import to_csv, to_latex, to_markdown
-from reports.runs import Run, load_run
-from reports.study_tables import bracket_table, detection_table, distal_table
-from reports.sweeps import sweep_table, sweeps
-from reports.tables import Table, ranking_table, strength_table, summary_table, with_published
+from bench.contracts.errors import unknown
+from bench.contracts.norms import Norm
+from reports.figures.drawing import draw
+from reports.figures.figures import curve_figure, plots
+from reports.figures.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
+from reports.published.numbers import PAPERS, Numbers, published_detection, published_numbers
+from reports.render.leaderboard import leaderboard
+from reports.render.page import Section, page
+from reports.render.renderers import to_csv, to_latex, to_markdown
+from reports.runs.run import Run, load_run
+from reports.tables.accuracies import ablation_tables, accuracy_table
+from reports.tables.appendix import attacks_table, cost_table, defenses_table, masking_table
+from reports.tables.pairwise import baseline_table, mcnemar_table
+from reports.tables.ranking import ranking_table
+from reports.tables.strength import strength_table
+from reports.tables.studies import bracket_table, detection_table, distal_table
+from reports.tables.summary import summary_table, with_published
+from reports.tables.sweeps import sweep_table, sweeps
+from reports.tables.table import Table
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "untested", "note"]
 OPTIONS = "options.json"
-"""File of a report that says what was chosen for it, so that its numbers can be derived again."""
+"""File of a report that stores the options chosen for it. Its numbers can be derived again from this file."""
 _RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
 FORMATS = (*_RENDERERS, "figures", "html")
-"""What a report consists of; the page shows its figures itself."""
+"""The parts of a report. The page embeds its own figures."""
 
 
 def write_report(run_dir: Path, out_dir: Path, processes: int = 1) -> Path:
-    """Writes the report of the run in ``run_dir`` (which holds ``ledger/``) and returns the path of its page.
+    """Writes the report of the run in ``run_dir`` and returns the path of its page.
 
-    ``out_dir`` receives ``index.html``, each table as ``*.csv``, ``*.md`` and ``*.tex``, and ``figures/``. The same
-    ledger gives the same files, byte for byte. Figures are drawn in ``processes`` (see `reports.drawing.draw`).
+    ``run_dir`` holds ``ledger/``. ``out_dir`` receives ``index.html``, each table as ``*.csv``, ``*.md`` and ``*.tex``,
+    and ``figures/``. The same ledger gives the same files, byte for byte. ``processes`` is the number of processes that
+    draw the figures (see `reports.figures.drawing.draw`).
 
     Raises:
         UserError: when there is no ledger or it is damaged.
@@ -52,15 +56,18 @@ def write_run_report(
     papers: Sequence[str] = tuple(PAPERS),
     processes: int = 1,
 ) -> Path:
-    """`write_report` for a run that is already in memory; returns ``out_dir`` where no page is written.
+    """Writes the report of a run that is already in memory, like `write_report`.
+
+    Returns the path of the page, or ``out_dir`` if no page is written.
 
     Args:
-        run: to be reported.
-        out_dir: made where it is not there.
-        formats: what is written (`FORMATS`).
-        baseline: a defense that the others are laid beside.
-        papers: whose numbers are laid beside the run's, where they have some (`reports.published.PAPERS`).
-        processes: that draw the figures (see `reports.drawing.draw`).
+        run: the run to report.
+        out_dir: the folder to write to; created if it does not exist.
+        formats: the parts to write (`FORMATS`).
+        baseline: a defense that all others are compared with.
+        papers: the papers whose numbers are shown beside the run's, where they have some
+            (`reports.published.numbers.PAPERS`).
+        processes: number of processes that draw the figures (see `reports.figures.drawing.draw`).
 
     Raises:
         UserError: for a format, a baseline or a paper that does not exist.
@@ -120,7 +127,7 @@ def _write_brackets(run: Run, sections: Sequence[Section], out_dir: Path) -> Non
 
 
 def _beside(table: Table, numbers: Iterable[tuple[str, Numbers]]) -> list[Table]:
-    """The table beside each paper that has numbers for it."""
+    """Returns the table with published numbers, once for each paper that has some for it."""
     shown = (with_published(table, own, paper, PAPERS[paper].reference) for paper, own in numbers)
     return [each for each in shown if each is not None]
 

@@ -1,6 +1,6 @@
-"""Analysis by synthesis (Schott et al. 2019): one VAE per class, classification by optimisation in the latent spaces.
+"""Analysis by synthesis (Schott et al. 2019): one VAE per class, and classification by optimization over latents.
 
-``abs`` and ``binary_abs`` are trained here, ``abs:schott2019`` and ``binary_abs:schott2019`` load the authors' weights.
+``abs`` and ``binary_abs`` are trained here. ``abs:schott2019`` and ``binary_abs:schott2019`` load the authors' weights.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from bench import defense
-from bench.checkpoints import check_shapes, load_tensors
-from bench.confidence import graded_softmax
-from bench.datasets import Dataset, Split
-from bench.errors import UserError
-from bench.norms import Norm, of_norm
-from bench.protocols import Defense, LowerBound
-from bench.randomness import Streams
-from bench.training import Share, Trainer
+from bench.contracts.confidence import graded_softmax
+from bench.contracts.errors import UserError
+from bench.contracts.norms import Norm, of_norm
+from bench.contracts.protocols import Defense, LowerBound
+from bench.contracts.streams import Streams
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Share, Trainer
+from bench.training.weights import check_shapes, load_tensors
 from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
 from defenses.abs.descent import MAX_NORM, AtPoint, NormalPrior
@@ -28,12 +29,12 @@ from defenses.abs.vae import Architecture, Decoder, Encoder, VAEs, kl_weight, si
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
-"""Intensity at which Binary ABS binarises: a pixel at or above it becomes 1 (section 3)."""
+"""Intensity at which Binary ABS binarizes: a pixel at or above it becomes 1 (section 3)."""
 BATCH_SIZE = 100
 VERSION = 5
-"""Of all four cards; raising it trains ``abs`` anew."""
+"""Version of all four cards. A higher version trains ``abs`` again."""
 RELEASED_WEIGHTS = "weights/schott2019_abs.safetensors"
-"""The authors' weights below a data folder."""
+"""Path of the authors' weights, relative to the data folder."""
 PRUNING = ((0, 25.0), (3, 18.0), (6, 15.0), (8, 12.0), (11, 11.0), (15, 10.0), (21, 8.0), (30, 7.5), (40, 4.0))
 BINARY_PRUNING = (
     (0, 25.0),
@@ -46,32 +47,34 @@ BINARY_PRUNING = (
     (30, 7.5),
     (40, 4.0),
 )
-"""Gaps for the authors' weights, plain and binarised: each at least 1.6 times the largest lag of a class that won in
-the end, on some hundreds of clean images, of points at decision boundaries, and of noise."""
+"""Pruning gaps for the authors' weights, with plain and with binarized inputs. Each gap is at least 1.6 times the
+largest lag of a class that won in the end. The lags were measured on a few hundred inputs of each kind: clean images,
+points at decision boundaries, and noise."""
 RELEASED_GAMMA = (1.0, 0.96, 1.001, 1.06, 0.98, 0.96, 1.03, 1.0, 1.0, 1.0)
 """Binary ABS's class scalars for the authors' weights (appendix A.7)."""
 GRAPH_ROWS = 512
-"""Up to so many images a GPU decides faster by all logits, replayed, than by giving up hopeless classes."""
+"""Largest number of images for which a GPU decides faster by replaying all logits than by pruning classes."""
 SCALAR_IMAGES = 1000
-"""Training images that the class scalars are estimated on."""
+"""Number of training images on which the class scalars are estimated."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What ABS is made of at one image size.
+    """Networks, inference and training of ABS at one image size.
 
     Attributes:
         architecture: layer sizes of the VAEs.
         search: effort of inference.
-        epochs: of training on a CPU, in passes over the largest class.
-        epochs_on_gpu: the same on a GPU, which affords more of them at 28x28.
-        batch_size: of training.
-        learning_rate: Adam's in training.
-        alpha: scale of the logits in the graded softmax (eq. 4); minimises the cross-entropy on clean images.
-        eta: its offset, for a median confidence of 0.9 on clean images (both as the paper sets them, on test images; at
-            28x28 they are the paper's, for the authors' weights).
-        pruning: gaps of ABS's decisions, 1.4 times what was measured as `PRUNING` was; none where none were measured.
-        binary_pruning: those of Binary ABS.
+        epochs: training epochs on a CPU, in passes over the largest class.
+        epochs_on_gpu: training epochs on a GPU. A GPU affords more of them at 28x28.
+        batch_size: batch size in training.
+        learning_rate: learning rate of Adam in training.
+        alpha: scale of the logits in the graded softmax (eq. 4), chosen to minimize the cross-entropy on clean images.
+        eta: offset of the graded softmax, set for a median confidence of 0.9 on clean images. As in the paper, alpha
+            and eta are chosen on test images. At 28x28 they are the paper's values, for the authors' weights.
+        pruning: gaps for the decisions of ABS, 1.4 times the lags measured as for `PRUNING`. Empty where nothing was
+            measured.
+        binary_pruning: the same for Binary ABS.
     """
 
     architecture: Architecture
@@ -86,7 +89,7 @@ class Setting:
     binary_pruning: Pruning = ()
 
     def epochs_on(self, device: torch.device) -> int:
-        """Epochs of a training on a device."""
+        """Returns the number of training epochs on a device."""
         return self.epochs_on_gpu if device.type == "cuda" else self.epochs
 
 
@@ -95,12 +98,12 @@ SETTINGS: dict[int, Setting] = {
         architecture=Architecture(
             latent=8,
             encoder=((32, 5, 1), (32, 4, 2), (64, 3, 2), (16, 5, 1)),
-            # The paper prints 3 for the last kernel, which gives 27x27; the authors' weights have 4.
+            # The paper prints 3 for the last kernel, which gives 27x27. The authors' weights have 4.
             decoder=((32, 4, 1), (16, 5, 2), (16, 5, 2), (1, 4, 1)),
         ),
         search=Search(starts=8000, iterations=50, learning_rate=0.05, variance=0.5),
         epochs=60,
-        # Chosen on MNIST's test images: more are more accurate, up to these at least.
+        # Chosen on MNIST's test images. Accuracy grows with the number of epochs, at least up to 500.
         epochs_on_gpu=500,
         batch_size=32,
         learning_rate=2e-3,
@@ -127,7 +130,7 @@ SETTINGS: dict[int, Setting] = {
             encoder=((16, 3, 1), (32, 2, 2), (32, 2, 1), (8, 2, 1)),
             decoder=((12, 2, 1), (4, 3, 2), (1, 4, 1)),
         ),
-        # The variance weighs the prior per pixel as at 28x28; with 1/2 the latents of 64 pixels collapse.
+        # This variance gives the prior the same weight per pixel as at 28x28. With 1/2, the latents collapse.
         search=Search(starts=1000, iterations=20, learning_rate=0.05, variance=0.5 * 64 / 784),
         epochs=200,
         epochs_on_gpu=200,
@@ -135,24 +138,25 @@ SETTINGS: dict[int, Setting] = {
         learning_rate=1e-2,
         alpha=270,
         eta=1.2e-4,
-        # At three steps only: on images this small, looking for hopeless classes costs as much as it saves.
+        # Only three steps prune. On images this small, the search for hopeless classes costs as much as it saves.
         pruning=((0, 1.3), (4, 0.85), (10, 0.48)),
         binary_pruning=((0, 1.9), (4, 1.2), (10, 0.62)),
     ),
 }
-"""By image size: the paper's at 28x28; that of its two-class CIFAR at 32x32 (appendix A.1: latent dimension 20, "fitted
-to 32x32x3", for which the last kernels are widened; the confidence is that of 28x28, not calibrated); a proportionate
-one at 8x8."""
+"""Settings by image size. The one at 28x28 is the paper's. The one at 32x32 is the paper's for two-class CIFAR
+(appendix A.1): latent dimension 20, "fitted to 32x32x3", here by wider last kernels. Its confidence parameters are
+adapted from 28x28 and not calibrated. The one at 8x8 is a smaller version."""
 
 
 class AnalysisBySynthesis(LatentClassifier):
-    """Logits are -gamma_c E_c / D: minus the energy of the best latent of each class, per pixel.
+    """ABS: the logits -gamma_c E_c / D are minus the energy of the best latent of each class, per pixel.
 
     Args:
-        dataset: gives classes, channels and image size (one of `SETTINGS`).
-        decoder: of all classes; trained, or to be trained.
-        gamma: class scalars (K,); 1 where none are given.
-        binary: binarise the input at inference (not in training: Binary ABS shares the weights of ABS).
+        dataset: gives the number of classes, the channels and the image size (a key of `SETTINGS`).
+        decoder: decoder of all classes, trained or to be trained. By default a new one.
+        gamma: class scalars (K,). By default all are 1.
+        binary: binarize the input at inference. Training does not binarize, because Binary ABS shares the weights of
+            ABS.
     """
 
     gamma: Tensor
@@ -182,47 +186,52 @@ class AnalysisBySynthesis(LatentClassifier):
         return AtPoint(NormalPrior(self.setting.search.variance if penalised else 0.0), MAX_NORM, slack)
 
     def seen(self, x: Tensor) -> Tensor:
-        """Images as the model sees them: binarised by Binary ABS."""
+        """Images as the model sees them. Binary ABS binarizes them."""
         return (x >= THRESHOLD).to(x.dtype) if self.binary else x.detach()
 
     def class_scales(self) -> Tensor:
-        """gamma (K,)."""
+        """Class scalars gamma (K,)."""
         return self.gamma
 
     def decide(self, x: Tensor) -> Tensor:
-        """The largest logit's class (N,) of images (N, C, H, W), without the energies of hopeless classes where that is
-        faster."""
+        """Classes (N,) with the largest logits of images (N, C, H, W).
+
+        Skips the energies of hopeless classes where this is faster.
+        """
         if x.is_cuda and len(x) <= GRAPH_ROWS:
             return self.logits(x).argmax(1)
         return self.inference().decide(self.seen(x), self.objective, self.gamma, self.pruning)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
-        """See `LatentClassifier`; for Binary ABS, what it costs in the input to flip as many pixels as `binary_bound`
-        says must flip."""
+        """See `LatentClassifier`.
+
+        For Binary ABS, `binary_bound` determines how many binarized values must flip at least. The bound is the
+        smallest distance in the input that flips this number of values.
+        """
         if not self.binary:
             return super().lower_bound(x, y, norm, streams)
         k = bounds.flips(self.binary_bound(x, y))
         gaps = bounds.flipping(x, k, THRESHOLD)
-        # A pixel flips at most one value in each channel.
+        # One pixel can flip one value in each channel.
         pixels = (k / x.shape[1]).ceil()
         values = of_norm(norm, L0=pixels, L2=gaps.norm(dim=1), Linf=gaps.amax(1))
         return LowerBound(values, certificate=False, note=BOUND_NOTE)
 
     def binary_bound(self, x: Tensor, y: Tensor) -> Tensor:
-        """A bound (N,) on the L2 change of the binarised image to one that is not given its class in ``y`` (N,)."""
+        """Lower bound (N,) on the L2 distance of the binarized image to one that is not classified as ``y`` (N,)."""
         energies, _ = self.minima(self.seen(x))
         return bounds.scaled_l2(energies, y, self.gamma)
 
     def confidence(self, x: Tensor) -> Tensor:
-        """Class probabilities (N, K) of images (N, C, H, W) by the graded softmax."""
+        """Class probabilities (N, K) of images (N, C, H, W), by the graded softmax."""
         return graded_softmax(self.logits(x), self.setting.alpha, self.setting.eta)
 
 
 class Trained(AnalysisBySynthesis):
-    """ABS that is trained on first use, and the class scalars with which Binary ABS decides on its weights.
+    """ABS trained on first use, with the class scalars of the Binary ABS that shares its weights.
 
     Args:
-        dataset: gives classes, channels and image size.
+        dataset: gives the number of classes, the channels and the image size.
     """
 
     binary_gamma: Tensor
@@ -233,14 +242,14 @@ class Trained(AnalysisBySynthesis):
         self._dataset = dataset
 
     def binarized(self) -> AnalysisBySynthesis:
-        """Binary ABS with these weights and class scalars, which it shares."""
+        """Returns a Binary ABS that shares these weights and class scalars."""
         return AnalysisBySynthesis(self._dataset, self.decoder, self.binary_gamma, binary=True)
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Trains the VAE of each class on its images, and estimates the class scalars of Binary ABS."""
+        """Trains the VAE of each class on the images of the class, and estimates the class scalars of Binary ABS."""
         self.forget_inference()
         setting, classes = self.setting, self._dataset.classes
-        # Its parameters are drawn by the trainer.
+        # The trainer draws the encoder's parameters.
         with torch.device("meta"):
             encoder = Encoder(setting.architecture, classes, self._dataset.shape[0])
         vaes = VAEs(encoder.to_empty(device=trainer.device), self.decoder)
@@ -266,7 +275,7 @@ class Trained(AnalysisBySynthesis):
 
 
 def folded_layers(decoder: Decoder) -> list[FoldedLayers]:
-    """The layers of each class, with batch normalisation folded into them."""
+    """Returns the layers of each class, with batch normalization folded in."""
     return [_of_class(decoder, c) for c in range(decoder.classes)]
 
 
@@ -280,8 +289,11 @@ def _of_class(decoder: Decoder, c: int) -> FoldedLayers:
 
 
 def class_scalars(energies: Tensor, y: Tensor) -> Tensor:
-    """Scalars gamma (K,) for which the argmin of gamma_c E_c (N, K) hits the labels (N,) most often: a line search
-    for one class after the other, twice, from 1 over 0.9, 0.905, ..., 1.1; of equally good ones the nearest to 1."""
+    """Class scalars gamma (K,) for which the argmin over c of gamma_c E_c (N, K) hits the labels (N,) most often.
+
+    All scalars start at 1. A line search over 0.9, 0.905, ..., 1.1 sets one class after the other, in two rounds. Ties
+    go to the value nearest to 1.
+    """
     gamma = torch.ones_like(energies[0])
     candidates = torch.linspace(0.9, 1.1, 41, device=energies.device)
     candidates = candidates[(candidates - 1).abs().argsort(stable=True)]
@@ -298,7 +310,7 @@ DATASETS = ["digits", "mnist", "fashion_mnist", "cifar2"]
 
 @defense("abs", datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, version=VERSION)
 def analysis_by_synthesis(dataset: Dataset) -> Trained:
-    """ABS, trained here."""
+    """ABS trained here."""
     return Trained(dataset)
 
 
@@ -337,10 +349,10 @@ def released_binary_analysis_by_synthesis(dataset: Dataset) -> AnalysisBySynthes
 
 
 def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
-    """ABS with the weights in ``<data_dir>/weights/schott2019_abs.safetensors``.
+    """Returns ABS with the weights in ``<data_dir>/weights/schott2019_abs.safetensors``.
 
     Raises:
-        UserError: when there is no such file, or it is corrupt, or does not fit.
+        UserError: when there is no data folder, or the file is missing, corrupt or does not fit.
     """
     if dataset.data_dir is None:
         raise UserError(f"no data folder to read {RELEASED_WEIGHTS} from; set --data-dir or ASSAY_DATA")
@@ -372,6 +384,6 @@ def _is_released(ours: str) -> bool:
 
 
 def _released_names(ours: str, classes: int) -> list[str]:
-    """The authors' names of the tensors (``3.Decoder.conv_0.weight``) that one of ours holds, one for each class."""
+    """Names of the authors' tensors (``3.Decoder.conv_0.weight``), one per class, that one of our tensors holds."""
     rest = ours.removeprefix("decoder.").replace("convolutions.", "conv_").replace("normalisations.", "bn_")
     return [f"{c}.Decoder.{rest}" for c in range(classes)]

@@ -1,8 +1,8 @@
-"""Lower bounds on the distance to the nearest adversarial of classifiers by latent energies.
+"""Lower bounds on the distance to the nearest adversarial example, for classifiers by latent energies.
 
-For each class c, E_c(x) = min_z ||x - G_c(z)||^2 + penalty_c(z) with a penalty that is not negative; z_y is where class
-y has its minimum, r_y = ||x - G_y(z_y)||, d_c = min_z ||x - G_c(z)||. All of them trust that minima found numerically
-are global, so they are estimates.
+For each class c, E_c(x) = min_z ||x - G_c(z)||^2 + penalty_c(z), with a penalty of at least 0. The latent z_y is where
+class y has its minimum. Further, r_y = ||x - G_y(z_y)|| and d_c = min_z ||x - G_c(z)||. The bounds are estimates,
+because they assume that the minima found numerically are global.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 BISECTIONS = 10
-"""Halvings of [0, 1] in the search for a bound in Linf."""
+"""Steps of binary search on [0, 1] for the Linf bound."""
 
 
 def published_l2(own_energy: Tensor, own_error: Tensor, distances: Tensor) -> Tensor:
-    """min_c (d_c^2 - E_y) / (2 d_c + 2 r_y), (N,): eq. 8 of Schott et al. 2019 and eq. 7 of Ju & Wagner 2020 (where the
-    second term of the denominator is not squared, unlike in print).
+    """The published L2 bound min_c (d_c^2 - E_y) / (2 d_c + 2 r_y), (N,).
+
+    This is eq. 8 of Schott et al. 2019 and eq. 7 of Ju & Wagner 2020. The latter prints a square on the second term of
+    the denominator. This function omits the square.
 
     Args:
         own_energy: E_y, (N,).
@@ -31,14 +33,14 @@ def published_l2(own_energy: Tensor, own_error: Tensor, distances: Tensor) -> Te
 
 
 def tighter_l2(own_energy: Tensor, own_error: Tensor, energies: Tensor) -> Tensor:
-    """min_c (E_c - E_y) / (2 (sqrt(E_c) + r_y)), (N,); never below `published_l2`.
+    """A tighter L2 bound min_c (E_c - E_y) / (2 (sqrt(E_c) + r_y)), (N,), at least as large as `published_l2`.
 
     Proof. For ||delta|| = epsilon, keeping z_y gives E_y(x + delta) <= (r_y + epsilon)^2 + penalty_y(z_y)
     = E_y + 2 epsilon r_y + epsilon^2. E_c is the squared distance of (x, 0) to the set of all
-    (G_c(z), sqrt(penalty_c(z))), so its root is 1-Lipschitz in x, and E_c(x + delta) >= (sqrt(E_c) - epsilon)^2 for
-    epsilon <= sqrt(E_c). Class y keeps the least energy as long as the first is below the second, that is
-    E_c - E_y > 2 epsilon (sqrt(E_c) + r_y). The bound exceeds `published_l2` because d_c <= sqrt(E_c), and
-    (u^2 - E_y) / (u + r_y) grows with u where r_y^2 <= E_y.
+    (G_c(z), sqrt(penalty_c(z))). Hence its root is 1-Lipschitz in x, and E_c(x + delta) >= (sqrt(E_c) - epsilon)^2 for
+    epsilon <= sqrt(E_c). Class y keeps the least energy as long as the upper bound on E_y(x + delta) is below the lower
+    bound on E_c(x + delta). This is the case for E_c - E_y > 2 epsilon (sqrt(E_c) + r_y). The bound is at least
+    `published_l2` because d_c <= sqrt(E_c), and (u^2 - E_y) / (u + r_y) grows with u where r_y^2 <= E_y.
 
     Args:
         own_energy: E_y, (N,).
@@ -50,8 +52,10 @@ def tighter_l2(own_energy: Tensor, own_error: Tensor, energies: Tensor) -> Tenso
 
 
 def scaled_l2(energies: Tensor, y: Tensor, scales: Tensor) -> Tensor:
-    """min_c (sqrt(gamma_c E_c) - sqrt(gamma_y E_y)) / (sqrt(gamma_c) + sqrt(gamma_y)), (N,), for decisions by the least
-    gamma_c E_c, scales gamma (K,): both roots are Lipschitz, by the roots of their scales.
+    """L2 bound min_c (sqrt(gamma_c E_c) - sqrt(gamma_y E_y)) / (sqrt(gamma_c) + sqrt(gamma_y)), (N,).
+
+    The bound holds for decisions by the least gamma_c E_c. The root of gamma_c E_c is Lipschitz in x with constant
+    sqrt(gamma_c).
 
     Args:
         energies: E_c of all classes, (N, K).
@@ -65,10 +69,11 @@ def scaled_l2(energies: Tensor, y: Tensor, scales: Tensor) -> Tensor:
 
 
 def linf(own_error: Tensor, own_penalty: Tensor, least_energy: Callable[[Tensor], Tensor]) -> Tensor:
-    """The largest epsilon in [0, 1], (N,), but for `BISECTIONS` halvings, up to which class y keeps the least energy:
-    sum_i (|x - G_y(z_y)|_i + epsilon)^2 + penalty_y(z_y) <= min_c V_c(epsilon), where
-    V_c(epsilon) = min_z sum_i max(|x - G_c(z)|_i - epsilon, 0)^2 + penalty_c(z)
-    (Schott et al. 2019, appendix A.6, whose eq. 13 and 14 are misprinted).
+    """Linf bound (N,): the largest epsilon in [0, 1] up to which class y keeps the least energy.
+
+    Class y keeps the least energy while sum_i (|x - G_y(z_y)|_i + epsilon)^2 + penalty_y(z_y) <= min_c V_c(epsilon),
+    where V_c(epsilon) = min_z sum_i max(|x - G_c(z)|_i - epsilon, 0)^2 + penalty_c(z) (Schott et al. 2019, appendix
+    A.6). The paper misprints eq. 13 and 14. A binary search of `BISECTIONS` steps finds epsilon from below.
 
     Args:
         own_error: |x - G_y(z_y)|, (N, D).
@@ -86,12 +91,14 @@ def linf(own_error: Tensor, own_penalty: Tensor, least_energy: Callable[[Tensor]
 
 
 def flips(distance: Tensor) -> Tensor:
-    """How many values of a binary image must flip to move it by an L2 distance (N,): ceil(distance^2), (N,) int64."""
+    """Number of values (N,), int64, that must flip to move a binary image by an L2 distance (N,): ceil(distance^2)."""
     return distance.clamp_min(0).square().ceil().long()
 
 
 def flipping(x: Tensor, k: Tensor, threshold: float) -> Tensor:
-    """|x_i - threshold| of the ``k`` (N,) values that are nearest to the threshold, as rows (N, D), 0 for the others:
-    the least that flips so many of an image's binarised values."""
+    """The smallest change (N, D) that flips ``k`` (N,) binarized values of each image, sorted by size.
+
+    A row holds |x_i - threshold| of the ``k`` values nearest to the threshold, and 0 for the others.
+    """
     gaps = (x.flatten(1) - threshold).abs().sort(1)[0]
     return gaps * (torch.arange(gaps.shape[1], device=x.device) < k[:, None])

@@ -1,8 +1,9 @@
-"""Trained decoders made fast for inference: values and derivatives in z, nothing else.
+"""Trained decoders made fast for inference, with values and derivatives only in the latent z.
 
-Batch normalisation is folded into the weights in float64. Activations are (K, N, F): K classes evaluated together, N
-images, F features in the order height, width, channel (`features`). On small images every transposed convolution is a
-matrix and all classes are one batched product; on large ones each class has its convolutions, in channels-last order.
+Batch normalization is folded into the weights in float64. Activations have shape (K, N, F) for K classes evaluated
+together, N images and F features. The features are in the order height, width, channel (see `features`). On small
+images, every transposed convolution is a matrix, and all classes form one batched product. On large images, each class
+has its own convolutions, in channels-last order.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 DENSE_PIXELS = 64
-"""Up to this many pixels, the zeros in a transposed convolution's matrix cost less than separate classes do."""
+"""Largest number of output pixels for which classes are evaluated together. Up to this number, the zeros in the matrix
+of a transposed convolution cost less than separate classes."""
 LOG2_E = math.log2(math.e)
 BLOCK = 4
-"""Edge, in pixels, of the output blocks of `SubPixel`."""
+"""Edge length of the output blocks of `SubPixel`, in pixels."""
 
 
 def features(images: Tensor) -> Tensor:
-    """Images (N, C, H, W) as rows (N, H W C)."""
+    """Returns images (N, C, H, W) as rows (N, H W C)."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
 def images(rows: Tensor, size: int) -> Tensor:
-    """Rows (..., N, H W C) as images (..., N, C, H, W) of ``size`` squared pixels: a channels-last view."""
+    """Returns rows (..., N, H W C) as images (..., N, C, H, W) of ``size`` x ``size`` pixels, a channels-last view."""
     return rows.reshape(*rows.shape[:-1], size, size, -1).movedim(-1, -3)
 
 
@@ -37,37 +39,40 @@ class Layer(Protocol):
     """An affine map of K classes."""
 
     def forward(self, a: Tensor) -> Tensor:
-        """Its value (K, N, F') at ``a`` (K, N, F)."""
+        """Returns the value (K, N, F') at ``a`` (K, N, F)."""
 
     def backward(self, cotangent: Tensor) -> Tensor:
-        """The product (K, N, F) of a cotangent (K, N, F') with its Jacobian."""
+        """Returns the product (K, N, F) of a cotangent (K, N, F') with the Jacobian of the map."""
 
 
 class Dense:
-    """K matrices ``weight`` (K, F, F') and biases (K, 1, F')."""
+    """A linear layer of K classes: matrices ``weight`` (K, F, F') and biases (K, 1, F')."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight, self.bias = weight, bias
 
     @classmethod
     def of_convolution(cls, layer: Transposed) -> Self:
-        """The matrix of a transposed convolution: row f is the image of the f-th unit vector."""
+        """Returns a transposed convolution as a matrix. Row f is the image of the f-th unit vector."""
         units = torch.eye(layer.size**2 * len(layer.weight), device=layer.weight.device)
         x = images(units, layer.size)
         matrix = features(F.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding))
         return cls(matrix[None], layer.bias.repeat(layer.output_size**2)[None, None])
 
     def after(self, weight: Tensor, bias: Tensor) -> Self:
-        """This layer of one class after the linear layer with ``weight`` (F, L) and ``bias`` (F,), as one."""
+        """Returns the composition of this layer of one class with a preceding linear layer.
+
+        The preceding layer has ``weight`` (F, L) and ``bias`` (F,).
+        """
         return type(self)(weight.T @ self.weight, bias @ self.weight + self.bias)
 
     def scaled(self, weight: float, bias: float) -> Self:
-        """This layer with its weight and its bias times a number each."""
+        """Returns this layer with its weight and its bias each multiplied by a number."""
         return type(self)(weight * self.weight, bias * self.bias)
 
     @classmethod
     def stack(cls, layers: Sequence[Dense]) -> Self:
-        """Layers of several classes as one."""
+        """Returns the layers of several classes as one layer."""
         return cls(torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers]))
 
     def forward(self, a: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ class Dense:
 
 
 class Transposed:
-    """One class's transposed convolution: weight (C, C', k, k), bias (C',), inputs of ``size`` squared pixels."""
+    """The transposed convolution of one class: weight (C, C', k, k), bias (C',), ``size`` x ``size`` input pixels."""
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, size: int) -> None:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
@@ -103,8 +108,11 @@ class Transposed:
 
 
 class SubPixel(Transposed):
-    """A `Transposed` of stride 1 as a convolution of stride `BLOCK` whose channels are the pixels of an output block
-    (Shi et al. 2016): several times faster where few channels come out."""
+    """A `Transposed` of stride 1 as a convolution of stride `BLOCK` (Shi et al. 2016).
+
+    The channels of the convolution are the pixels of an output block. This form is several times faster for few
+    output channels.
+    """
 
     def __init__(self, layer: Transposed) -> None:
         super().__init__(layer.weight, layer.bias, 1, 0, layer.size)
@@ -131,12 +139,12 @@ class SubPixel(Transposed):
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation, in place, and its derivative's product with a cotangent, from the activation's output.
+    """An activation that works in place, and its vector-Jacobian product.
 
     Attributes:
         forward: maps pre-activations to the output.
-        backward: maps a cotangent and the output to the product.
-        scale: both take pre-activations and give outputs times this number.
+        backward: maps a cotangent and the output to the product of the cotangent and the derivative.
+        scale: factor by which the pre-activations and outputs of both functions are multiplied.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -145,13 +153,13 @@ class Activation:
 
 
 class Penalty(Protocol):
-    """What the energy has besides the squared error."""
+    """The term that the energy adds to the squared error."""
 
     def add_value(self, energies: Tensor, z: Tensor) -> None:
-        """Adds its value at latents ``z`` (K, N, L) to ``energies`` (K, N), in place."""
+        """Adds the penalty at latents ``z`` (K, N, L) to ``energies`` (K, N), in place."""
 
     def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
-        """Adds its derivative at latents ``z`` (K, N, L) to ``gradient`` (K, N, L), in place."""
+        """Adds the penalty's derivative at latents ``z`` (K, N, L) to ``gradient`` (K, N, L), in place."""
 
 
 class FoldedDecoder:
@@ -169,9 +177,11 @@ class FoldedDecoder:
     def differentiate(
         self, x: Tensor, z: Tensor, penalty: Penalty, slack: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The error G(z) - x, (K, N, D), and the derivative in z, (K, N, L), of ||G(z) - x||^2 + penalty(z), at ``z``
-        (K, N, L) for images as rows ``x`` (N, D) or (K, N, D); only what exceeds ``slack`` (N, 1) of each pixel's error
-        is one."""
+        """Errors G(z) - x, (K, N, D), and the derivative in z of ||G(z) - x||^2 + penalty(z), (K, N, L).
+
+        The latents ``z`` are (K, N, L). The images are rows ``x``, (N, D) or (K, N, D). Each pixel's error counts only
+        where it exceeds ``slack`` (N, 1).
+        """
         *hidden, decoded = self._activations(z)
         error = excess(decoded - x, slack)
         cotangent = torch.ops.aten.sigmoid_backward(error, decoded).mul_(2)
@@ -191,18 +201,21 @@ class FoldedDecoder:
 
 
 def excess(error: Tensor, slack: Tensor | None) -> Tensor:
-    """What exceeds ``slack`` in absolute value, with the error's sign; the error itself without slack."""
+    """Returns the part of the error that exceeds ``slack`` in absolute value, with the error's sign.
+
+    Without slack it returns the error itself.
+    """
     return error if slack is None else error - error.clamp(-slack, slack)
 
 
 def _elu(x: Tensor) -> Tensor:
-    """By torch's vectorised power of two, which spares one pass in this scale: ``F.elu_`` takes twice as long."""
+    """Computes ELU by torch's vectorized power of two, in half the time of ``F.elu_``. The scale saves one pass."""
     below = x.clamp_max(0).exp2_().mul_(LOG2_E).sub_(LOG2_E)
     return torch.maximum(x, below, out=x)
 
 
 def _elu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
-    # The derivative from the output: 1 above zero, output / LOG2_E + 1 below.
+    # In terms of the output, the derivative is 1 above zero and output / LOG2_E + 1 below.
     product: Tensor = torch.ops.aten.elu_backward(cotangent, LOG2_E, 1, 1 / LOG2_E, True, output)
     return product
 
@@ -216,13 +229,13 @@ ELU = Activation(_elu, _elu_backward, LOG2_E)
 RELU = Activation(torch.relu_, _relu_backward)
 
 FoldedLayers = Sequence[Dense | Transposed]
-"""The affine layers of one class's decoder, of which the first is dense."""
+"""The affine layers of the decoder of one class. The first layer is dense."""
 
 
 def evaluated_together(
     classes: Sequence[FoldedLayers], activation: Activation
 ) -> tuple[list[FoldedDecoder], list[FoldedDecoder]]:
-    """The decoders of all classes: each alone, and in groups to evaluate together."""
+    """Returns the decoders of all classes twice: one per class, and in groups that are evaluated together."""
     classes = [_scaled(layers, activation.scale) for layers in classes]
     last = classes[0][-1]
     assert isinstance(last, Transposed)
@@ -241,7 +254,7 @@ def evaluated_together(
 
 
 def _scaled(layers: FoldedLayers, scale: float) -> FoldedLayers:
-    """The layers with all hidden activations times ``scale``."""
+    """Returns the layers with all hidden activations multiplied by ``scale``."""
     first, *middle, last = layers
     return [first.scaled(scale, scale), *(layer.scaled(1.0, scale) for layer in middle), last.scaled(1 / scale, 1.0)]
 
@@ -259,8 +272,10 @@ def _pays_in_blocks(layer: Transposed) -> bool:
 def folded(
     convolution: nn.ConvTranspose2d, normalisation: nn.Module | None, size: int, c: int = 0, classes: int = 1
 ) -> Transposed:
-    """A transposed convolution on ``size`` squared pixels with the batch normalisation that follows it: that of class
-    ``c`` where the convolution has groups for ``classes``."""
+    """Returns a transposed convolution on ``size`` x ``size`` pixels, merged with the batch normalization that follows.
+
+    If the convolution has one group for each of ``classes`` classes, the result is the part of class ``c``.
+    """
 
     def of_class(tensor: Tensor | None) -> Tensor:
         assert tensor is not None

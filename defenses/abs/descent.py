@@ -1,9 +1,12 @@
-"""What inference in a latent space minimises, and the descent that does it (Schott et al. 2019, section 3; Ju & Wagner
-2020, section 3.3).
+"""Objectives of inference in a latent space, and the descent that minimizes them.
 
-`Descent` moves the parameters of an `Objective` and knows nothing else of it. `AtPoint` moves the latent itself; with
-`NormalPrior`, E_c is, but for a constant, -2 variance times the lower bound of Schott et al.'s eq. 3 on log p(x|c) with
-a posterior of width 1. `Variational` moves the mean and the deviation of a normal distribution.
+The sources are Schott et al. 2019, section 3, and Ju & Wagner 2020, section 3.3.
+
+`Descent` moves the parameters of any `Objective`. `AtPoint` moves the latent itself. `Variational` moves the mean and
+the deviation of a normal distribution.
+
+With `NormalPrior`, E_c of `AtPoint` is -2 variance times a lower bound on log p(x|c), up to a constant. The bound is
+eq. 3 of Schott et al. with a posterior of width 1.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from torch import Tensor
 from defenses.abs.decoders import FoldedDecoder, Penalty, excess
 
 MAX_NORM = 5.0
-"""Latents of ABS stay in the ball of this radius, where N(0, 1) has its mass, as in the authors' code."""
+"""Radius of the ball that contains the latents of ABS, as in the authors' code. N(0, 1) has its mass there."""
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 TINY = torch.finfo(torch.float32).tiny
 
 
 def clip_norm(z: Tensor, maximum: float) -> Tensor:
-    """Scales rows of ``z`` (..., L) longer than ``maximum`` down to it; their direction stays."""
+    """Scales rows of ``z`` (..., L) that are longer than ``maximum`` down to this length, in the same direction."""
     norm: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
     return z * (maximum / norm.clamp_min(maximum))
 
@@ -46,31 +49,33 @@ class NormalPrior:
 
 
 Values = Callable[[], Tensor]
-"""Gives values (K, N): most steps of a descent need derivatives alone."""
+"""Returns values (K, N). The call is deferred because most steps of a descent need only derivatives."""
 
 
 class Objective(Protocol):
-    """What a descent minimises: a function of parameters (K, N, P)."""
+    """A function of parameters (K, N, P) that a descent minimizes."""
 
     def differentiate(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Values, Tensor]:
-        """Values (K, N), when called for, and derivatives (K, N, P) at ``p`` after ``taken`` steps, for images as rows
-        ``x`` (N, D) or (K, N, D)."""
+        """Deferred values (K, N), and derivatives (K, N, P), at the parameters ``p`` after ``taken`` steps.
+
+        The images are rows ``x``, (N, D) or (K, N, D).
+        """
 
     def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """Values (K, N) and decoded images (K, N, D) at the end."""
 
     def confine(self, p: Tensor) -> Tensor:
-        """Parameters moved back into the region that is searched."""
+        """Moves parameters back into the search region."""
 
 
 @dataclass(frozen=True)
 class AtPoint:
-    """The energy at a latent; the parameters are the latent.
+    """The energy at a latent. The parameters are the latent.
 
     Attributes:
-        penalty: what the energy has besides the squared error.
-        max_norm: latents stay in the ball of this radius.
-        slack: per image (N, 1), how much of each pixel's error costs nothing.
+        penalty: the term that the energy adds to the squared error.
+        max_norm: radius of the ball that latents stay in.
+        slack: error of each pixel that costs nothing, per image (N, 1).
     """
 
     penalty: Penalty
@@ -94,13 +99,14 @@ class AtPoint:
 
 @dataclass(frozen=True)
 class Variational:
-    """One draw's energy of latents z ~ N(mu, sigma^2), by the reparameterisation trick; the parameters are mu and
-    log sigma, one after the other.
+    """The energy at one draw z ~ N(mu, sigma^2), by the reparameterization trick.
+
+    The parameters are mu and log sigma, concatenated.
 
     Attributes:
-        penalty: what the energy of a draw has besides the squared error.
-        divergence: weight of KL[N(mu, sigma^2) || N(0, 1)], which is added.
-        noise: one standard normal draw for each evaluation, (T, K, N, L).
+        penalty: the term that the energy of a draw adds to the squared error.
+        divergence: weight of the added divergence KL[N(mu, sigma^2) || N(0, 1)].
+        noise: standard normal draws (T, K, N, L), one per evaluation.
         slack: as in `AtPoint`.
     """
 
@@ -140,37 +146,39 @@ class Variational:
 
 
 def energy(error: Tensor, penalty: Penalty, z: Tensor) -> Tensor:
-    """||error||^2 + penalty(z), (K, N), of errors (K, N, D) and latents (K, N, L)."""
+    """Energies ||error||^2 + penalty(z), (K, N), of errors (K, N, D) and latents (K, N, L)."""
     energies = error.square().sum(2)
     penalty.add_value(energies, z)
     return energies
 
 
 def divergence(p: Tensor) -> Tensor:
-    """KL[N(mu, sigma^2) || N(0, 1)], (...), of parameters mu and log sigma, (..., 2 L)."""
+    """Divergence KL[N(mu, sigma^2) || N(0, 1)], (...), of parameters mu and log sigma, (..., 2 L)."""
     mean, log_deviation = p.chunk(2, -1)
     return 0.5 * (mean.square() + (2 * log_deviation).exp() - 2 * log_deviation - 1).sum(-1)
 
 
 Objectives = Callable[[slice, slice], Objective]
-"""The objective for a range of classes and a range of images."""
+"""Returns the objective for a range of classes and a range of images."""
 
 
 class Descent:
-    """Adam on the parameters of images under the K classes of one decoder; pairs of a class and an image may leave.
+    """Adam on the parameters of images under the K classes of one decoder.
 
-    Nothing is changed in place, so that autograd can differentiate the end in the images and the start.
+    Pairs of a class and an image may leave the descent. Steps change no tensor in place, so that autograd can
+    differentiate the end with respect to the images and the start.
 
     Args:
-        decoder: of the classes.
-        objective: what is minimised.
+        decoder: decoder of the classes.
+        objective: the function to minimize.
         x: images as rows (N, D).
-        p: the parameters to start from, (K, N, P).
-        learning_rate: Adam's.
+        p: initial parameters (K, N, P).
+        learning_rate: learning rate of Adam.
 
     Attributes:
-        rows: which image each class has in each of R places, (K, R) int64.
-        live: which of these pairs have not left, (K, R); a class with fewer than others fills its places with such.
+        rows: index of the image that each class has in each of R places, (K, R) int64.
+        live: mask (K, R) of the pairs still in the descent. Pairs that left fill the places of classes with fewer live
+            pairs.
     """
 
     def __init__(
@@ -184,17 +192,17 @@ class Descent:
         self._taken = 0
 
     def differentiate(self) -> Values:
-        """Takes the gradient at the present parameters, for `step`; the values there are (K, R)."""
+        """Computes the gradient at the current parameters, for `step`. Returns the deferred values (K, R) there."""
         values, self._gradient = self._objective.differentiate(self._decoder, self._x, self._p, self._taken)
         return values
 
     def step(self) -> None:
-        """One step along the last gradient."""
+        """Takes one step of Adam with the last gradient."""
         self._taken += 1
         gradient = self._gradient
         self._mean = torch.lerp(self._mean, gradient, 1 - BETA_1)
         self._square = torch.addcmul(BETA_2 * self._square, gradient, gradient, value=1 - BETA_2)
-        # The square root has no derivative at 0.
+        # Clamped because the square root has no derivative at 0.
         deviation = self._square.clamp_min(TINY).sqrt() * (1 - BETA_2**self._taken) ** -0.5 + EPSILON
         rate = self._learning_rate / (1 - BETA_1**self._taken)
         self._p = self._objective.confine(torch.addcdiv(self._p, self._mean, deviation, value=-rate))
@@ -214,7 +222,7 @@ class Descent:
         )
 
     def minimise(self, iterations: int) -> tuple[Tensor, Tensor]:
-        """Values (N, K) and decoded images (N, K, D) at the last of ``iterations`` parameters."""
+        """Values (N, K) and decoded images (N, K, D) at the end of the descent, after ``iterations`` - 1 steps."""
         for _ in range(iterations - 1):
             self.differentiate()
             self.step()

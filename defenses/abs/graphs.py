@@ -1,5 +1,7 @@
-"""What makes inference fast on a GPU, whose thousands of small kernels take longer to start than to run and fill a part
-of it each: CUDA graphs and streams."""
+"""CUDA graphs and streams, which make inference fast on a GPU.
+
+Inference runs thousands of small kernels. A kernel takes longer to start than to run, and fills only a part of the GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bench.gpu import recording
+from bench.contracts.devices import recording
 
 Result = TypeVar("Result")
 MOST_ROWS = 2048
-"""Rows that a GPU is given at once at most (times restarts, where there are any): bounds the memory."""
+"""Largest number of rows in one GPU batch, not counting restarts, to bound the memory."""
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Maps tensors with N rows each to tensors with N rows each; no row depends on the others, and nothing waits for the
+"""Maps tensors with N rows each to tensors with N rows each. Rows are independent, and the function never waits for the
 GPU."""
 
 
 def in_streams(jobs: Sequence[Callable[[], Result]], device: torch.device) -> list[Result]:
-    """The results of jobs that do not depend on each other; on a GPU each has a stream of its own."""
+    """Returns the results of independent jobs. On a GPU each job runs in its own stream."""
     if device.type != "cuda":
         return [job() for job in jobs]
     main = torch.accelerator.current_stream(device)
@@ -47,17 +49,19 @@ class _Recording:
 
 @dataclass
 class Replayed:
-    """A function that is called on a CPU, and on a GPU recorded for some numbers of rows and then replayed.
+    """A function that is called directly on a CPU, and recorded and replayed on a GPU.
+
+    Numbers of rows are rounded up to powers of two. Each has one recording.
 
     Attributes:
-        function: what is recorded, with whatever it reads besides its arguments.
+        function: the recorded function. The recording keeps what it reads besides its arguments.
     """
 
     function: Function
     _recordings: dict[int, _Recording] = field(default_factory=dict, repr=False)
 
     def __call__(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        """The function's values for tensors with N rows each."""
+        """Returns the function's values for tensors with N rows each."""
         if not rows[0].is_cuda:
             return self.function(*rows)
         if len(rows[0]) <= MOST_ROWS:
@@ -66,16 +70,16 @@ class Replayed:
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def forget(self) -> None:
-        """To be called when what the function reads besides its arguments is no longer the same."""
+        """Drops the recordings. To be called when something that the function reads besides its arguments changes."""
         self._recordings.clear()
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy makes recordings of its own."""
+        """State without recordings, so that a copy makes its own."""
         return {"function": self.function, "_recordings": {}}
 
     def _replay(self, *rows: Tensor) -> tuple[Tensor, ...]:
         used = len(rows[0])
-        # The next power of two, so that a shrinking working set needs few recordings.
+        # A power of two, so that a shrinking working set needs few recordings.
         size = 1 << (used - 1).bit_length()
         if size not in self._recordings:
             self._recordings[size] = self._record([tensor.new_zeros(size, *tensor.shape[1:]) for tensor in rows])
@@ -87,9 +91,9 @@ class Replayed:
 
     @torch.no_grad()
     def _record(self, inputs: list[Tensor]) -> _Recording:
-        # Libraries choose algorithms and allocate at the first call, which must not be recorded.
+        # The first call must not be recorded, because libraries choose algorithms and allocate memory in it.
         self.function(*inputs)
-        # Graphs are replayed one at a time and their outputs copied: they can share their memory.
+        # Graphs can share memory, because they run one at a time and their outputs are copied.
         other = next(iter(self._recordings.values()), None)
         with recording(inputs[0].device, other.graph if other else None) as graph:
             outputs = self.function(*inputs)

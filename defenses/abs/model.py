@@ -1,4 +1,4 @@
-"""What classifiers by optimisation in the latent spaces of class-conditional decoders have in common."""
+"""The base class of classifiers by optimization in the latent spaces of class-conditional decoders."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bench.norms import Norm, check_norm
-from bench.protocols import LowerBound, VectorJacobian
-from bench.randomness import RowStreams, Streams
+from bench.contracts.norms import Norm, check_norm
+from bench.contracts.protocols import LowerBound, VectorJacobian
+from bench.contracts.streams import RowStreams, Streams
 from defenses.abs import bounds
 from defenses.abs.descent import Objective
 from defenses.abs.graphs import Replayed
 from defenses.abs.search import Inference
 
 RESTARTS = 5
-"""Starts of each class's search in the bounds (but for Linf, for each epsilon); the best end counts."""
+"""Restarts per class for the bounds, of which the best end counts. The Linf search for epsilon has a single start."""
 BOUND_NOTE = f"{RESTARTS} starts for each class"
 
 
 class LatentClassifier(nn.Module, ABC):
-    """Logits are minus the scaled energy of the best latent of each class: -gamma_c E_c / D, D values in an image.
+    """A classifier whose logits -gamma_c E_c / D are minus the scaled energy of the best latent of each class.
 
-    Subclasses say how inference is made of their weights (`make_inference`) and what it minimises (`objective`).
+    Subclasses build inference from their weights (`make_inference`) and define what it minimizes (`objective`).
 
     Attributes:
-        bound_norms: those of its lower bounds.
-        bound_caveat: what is to be said of them besides.
+        bound_norms: norms in which it has lower bounds.
+        bound_caveat: further text for the note of a lower bound.
 
     Args:
-        pixels: D, values in an image.
-        inner_steps: optimisation steps for an image and forward pass, summed over classes.
+        pixels: number D of values in an image.
+        inner_steps: optimization steps per image and forward pass, summed over classes.
     """
 
     bound_norms: tuple[Norm, ...] = ("L2", "Linf")
@@ -49,30 +49,30 @@ class LatentClassifier(nn.Module, ABC):
 
     @abstractmethod
     def make_inference(self) -> Inference:
-        """Inference with the present weights, which are copied."""
+        """Builds inference from a copy of the current weights."""
 
     @abstractmethod
     def objective(
         self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
     ) -> Objective:
-        """The energy of a latent, for a range of classes and a range of images.
+        """Returns the energy of a latent as an objective, for a range of classes and a range of images.
 
-        Only what exceeds ``slack``, (N, 1) of these images, counts of each pixel's error; the energy is the squared
-        error alone unless it is ``penalised``.
+        Each pixel's error counts only where it exceeds ``slack`` (N, 1). Without ``penalised``, the energy is only the
+        squared error.
         """
 
     def infer(self, seen: Tensor, *rng: RowStreams) -> tuple[Tensor, Tensor]:
-        """Energies (N, K) and reconstructions (N, K, C, H, W) under every class of images as the model sees them."""
+        """Energies (N, K) and reconstructions (N, K, C, H, W) under every class, for images as the model sees them."""
         self.inference()
         energies, reconstructions = self._replayed(seen, *self.noise(*rng))
         return energies, reconstructions
 
     def noise(self, *rng: RowStreams) -> tuple[Tensor, ...]:
-        """What inference draws, rows (N, ...): nothing, unless the model is randomised."""
+        """Draws for inference, tensors with rows (N, ...). Empty unless the model is randomized."""
         return ()
 
     def infer_rows(self, seen: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
-        """`infer` with its draws."""
+        """Computes `infer` with given draws."""
         return self.inference().all_classes(seen, self.objective)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -80,17 +80,19 @@ class LatentClassifier(nn.Module, ABC):
         return x.detach()
 
     def class_scales(self) -> Tensor | float:
-        """gamma (K,)."""
+        """Class scalars gamma (K,), or one number for all classes."""
         return 1.0
 
     def logits(self, x: Tensor, *rng: RowStreams) -> Tensor:
-        """Logits (N, K) of images (N, C, H, W); autograd sees a constant, see `input_gradient`."""
+        """Logits (N, K) of images (N, C, H, W), constant for autograd (see `input_gradient`)."""
         energies, _ = self.infer(self.seen(x), *rng)
         return -(self.class_scales() * energies) / self.pixels
 
     def input_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
-        """Logits (N, K), and their derivative with the optimal latents held fixed:
-        d logit_c / dx = -2 gamma_c (x - G_c(z_c)) / D, straight through the binarisation where there is one."""
+        """Logits (N, K), and their derivative d logit_c / dx = -2 gamma_c (x - G_c(z_c)) / D.
+
+        The derivative holds the optimal latents fixed and goes straight through binarization.
+        """
         seen = self.seen(x)
         energies, reconstructions = self.infer(seen, *rng)
         scale = -self.class_scales() / self.pixels
@@ -106,7 +108,7 @@ class LatentClassifier(nn.Module, ABC):
         return self.inference().of_class(self.seen(x), y, self.objective)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
-        """See `bench.protocols.HasLowerBound`; these are the estimates of `defenses.abs.bounds`."""
+        """See `bench.contracts.protocols.HasLowerBound`. Returns the estimates of `defenses.abs.bounds`."""
         check_norm(norm, self.bound_norms)
         seen = self.seen(x)
         energies, errors = self.minima(seen)
@@ -120,20 +122,20 @@ class LatentClassifier(nn.Module, ABC):
         return LowerBound(values, certificate=False, note=f"{BOUND_NOTE}{search}{self.bound_caveat}")
 
     def published_l2_bound(self, x: Tensor, y: Tensor) -> Tensor:
-        """`bounds.published_l2` (N,) of images (N, C, H, W) of classes ``y`` (N,), with d_c minimised for itself."""
+        """`bounds.published_l2` (N,) of images (N, C, H, W) of classes ``y`` (N,). A separate search minimizes d_c."""
         seen = self.seen(x)
         energies, errors = self.minima(seen)
         squares, _ = self.minima(seen, penalised=False)
         return bounds.published_l2(at(energies, y), at(errors, y).norm(dim=1), _others(squares, y).sqrt())
 
     def minima(self, seen: Tensor, *, penalised: bool = True) -> tuple[Tensor, Tensor]:
-        """Least energies (N, K) from `RESTARTS` starts, and the absolute errors |x - G_c(z_c)| there, (N, K, D)."""
+        """Least energies (N, K) over `RESTARTS` starts, and the absolute errors |x - G_c(z_c)| there, (N, K, D)."""
         objective = partial(self.objective, penalised=penalised)
         energies, reconstructions = self.inference().minima(seen, objective, RESTARTS)
         return energies, (seen[:, None] - reconstructions).flatten(2).abs()
 
     def _least_energy(self, seen: Tensor, y: Tensor, epsilon: Tensor) -> Tensor:
-        """The least energy (N,) over the classes other than ``y`` when errors up to ``epsilon`` (N,) cost nothing."""
+        """Least energy (N,) over classes other than ``y`` (N,), if pixel errors up to ``epsilon`` (N,) are free."""
 
         def objective(classes: slice, rows: slice) -> Objective:
             return self.objective(classes, rows, slack=epsilon[rows, None])
@@ -141,13 +143,13 @@ class LatentClassifier(nn.Module, ABC):
         return _others(self.inference().minima(seen, objective)[0], y).amin(1)
 
     def inference(self) -> Inference:
-        """Inference, made when it is first needed."""
+        """Returns the inference, built on first use."""
         if self._inference is None:
             self._inference = self.make_inference()
         return self._inference
 
     def forget_inference(self) -> None:
-        """To be called when weights change: the next inference is made of the new ones."""
+        """Drops the inference. To be called when weights change. The next inference is built from the new weights."""
         self._inference = None
         self._replayed.forget()
 
@@ -157,17 +159,17 @@ class LatentClassifier(nn.Module, ABC):
         return super().load_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        # Behind ``to``, ``cuda``, ``float`` and the like, of this module or one around it.
+        # ``to``, ``cuda``, ``float`` and the like, of this module or of a module around it, end up here.
         self.forget_inference()
         apply: Callable[..., Self] = super()._apply
         return apply(*args, **kwargs)
 
 
 def at(values: Tensor, y: Tensor) -> Tensor:
-    """The values (N, ...) of the classes ``y`` (N,), of values (N, K, ...)."""
+    """Returns the entries (N, ...) of ``values`` (N, K, ...) at the classes ``y`` (N,)."""
     return values[torch.arange(len(y), device=y.device), y]
 
 
 def _others(values: Tensor, y: Tensor) -> Tensor:
-    """The values (N, K), infinite for the classes ``y`` (N,)."""
+    """Returns the values (N, K), set to infinity at the classes ``y`` (N,)."""
     return values.scatter(1, y[:, None], torch.inf)

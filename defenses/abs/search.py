@@ -1,9 +1,9 @@
-"""Inference by optimisation in the latent space of class-conditional decoders (Schott et al. 2019, section 3; Ju &
+"""Inference by optimization in the latent space of class-conditional decoders (Schott et al. 2019, section 3; Ju &
 Wagner 2020, section 3.3).
 
-For each class c it finds z minimising the energy E_c(x, z) = ||x - G_c(z)||^2 + penalty(z), or a normal distribution of
-z minimising its mean. The search starts from the best of many draws from the prior and takes a fixed number of steps of
-Adam (`defenses.abs.descent`).
+For each class c, inference finds the latent z that minimizes the energy E_c(x, z) = ||x - G_c(z)||^2 + penalty(z). A
+variational search finds the normal distribution of z that minimizes the mean energy. The search starts from the best of
+many draws from the prior and takes a fixed number of steps of Adam (`defenses.abs.descent`).
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from defenses.abs.graphs import MOST_ROWS, in_streams
 
 PRIOR_SEED = 2019
 ROWS = 100
-"""Images or latents that are decoded at once at most on a CPU: bounds the memory and keeps activations in the cache."""
+"""Largest number of images or latents decoded at once on a CPU, to bound the memory and keep activations in cache."""
 UNROLLED_ROWS, UNROLLED_ROWS_GPU = 50, 512
-"""Images through whose descent autograd goes at once at most: bounds the memory."""
+"""Largest numbers of images differentiated at once by autograd on a CPU and on a GPU, to bound the memory."""
 PARTS = 10
-"""In so many parts starting points are compared, or in as many as their number can be divided into."""
+"""Number of parts in which starting points are compared, or its greatest common divisor with their number."""
 
 Propose = Callable[[Tensor, slice], Tensor]
-"""Maps images (N, C, H, W) and a range of K classes to parameters (K, N, P) that a descent may start from."""
+"""Maps images (N, C, H, W) and a range of K classes to parameters (K, N, P) at which a descent may start."""
 Pruning = tuple[tuple[int, float], ...]
-"""Pairs (steps taken, gap), the first for 0 steps: a class whose scaled energy then lies further than the gap above the
-lowest one is given up."""
+"""Pairs (steps taken, gap), the first for 0 steps. After these steps, a class is given up if its scaled energy exceeds
+the lowest one by more than the gap."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """How hard inference tries.
+    """Effort of inference.
 
     Attributes:
-        starts: draws from the prior to start from, the same for every class and image.
-        iterations: evaluations in the descent; the last one takes no step.
-        learning_rate: Adam's.
-        variance: of the likelihood p(x|z, c), in squared pixel intensity.
-        minimising: iterations where the minimum itself is asked for, as for lower bounds and reconstructions, if it
-            takes more.
+        starts: number of starting points drawn from the prior, the same for every class and image.
+        iterations: evaluations in the descent. The last one takes no step.
+        learning_rate: learning rate of Adam.
+        variance: variance of the likelihood p(x|z, c), in squared pixel intensity.
+        minimising: iterations for lower bounds and reconstructions, which need the minimum itself. Smaller numbers than
+            ``iterations`` have no effect.
     """
 
     starts: int
@@ -57,12 +57,15 @@ class Search:
 
     @property
     def longest(self) -> int:
-        """The most iterations."""
+        """The larger of the two numbers of iterations, used for lower bounds and reconstructions."""
         return max(self.iterations, self.minimising)
 
 
 def prior_draws(count: int, latent: int) -> Tensor:
-    """The ``count`` densest of 10/9 as many draws from N(0, 1), (count, latent): the authors keep 8000 of 8888."""
+    """Draws from N(0, 1) and keeps the ``count`` densest of 10/9 as many draws, (count, latent).
+
+    The authors keep 8000 of 8888.
+    """
     generator = np.random.Generator(np.random.Philox(PRIOR_SEED))
     draws = generator.standard_normal((count * 10 // 9, latent), np.float32)
     densest = np.argsort(np.square(draws).sum(1), kind="stable")[:count]
@@ -71,12 +74,12 @@ def prior_draws(count: int, latent: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Starts:
-    """Where a descent may start.
+    """Starting points of a descent.
 
     Attributes:
-        parameters: (S, P).
-        latents: (S, L), at which the parameters are judged: themselves, or one draw from each distribution.
-        penalties: (K, S), added to the squared errors there; (1, S) if all classes have the same.
+        parameters: initial parameters (S, P).
+        latents: points (S, L) at which the parameters are evaluated: themselves, or one draw from each distribution.
+        penalties: terms (K, S) added to the squared errors at the latents, or (1, S) if all classes share them.
     """
 
     parameters: Tensor
@@ -85,7 +88,7 @@ class Starts:
 
 
 class _Group:
-    """The classes ``[first, first + K)`` of one folded decoder, with their starting points decoded."""
+    """The classes ``[first, first + K)`` of one folded decoder, with decoded starting points."""
 
     def __init__(self, decoder: FoldedDecoder, first: int, starts: Starts, decoded: Tensor) -> None:
         self.decoder, self.starts, self.decoded = decoder, starts.parameters, decoded
@@ -94,9 +97,12 @@ class _Group:
         self.offsets = (torch.linalg.vector_norm(decoded, dim=2).square() + penalties)[:, None]
 
     def nearest_starts(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Per class the ``count`` starting points of the lowest values, (K, count N, P), for images as rows (N, D);
-        those of all images at the first place come first. And the lowest values, (K, N)."""
-        # The value but for ||x||^2, which the starting points share.
+        """Parameters (K, count N, P) of the starting points with the lowest values, and the lowest values (K, N).
+
+        The images are rows (N, D). Each class and image has ``count`` starting points. The best starting points of all
+        images come first, then the second best, and so on.
+        """
+        # Without ||x||^2, because it is the same for all starting points.
         values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
         if count == 1:
             lowest, rows = (found[:, None] for found in _smallest(values))
@@ -106,13 +112,13 @@ class _Group:
 
 
 class Inference:
-    """Finds the optimal latents of images under decoders of K classes; but for rounding, no row depends on the others.
+    """Finds the optimal latents of images under the decoders of K classes. Up to rounding, rows are independent.
 
     Args:
-        classes: the decoders' layers, folded.
-        activation: between them.
-        starts: where to start from.
-        search: how hard to try.
+        classes: folded layers of each decoder.
+        activation: activation between the layers.
+        starts: starting points.
+        search: effort of the search.
     """
 
     def __init__(self, classes: Sequence[FoldedLayers], activation: Activation, starts: Starts, search: Search) -> None:
@@ -127,24 +133,26 @@ class Inference:
     def all_classes(self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values (N, K) and reconstructions (N, K, C, H, W) of images (N, C, H, W) under every class.
 
-        ``proposals`` (K, N, P) are further parameters to start from where their first value is lower than that of the
-        best start.
+        A descent starts at the parameters in ``proposals`` (K, N, P) if their value is lower than the value of the best
+        starting point.
         """
         return self._in_parts(self._groups, x, objectives, self._search.iterations, proposals)
 
     @torch.no_grad()
     def minima(self, x: Tensor, objectives: Objectives, restarts: int = 1) -> tuple[Tensor, Tensor]:
-        """`all_classes` by as many iterations as a minimum takes; the best end of ``restarts`` descents for each image
-        and class."""
+        """Runs `all_classes` with `Search.longest` iterations, and keeps the best of ``restarts`` descents.
+
+        The best is chosen for each image and class.
+        """
         return self._in_parts(self._groups, x, objectives, self._search.longest, restarts=restarts)
 
     @torch.no_grad()
     def decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
-        """The class (N,) with the least ``scale_c`` E_c(x), scale (K,), for images (N, C, H, W).
+        """Classes (N,) with the least ``scale_c`` E_c(x), for images (N, C, H, W) and scales (K,).
 
-        Hopeless classes leave the descent (without ``pruning`` none does), and so do images with one class left; the
-        classes that stay are compared at the end of the descent, as in `all_classes`. The objectives must not depend on
-        the images.
+        Hopeless classes leave the descent, as do images with only one class left. Without ``pruning`` all classes stay.
+        The remaining classes are compared at the end of the descent, as in `all_classes`. The objectives must not
+        depend on the images.
         """
         if not pruning:
             return (scale * self.all_classes(x, objectives)[0]).argmin(1)
@@ -178,8 +186,10 @@ class Inference:
 
     @torch.no_grad()
     def of_class(self, x: Tensor, y: Tensor, objectives: Objectives) -> Tensor:
-        """Reconstructions (N, C, H, W) of images (N, C, H, W) under the classes (N,); others cost nothing. The
-        objectives must not depend on the images."""
+        """Reconstructions (N, C, H, W) of images (N, C, H, W) under their classes ``y`` (N,).
+
+        Other classes are not evaluated. The objectives must not depend on the images.
+        """
         output = torch.empty_like(x)
         for c in torch.unique(y).tolist():
             rows = y == c
@@ -188,17 +198,18 @@ class Inference:
         return output
 
     def unrolled(self, x: Tensor, objectives: Objectives, propose: Propose | None = None) -> tuple[Tensor, Tensor]:
-        """`all_classes`' values (N, K) and their exact derivatives (N, K, C, H, W): autograd goes through every step,
-        and through the proposals that ``propose`` makes of images; which start is the best is held fixed.
+        """Values (N, K) of `all_classes`, and their exact derivatives (N, K, C, H, W).
 
-        The decoders' activation must be one that autograd can go through, such as `RELU`.
+        Autograd differentiates every step and the proposals of ``propose``. The choice of the best start is held fixed.
+        Autograd must support the decoders' activation, as it supports `RELU`.
         """
         values = x.new_empty(len(x), len(self._single))
         derivatives = x.new_empty(*values.shape, *x.shape[1:])
         size = UNROLLED_ROWS_GPU if x.is_cuda else UNROLLED_ROWS
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            # One class after the other: each keeps all it computed until it is differentiated.
+            # One class at a time, because autograd keeps all intermediate results of a class until its derivative is
+            # taken.
             for group in self._single:
                 with torch.enable_grad():
                     leaf = x[part].detach().requires_grad_(True)
@@ -219,7 +230,7 @@ class Inference:
         proposed: Tensor | None = None,
         restarts: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        """Where the descents of a group's classes end for images as rows ``x`` (N, D)."""
+        """Values (N, K) and decoded images (N, K, D) at the end of a group's descents, for images ``x`` (N, D)."""
         p, _ = group.nearest_starts(x.detach(), restarts)
         if proposed is not None:
             values = [objective.differentiate(group.decoder, x, start, 0)[0]() for start in (p, proposed)]
@@ -264,9 +275,10 @@ def _rows_at_once(x: Tensor) -> int:
 
 
 def _smallest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The least of the values (K, N, S) along the last dimension and an index of it, both (K, N).
+    """The minimum of values (K, N, S) along the last dimension, and its index, both (K, N).
 
-    Parts of that dimension are compared value by value first: ``amin`` is fast there, ``min`` with its index is not.
+    Parts of this dimension are first compared elementwise, because ``amin`` is fast there and ``min`` with its index is
+    slow.
     """
     parts = values.reshape(*values.shape[:2], math.gcd(values.shape[2], PARTS), -1)
     lowest, place = parts.amin(2).min(2)
@@ -275,9 +287,11 @@ def _smallest(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: float) -> list[tuple[slice, Descent]]:
-    """The descents, with their classes, that can still change a decision. Classes further than ``gap`` above the lowest
-    of an image's scaled energies (K, N) are given up: their energies become infinite. They leave their descents, and so
-    do images with one class left."""
+    """Returns the descents, with their classes, that can still change a decision.
+
+    A class is given up if its scaled energy exceeds the lowest of the image's energies (K, N) by more than ``gap``. Its
+    energy becomes infinite, and it leaves its descent. Images with only one class left also leave.
+    """
     energies.masked_fill_(energies > energies.amin(0) + gap, torch.inf)
     contested = energies.isfinite()
     contested &= contested.sum(0) > 1
@@ -287,7 +301,7 @@ def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: flo
 
 
 def _best(values: Tensor, decoded: Tensor, restarts: int) -> tuple[Tensor, Tensor]:
-    """The lowest of the values (restarts N, K), (N, K), and the images decoded there, (N, K, D)."""
+    """Returns the lowest of the values (restarts N, K), shape (N, K), and the images decoded there, (N, K, D)."""
     if restarts == 1:
         return values, decoded
     best = values.reshape(restarts, -1, values.shape[1]).min(0)
@@ -304,7 +318,7 @@ def _in_order(decoders: Sequence[FoldedDecoder], starts: Starts, grids: Sequence
 
 @torch.no_grad()
 def _decoded(decoder: FoldedDecoder, starts: Tensor) -> Tensor:
-    """Images as rows (K, S, D) of starting points (S, L); written in place, since they fill most of the memory."""
+    """Decodes starting points (S, L) to rows (K, S, D), in place because these rows take most of the memory."""
     pixels = decoder.decode(starts[:1].expand(decoder.classes, -1, -1)).shape[2]
     grid = starts.new_empty(decoder.classes, len(starts), pixels)
     size = _rows_at_once(starts)

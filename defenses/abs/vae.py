@@ -1,7 +1,7 @@
 """The variational autoencoders of ABS, one per class (Schott et al. 2019, section 3 and appendix A.7).
 
-The K classes are groups of the same convolutions: they share nothing but the calls. Tensors of weights hold the classes
-one after the other along their first dimension.
+The K classes are groups of the same convolutions. Classes share the calls, but no weights. Weight tensors hold the
+classes one after the other along their first dimension.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.training import Share, ramp
+from bench.training.trainer import Share, ramp
 
 Layer = tuple[int, int, int]
 """Feature maps, kernel size and stride of a (transposed) convolution without padding."""
@@ -25,7 +25,7 @@ class Architecture:
 
     Attributes:
         latent: dimension L of the latent space.
-        encoder: convolutions from the image to 1x1; the last has 2 L maps, means then log-variances.
+        encoder: convolutions from the image to 1x1. The last has 2 L maps, first means and then log-variances.
         decoder: transposed convolutions from 1x1 to the image.
     """
 
@@ -35,7 +35,7 @@ class Architecture:
 
 
 class Encoder(nn.Module):
-    """q(z|x, c): ELU and batch normalisation after all convolutions but the last."""
+    """q(z|x, c): convolutions, with batch normalization and ELU after all but the last."""
 
     def __init__(self, architecture: Architecture, classes: int, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         self.normalisations = nn.ModuleList(nn.BatchNorm2d(width) for width in maps[1:-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and log-variances, both (N, K, L), of the latents of images (N, K, C, H, W), one per class."""
+        """Means and log-variances, both (N, K, L), of the latents of images (N, K, C, H, W), one image per class."""
         x = x.flatten(1, 2)
         *hidden, last = self.convolutions
         for convolution, normalisation in zip(hidden, self.normalisations, strict=True):
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """G_c(z), the mean of p(x|z, c): ELU and batch normalisation after all layers but the last, then a sigmoid."""
+    """G_c(z), the mean of p(x|z, c): batch normalization and ELU after all layers but the last, then a sigmoid."""
 
     def __init__(self, architecture: Architecture, classes: int) -> None:
         super().__init__()
@@ -82,16 +82,19 @@ class Decoder(nn.Module):
 
 
 class VAEs(nn.Module):
-    """Encoders and decoders of all classes, to be trained together."""
+    """Encoders and decoders of all classes, trained together."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
     def loss(self, x: Tensor, variance: float, kl_weight: Tensor | float) -> Tensor:
-        """Minus the evidence lower bound with a weighted divergence, times twice the likelihood's variance and but
-        for a constant: ||x - G_c(z)||^2 + 2 variance kl_weight KL[q(z|x, c) || N(0, 1)] with z ~ q(z|x, c), the mean
-        over rows of the sum over classes, for images (N, K, C, H, W) of class c at [:, c]."""
+        """Loss of images (N, K, C, H, W), with class c at [:, c]: a mean over rows of a sum over classes.
+
+        Each term is ||x - G_c(z)||^2 + 2 variance kl_weight KL[q(z|x, c) || N(0, 1)], with z ~ q(z|x, c). Up to a
+        constant, this is minus the evidence lower bound with a weighted divergence, times 2 variance. Here
+        ``variance`` is the likelihood's variance.
+        """
         mean, log_variance = self.encoder(x)
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1)
@@ -101,14 +104,18 @@ class VAEs(nn.Module):
 
 
 def kl_weight(done: Share) -> Share:
-    """The weight of the divergence when the share ``done`` of training is over: from 10 down to 1 linearly over the
-    first half (the paper: "gradually decreased from a factor of 10 to 1 over 50 epochs")."""
+    """Weight of the divergence at the share ``done`` of training: it falls linearly from 10 to 1 over the first half.
+
+    The paper says "gradually decreased from a factor of 10 to 1 over 50 epochs".
+    """
     return 10 - 9 * ramp(done, 0.5)
 
 
 def side_by_side(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """The images (M, C, H, W) of each class beside those of the others, (R, K, C, H, W), R the size of the largest
-    class; smaller classes start again from their first image."""
+    """Arranges images (M, C, H, W) as (R, K, C, H, W), with the images of class c at [:, c].
+
+    R is the size of the largest class. Smaller classes repeat from their first image.
+    """
     of_class = [(labels == c).nonzero()[:, 0] for c in range(classes)]
     rows = torch.arange(max(len(indices) for indices in of_class), device=images.device)
     return torch.stack([images[indices[rows % len(indices)]] for indices in of_class], dim=1)

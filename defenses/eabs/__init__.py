@@ -1,8 +1,8 @@
-"""E-ABS and its ablations (Ju & Wagner 2020; Ju 2021, chapter 2): ABS with an adversarial autoencoder (A), a shared
-encoder trained with a discriminative loss (D) and variational inference (V).
+"""E-ABS and its ablations (Ju & Wagner 2020; Ju 2021, chapter 2).
 
-``eabs`` has all three. V changes inference alone, so four trainings serve eight models: ``eabs`` and ``ad_abs``,
-``a_abs`` and ``av_abs``, ``d_abs`` and ``dv_abs``, ``abs:ju2020`` and ``v_abs``.
+E-ABS extends ABS with an adversarial autoencoder (A), a shared encoder trained with a discriminative loss (D) and
+variational inference (V). ``eabs`` has all three. V changes only inference, so four trainings serve eight models:
+``eabs`` and ``ad_abs``, ``a_abs`` and ``av_abs``, ``d_abs`` and ``dv_abs``, ``abs:ju2020`` and ``v_abs``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from bench import defense
-from bench.datasets import Dataset, Split
-from bench.protocols import Defense, VectorJacobian
-from bench.randomness import RowStreams
-from bench.training import Trainer
+from bench.contracts.protocols import Defense, VectorJacobian
+from bench.contracts.streams import RowStreams
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Trainer
 from defenses.abs.decoders import RELU
 from defenses.abs.descent import AtPoint, NormalPrior, Objective, Objectives, Variational, divergence
 from defenses.abs.model import LatentClassifier
@@ -31,24 +32,26 @@ from defenses.eabs.settings import CITATION, DATASETS, Setting, Stage, noise_of,
 BATCH_SIZE = 50
 A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
 VERSION = 5
-"""Of the cards of all that is trained with the discriminative loss; raising it trains them anew."""
+"""Card version of the defenses trained with the discriminative loss. A higher version trains them again."""
 member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
 
 
 def search_for(setting: Setting, *, from_encoder: bool) -> Search:
-    """Effort of inference; the paper gives its starting points only. A squared error against beta times the divergence
-    makes the likelihood's variance 1/2."""
+    """Returns the effort of inference. The paper gives only the starting points.
+
+    The likelihood has variance 1/2, because the squared error is weighed against beta times the divergence.
+    """
     iterations = setting.iterations_from_encoder if from_encoder else setting.iterations
     return Search(starts=8000, iterations=iterations, learning_rate=0.05, variance=0.5, minimising=setting.iterations)
 
 
 class ExtendedABS(LatentClassifier):
-    """Inference in the latent spaces of trained autoencoders, at a point or (V) variational and then randomised.
+    """A classifier by inference in the latent spaces of autoencoders. Variational inference (V) is randomized.
 
     Args:
-        dataset: gives classes and image size.
+        dataset: gives the number of classes and the image size.
         autoencoders: trained, or to be trained.
-        variational: optimise the mean and the deviation of a distribution of the latent (section 3.3).
+        variational: optimize the mean and the deviation of a latent distribution (section 3.3), instead of a point.
     """
 
     def __init__(self, dataset: Dataset, autoencoders: Autoencoders, *, variational: bool) -> None:
@@ -60,7 +63,7 @@ class ExtendedABS(LatentClassifier):
         self.variational = variational
         self._penalty: DiscriminatorPenalty | None = None
         if variational:
-            # Section 3.4 bounds an exact latent in place of a distribution.
+            # Section 3.4 derives the bound for a single latent instead of a distribution.
             self.bound_caveat = ", of inference at the mean without draws"
 
     def make_inference(self) -> Inference:
@@ -78,7 +81,7 @@ class ExtendedABS(LatentClassifier):
         return Inference(classes, RELU, starts, self.search)
 
     def _penalties(self, parameters: Tensor, latents: Tensor) -> Tensor:
-        """What starting points add to the squared error, (K, S) or (1, S)."""
+        """Penalties (K, S) or (1, S) that the starting points add to the squared error."""
         if self._penalty is None and self.variational:
             return BETA * divergence(parameters)[None]
         penalty = self._penalty or NormalPrior(self.search.variance)
@@ -89,7 +92,7 @@ class ExtendedABS(LatentClassifier):
     def objective(
         self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
     ) -> Objective:
-        """See `LatentClassifier`; without draws, a variational search is one for the mean."""
+        """See `LatentClassifier`. Variational inference uses zero noise here, so it searches for the mean."""
         if self.variational:
             noise = next(self.parameters()).new_zeros(1, 1, 1, 1).expand(self.search.longest, -1, -1, -1)
             return self._at_draws(classes, noise, slack, penalised)
@@ -97,7 +100,7 @@ class ExtendedABS(LatentClassifier):
         return AtPoint(penalty if penalised else NormalPrior(0.0), slack=slack)
 
     def noise(self, *rng: RowStreams) -> tuple[Tensor, ...]:
-        """A standard normal draw for each iteration, class and image, (N, T, K, L), where inference is variational."""
+        """Standard normal draws (N, T, K, L) per image, iteration and class, or none without variational inference."""
         if not self.variational:
             return ()
         shape = (self.search.iterations, len(self.autoencoders.decoders), self.setting.architecture.latent)
@@ -112,7 +115,7 @@ class ExtendedABS(LatentClassifier):
         return self.inference().all_classes(seen, self._objectives(noise), proposals)
 
     def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
-        """Logits (N, K) and their exact derivative; see `bench.protocols.HasUnrolledGradient`."""
+        """Logits (N, K) and their exact derivative. See `bench.contracts.protocols.HasUnrolledGradient`."""
         noise = self.noise(*rng)
         propose = self._proposals if self.variational else None
         energies, derivatives = self.inference().unrolled(x, self._objectives(noise), propose)
@@ -120,7 +123,7 @@ class ExtendedABS(LatentClassifier):
         return scale * energies, lambda cotangent: torch.einsum("nk,nkchw->nchw", scale * cotangent, derivatives)
 
     def _objectives(self, noise: tuple[Tensor, ...]) -> Objectives:
-        """The objectives with the draws of `noise`, where there are any."""
+        """Returns the objectives at the draws ``noise``, or those without draws if ``noise`` is empty."""
         if not noise:
             return self.objective
         drawn = noise[0].movedim(0, 2).contiguous()
@@ -134,7 +137,7 @@ class ExtendedABS(LatentClassifier):
         return Variational(self._penalty.of(classes), 0.0, noise, slack)
 
     def _proposals(self, seen: Tensor, classes: slice = slice(None)) -> Tensor:
-        """Parameters (K, N, 2 L) of the distributions that the encoders propose for a range of classes."""
+        """Parameters (K, N, 2 L) of the latent distributions that the encoders propose for a range of classes."""
         encoders = self.autoencoders.encoders
         encoded = [encoder(seen) for encoder in (encoders if len(encoders) == 1 else encoders[classes])]
         proposals = torch.stack([torch.cat([mean, 0.5 * log_variance], 1) for mean, log_variance in encoded])
@@ -142,13 +145,13 @@ class ExtendedABS(LatentClassifier):
 
 
 class Trained(ExtendedABS):
-    """One of the four that are trained.
+    """One of the four models that are trained.
 
     Args:
-        dataset: gives classes, image size and noise.
-        adversarial: A.
-        discriminative: D.
-        variational: V.
+        dataset: gives the number of classes, the image size and the noise.
+        adversarial: adversarial autoencoder (A).
+        discriminative: shared encoder and discriminative loss (D).
+        variational: variational inference (V).
     """
 
     def __init__(self, dataset: Dataset, *, adversarial: bool, discriminative: bool, variational: bool = False) -> None:
@@ -161,12 +164,12 @@ class Trained(ExtendedABS):
             noise=noise_of(dataset),
         )
         super().__init__(dataset, autoencoders, variational=variational)
-        # An encoder for each class does no more than propose one of thousands of starting points, and only to V; those
-        # of 28x28 pixels and more would be most of the zoo.
+        # Without D, an encoder only proposes one of thousands of starting points, and only to V. At 28x28 pixels and
+        # above, these encoders would be most of the zoo.
         self.coarse = ("autoencoders.encoders.",) if dataset.shape[1] > 8 and not discriminative else ()
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Algorithm 1: encoders and decoders descend their loss, and the discriminators theirs, in turns."""
+        """Trains by Algorithm 1: the autoencoders and the discriminators take turns in minimizing their losses."""
         self.forget_inference()
         parts, setting = self.autoencoders, self.setting
         trainer.initialise(self)
@@ -176,7 +179,7 @@ class Trained(ExtendedABS):
             stages = (setting.apart,)
             images = side_by_side(data.images, data.labels, len(parts.decoders))
             data = Split(images, torch.arange(len(images)))
-        # Nearly all of a step is decoding.
+        # Decoding takes nearly all the time of a step.
         decoded = [
             stage.epochs * (len(parts.decoders) if stage.rivals is None else 1 + stage.rivals) for stage in stages
         ]
@@ -184,7 +187,7 @@ class Trained(ExtendedABS):
             self._minimise(trainer, data, stage, share=work / sum(decoded))
 
     def _minimise(self, trainer: Trainer, data: Split, stage: Stage, *, share: float) -> None:
-        """A stage, which is a ``share`` of the training."""
+        """Runs one stage, a ``share`` in [0, 1] of the training."""
         parts = self.autoencoders
         adversary = (parts.discriminators.parameters(), lambda x, y, done: parts.discriminator_loss(x, y))
         trainer.minimise(

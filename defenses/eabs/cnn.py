@@ -8,13 +8,14 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from bench import defense
-from bench.datasets import Dataset, Split
-from bench.training import Trainer
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.training.trainer import Trainer
 from defenses.eabs.networks import convolutions, output_width
 from defenses.eabs.settings import CITATION, DATASETS, noise_of, setting_of
 
 COUNTED_AT_ONCE = 1000
-"""Images of a batch when the batch normalisation's statistics are counted."""
+"""Images per batch when the statistics of batch normalization are computed."""
 
 
 class EncoderCNN(nn.Sequential):
@@ -33,8 +34,11 @@ class EncoderCNN(nn.Sequential):
         return output
 
     def fit(self, data: Split, trainer: Trainer) -> None:
-        """Minimises the cross-entropy on images with Gaussian noise; the batch normalisation's statistics are those of
-        the images themselves, which are classified later, and not of noisy ones."""
+        """Minimizes the cross-entropy on images with Gaussian noise.
+
+        The statistics of batch normalization are then computed on clean images, because the net classifies clean images
+        later.
+        """
         trainer.initialise(self)
         trainer.minimise(
             self.parameters(),

@@ -1,4 +1,4 @@
-"""Inference of E-ABS and its ablations: decoders folded, starting points, and the discriminators' penalty."""
+"""Inference of E-ABS and its ablations: folded decoders, starting points, and the discriminators' penalty."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from defenses.abs.search import PRIOR_SEED
 from defenses.eabs.networks import BETA, Decoder, Discriminator
 
 SLOPE = 0.01
-"""Of Leaky ReLU."""
+"""Negative slope of Leaky ReLU."""
 
 
 class DiscriminatorPenalty:
-    """-beta log D_c(z), of one discriminator for each class or one for all.
+    """The penalty -beta log D_c(z), with one discriminator per class or one for all classes.
 
     Args:
-        discriminators: K of them, or one; their weights are copied.
+        discriminators: K discriminators, or one. Their weights are copied.
     """
 
     def __init__(self, discriminators: Sequence[Discriminator]) -> None:
@@ -29,7 +29,7 @@ class DiscriminatorPenalty:
         self.layers = [_stack(list(of_classes)) for of_classes in zip(*layers, strict=True)]
 
     def of(self, classes: slice) -> DiscriminatorPenalty:
-        """That of a range of classes."""
+        """Returns the penalty of a range of classes."""
         if len(self.layers[0].weight) == 1:
             return self
         part = DiscriminatorPenalty.__new__(DiscriminatorPenalty)
@@ -51,7 +51,7 @@ class DiscriminatorPenalty:
         gradient.add_(cotangent)
 
     def _run(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Activations of the hidden layers, and logits (K, N, 1)."""
+        """Activations of the hidden layers, and the logits (K, N, 1)."""
         *hidden, last = self.layers
         activations = []
         for layer in hidden:
@@ -70,7 +70,7 @@ def _stack(layers: Sequence[nn.Module]) -> Dense:
 
 
 def folded_layers(decoder: Decoder) -> FoldedLayers:
-    """A decoder's layers with batch normalisation folded into them, and the linear layer into the first."""
+    """Returns a decoder's layers, with batch normalization folded in and the linear layer merged into the first."""
     layers: list[Transposed] = []
     for convolution, normalisation in zip(decoder.convolutions, [*decoder.normalisations, None], strict=True):
         assert isinstance(convolution, nn.ConvTranspose2d)
@@ -80,7 +80,10 @@ def folded_layers(decoder: Decoder) -> FoldedLayers:
 
 
 def prior_distributions(count: int, latent: int) -> tuple[Tensor, Tensor]:
-    """Means drawn from N(0, 1) with log-deviations 0, (count, 2 L), and one draw from each distribution, (count, L)."""
+    """Draws the parameters (count, 2 L) of ``count`` distributions, and one latent (count, L) from each distribution.
+
+    The means come from N(0, 1). The log-deviations are 0.
+    """
     generator = np.random.Generator(np.random.Philox(PRIOR_SEED))
     means, noise = torch.from_numpy(generator.standard_normal((2, count, latent), np.float32))
     return torch.cat([means, torch.zeros_like(means)], 1), means + noise

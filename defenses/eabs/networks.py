@@ -1,7 +1,7 @@
-"""The networks of E-ABS (Ju & Wagner 2020, section 4.3 and Table 9), and what Algorithm 1 minimises over them.
+"""The networks of E-ABS (Ju & Wagner 2020, section 4.3 and Table 9), and the losses of Algorithm 1.
 
-Where the paper is silent: the slope of Leaky ReLU is torch's, dropout keeps nine of ten, the discriminator ends in one
-more linear layer, and the target of a reconstruction is the augmented image.
+Four details are missing in the paper. Leaky ReLU has torch's default slope. Dropout has probability 0.1. The
+discriminator ends in one more linear layer. The target of a reconstruction is the augmented image.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Layer = tuple[int, int, int, int]
 """Feature maps, kernel size, stride and padding of a (transposed) convolution."""
 DROPOUT = 0.1
 BETA = 1.0
-"""Weight of the discriminator's term, or of the divergence (section 3.2)."""
+"""Weight beta of the discriminator's term or of the divergence (section 3.2)."""
 GAMMA = 10.0
-"""Weight of the discriminative loss (section 3.2)."""
+"""Weight gamma of the discriminative loss (section 3.2)."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Layer sizes, as a row of Table 9 gives them.
+    """Layer sizes, as in a row of Table 9.
 
     Attributes:
         latent: dimension L of the latent space.
-        encoder: convolutions.
+        encoder: convolutions of the encoder.
         decoder: transposed convolutions from 1x1 to the image.
-        discriminator: neurons of its two layers.
+        discriminator: numbers of neurons in the two hidden layers of the discriminator.
     """
 
     latent: int
@@ -41,7 +41,7 @@ class Architecture:
 
 
 class Encoder(nn.Module):
-    """q(z|x): convolutions with batch normalisation and Leaky ReLU, dropout, and two parallel linear layers."""
+    """q(z|x): convolutions with batch normalization and Leaky ReLU, then dropout and two parallel linear layers."""
 
     def __init__(self, architecture: Architecture, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
 
 
 def convolutions(architecture: Architecture, channels: int) -> nn.Sequential:
-    """The encoder's convolutions, from images (N, C, H, W) to rows; the paper's CNN has the same."""
+    """Builds the encoder's convolutions, from images (N, C, H, W) to rows. The paper's CNN shares this architecture."""
     maps = [channels, *(layer[0] for layer in architecture.encoder)]
     layers: list[nn.Module] = []
     for (before, after), (_, kernel, stride, padding) in zip(pairwise(maps), architecture.encoder, strict=True):
@@ -66,15 +66,17 @@ def convolutions(architecture: Architecture, channels: int) -> nn.Sequential:
 
 
 def output_width(architecture: Architecture, size: int) -> int:
-    """Features that `convolutions` make of images of ``size`` squared pixels."""
+    """Number of features that `convolutions` computes from an image of ``size`` x ``size`` pixels."""
     for _, kernel, stride, padding in architecture.encoder:
         size = (size + 2 * padding - kernel) // stride + 1
     return architecture.encoder[-1][0] * size**2
 
 
 class Decoder(nn.Module):
-    """G_k(z): a linear layer, dropout, and transposed convolutions, all but the last with batch normalisation and
-    ReLU, the last with a sigmoid."""
+    """G_k(z): a linear layer, dropout and transposed convolutions.
+
+    All convolutions but the last have batch normalization and ReLU. The last has a sigmoid.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D(z), the probability that a latent was drawn from the prior, as a logit."""
+    """D(z): the probability that a latent was drawn from the prior, returned as a logit."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -115,15 +117,16 @@ class Discriminator(nn.Module):
 
 
 class Autoencoders(nn.Module):
-    """K decoders, with one encoder for all classes or one for each, and discriminators on the latents or none.
+    """K decoders, with encoders and optional discriminators on the latents.
 
     Args:
         architecture: layer sizes.
-        classes: their number K.
-        shape: of an image, (C, H, W).
-        adversarial: latents are matched to the prior by discriminators, otherwise by the divergence of a VAE (A).
-        discriminative: the encoder is shared and the discriminative loss is minimised too (D).
-        noise: standard deviation of the noise that training images are augmented with.
+        classes: number K of classes.
+        shape: image shape (C, H, W).
+        adversarial: match latents to the prior by discriminators (A), otherwise by the divergence of a VAE.
+        discriminative: share one encoder and also minimize the discriminative loss (D), otherwise one encoder per
+            class.
+        noise: standard deviation of the noise added to training images.
     """
 
     def __init__(
@@ -146,11 +149,11 @@ class Autoencoders(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def loss(self, x: Tensor, y: Tensor, *, rivals: int | None = None) -> Tensor:
-        """The encoders' and decoders' loss (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,); with so
-        many ``rivals`` in place of all classes that are not the image's, if a number is given.
+        """Loss of encoders and decoders (eq. 5), a mean over rows, for images (N, C, H, W) of classes (N,).
 
-        With one encoder for each class it is the sum over classes c of eq. 3, for images (N, K, C, H, W) of class c
-        at [:, c].
+        If ``rivals`` is given, this number of random other classes stands for all other classes. With one encoder per
+        class, the loss is the sum of eq. 3 over classes c. The images then have shape (N, K, C, H, W), with class c at
+        [:, c].
         """
         x = self._augmented(x)
         if not self.discriminative:
@@ -165,16 +168,17 @@ class Autoencoders(nn.Module):
         else:
             costs, share = self._drawn_costs(x, z, y, rivals)
         own = costs.gather(1, y[:, None])[:, 0]
-        # The rivals' exponentials, divided by their share, sum up to those of all other classes on average.
+        # Divided by the rivals' share, the sum of their exponentials is an unbiased estimate of the sum over all other
+        # classes.
         logits = (-costs - math.log(share)).scatter(1, y[:, None], -own[:, None])
         return (own + penalty + GAMMA * F.cross_entropy(logits, y, reduction="none")).mean()
 
     def _costs(self, x: Tensor, z: Tensor) -> Tensor:
-        """c(x, G_k(z)) (N, K) of images (N, C, H, W) and their latents (N, L)."""
+        """Costs c(x, G_k(z)), (N, K), of images (N, C, H, W) and their latents (N, L)."""
         return torch.stack([cost(x, decoder(z)) for decoder in self.decoders], 1)
 
     def _drawn_costs(self, x: Tensor, z: Tensor, y: Tensor, rivals: int) -> tuple[Tensor, float]:
-        """`_costs` of the classes ``y`` (N,) and some rivals, infinite of the others; and the rivals' share."""
+        """Costs (N, K) of the classes ``y`` (N,) and of drawn rivals, infinite elsewhere, and the rivals' share."""
         drawn, share = self._with_rivals(y, rivals)
         classes, rows = drawn.T.nonzero(as_tuple=True)
         of_classes = torch.split(rows, drawn.sum(0).tolist())
@@ -182,8 +186,10 @@ class Autoencoders(nn.Module):
         return torch.full(drawn.shape, torch.inf, device=x.device).index_put((rows, classes), torch.cat(costs)), share
 
     def _with_rivals(self, y: Tensor, rivals: int) -> tuple[Tensor, float]:
-        """True (N, K) at the classes ``y`` (N,) and at ``rivals`` others, drawn at random; and their share of the
-        others."""
+        """Draws ``rivals`` random other classes for each image with class ``y`` (N,).
+
+        Returns a mask (N, K), true at the image's class and at its rivals, and the rivals' share of all other classes.
+        """
         classes = len(self.decoders)
         rivals = min(rivals, classes - 1)
         order = torch.rand(len(y), classes, device=y.device).scatter(1, y[:, None], 2.0)
@@ -191,8 +197,11 @@ class Autoencoders(nn.Module):
         return drawn, rivals / (classes - 1)
 
     def discriminator_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The discriminators' loss for the same images: they tell draws from the prior and encoded images apart. That
-        of one class sees images of the other classes too (section 4.4)."""
+        """Loss of the discriminators for the images of `loss`.
+
+        A discriminator separates draws from the prior and encoded images. The discriminator of one class also sees
+        images of other classes (section 4.4).
+        """
         x = self._augmented(x)
         losses = []
         for c, discriminator in enumerate(self.discriminators):
@@ -207,8 +216,10 @@ class Autoencoders(nn.Module):
         return BETA * torch.stack(losses).sum()
 
     def _out_of_distribution(self, c: int, x: Tensor, y: Tensor) -> Tensor:
-        """Latents that encoder ``c`` draws for images of another class; in evaluation mode, so that they leave no trace
-        in its batch normalisation."""
+        """Latents that encoder ``c`` draws for images of another class.
+
+        The encoder runs in evaluation mode, so that these images do not change its batch normalization.
+        """
         encoder, classes = self.encoders[c], x.shape[1]
         mode = encoder.training
         encoder.eval()
@@ -221,8 +232,10 @@ class Autoencoders(nn.Module):
         return x + self.noise * torch.randn_like(x)
 
     def _encoded(self, c: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents drawn from q(z|x) by encoder ``c``, and what keeps them near the prior: -beta log D(z), or
-        beta KL[q(z|x) || N(0, 1)]."""
+        """Latents (N, L) drawn from q(z|x) of encoder ``c``, and the penalty (N,) that keeps them near the prior.
+
+        The penalty is -beta log D(z) or beta KL[q(z|x) || N(0, 1)].
+        """
         mean, log_variance = self.encoders[c](x)
         z = sample(mean, log_variance)
         if self.adversarial:
@@ -231,10 +244,10 @@ class Autoencoders(nn.Module):
 
 
 def sample(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """A draw from the normal distribution, by the reparameterisation trick."""
+    """Draws from the normal distribution by the reparameterization trick."""
     return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 
 def cost(x: Tensor, reconstruction: Tensor) -> Tensor:
-    """c(x, G(z)) = ||x - G(z)||^2, (N,)."""
+    """Cost c(x, G(z)) = ||x - G(z)||^2, (N,)."""
     return (x - reconstruction).float().square().flatten(1).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bench.datasets import Dataset
+from bench.datasets.dataset import Dataset
 from defenses.eabs.networks import Architecture
 
 CITATION = (
@@ -19,12 +19,12 @@ class Stage:
     """A stage of training.
 
     Attributes:
-        epochs: passes over all images, or over the largest class where each class is trained by itself.
-        batch_size: images in a step.
-        learning_rate: Adam's at first.
-        rivals: with a shared encoder, classes, drawn anew for each image and step, that stand for all others in the
-            discriminative loss; None takes all. Drawing saves a CPU most of the time, since nearly all of a step is
-            decoding.
+        epochs: passes over all images, or over the largest class if each class is trained by itself.
+        batch_size: images per training step.
+        learning_rate: initial learning rate of Adam.
+        rivals: number of classes that stand for all other classes in the discriminative loss, or None for all of them.
+            Each image and step draws new ones. Only a shared encoder uses rivals. Rivals save a CPU most of the time,
+            because decoding takes nearly all of a step.
     """
 
     epochs: int
@@ -39,13 +39,14 @@ class Setting:
 
     Attributes:
         architecture: layer sizes.
-        shared: training with a shared encoder on a CPU; last on all classes, since drawing misses the likeliest rival
-            in most steps.
-        shared_on_gpu: the same on a GPU, which is faster at the same work for every class than at choosing.
+        shared: stages of training with a shared encoder on a CPU. The last stage takes all classes, because drawn
+            rivals miss the most likely one in most steps.
+        shared_on_gpu: the same on a GPU. A GPU runs all classes faster than it selects some of them.
         apart: training of each class by itself.
         cnn: training of the CNN.
-        iterations: of inference, from the best of the starting points.
-        iterations_from_encoder: of inference that may start from an encoder trained with the discriminative loss.
+        iterations: iterations of inference from the best starting point.
+        iterations_from_encoder: iterations of inference that may start from an encoder trained with the discriminative
+            loss.
     """
 
     architecture: Architecture
@@ -63,14 +64,14 @@ SMALL_COLOUR = Architecture(
     decoder=((64, 4, 1, 0), (64, 4, 2, 1), (32, 4, 2, 1), (16, 4, 2, 1), (3, 1, 1, 0)),
     discriminator=(256, 128),
 )
-"""Table 9's row of SuperTraffic-10."""
+"""The SuperTraffic-10 row of Table 9."""
 COLOUR = Architecture(
     latent=40,
     encoder=((32, 5, 2, 2), (64, 5, 2, 2), (128, 5, 2, 2), (128, 4, 1, 0)),
     decoder=((64, 4, 1, 0), (64, 4, 2, 1), (32, 4, 2, 1), (16, 4, 2, 1), (3, 1, 1, 0)),
     discriminator=(512, 256),
 )
-"""Table 9's row of SVHN, also for CIFAR-10."""
+"""The SVHN row of Table 9, also used for CIFAR-10."""
 SETTINGS: dict[int, Setting] = {
     28: Setting(
         Architecture(
@@ -80,10 +81,11 @@ SETTINGS: dict[int, Setting] = {
             discriminator=(256, 128),
         ),
         shared=(Stage(40, rivals=2), Stage(6, learning_rate=5e-4)),
-        # In the paper's batches; tried on MNIST.
+        # 512 is the paper's batch size. This schedule was tried on MNIST.
         shared_on_gpu=(Stage(200, 512),),
         apart=Stage(30, 32),
-        # The loss shapes the decoders where the encoder leads: further steps help the wrong classes more.
+        # The discriminative loss shapes the decoders at the encoder's latents. Further steps help the wrong classes
+        # more.
         iterations_from_encoder=5,
     ),
     8: Setting(
@@ -96,7 +98,7 @@ SETTINGS: dict[int, Setting] = {
         shared=(Stage(60, 64, rivals=2), Stage(6, 64, learning_rate=5e-4)),
         shared_on_gpu=(Stage(66, 64),),
         apart=Stage(60, 16),
-        # Starting points are dense in few dimensions: five iterations decide as twenty do.
+        # Starting points are dense in five dimensions, so 5 iterations give the same decisions as 20.
         iterations=5,
         iterations_from_encoder=5,
     ),
@@ -107,27 +109,27 @@ SETTINGS: dict[int, Setting] = {
         apart=Stage(200, 32),
     ),
 }
-"""By image size: Table 9's rows, and a proportionate one at 8x8. The paper trains 500 epochs in batches of 512, at .001
-halved every 200."""
+"""Settings by image size: rows of Table 9, and a smaller one at 8x8. The paper trains for 500 epochs with batch size
+512. The paper's learning rate is 0.001, halved every 200 epochs."""
 NOISE = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.2}
-"""Standard deviation of the noise in training (section 4.3); of other datasets `COLOUR_NOISE`."""
+"""Standard deviation of the training noise (section 4.3). Other datasets use `COLOUR_NOISE`."""
 COLOUR_NOISE = 0.01
 
 
 def setting_of(dataset: Dataset) -> Setting:
-    """Networks and schedule for a dataset."""
+    """Returns the networks and the schedule for a dataset."""
     setting = SETTINGS[dataset.shape[1]]
     if dataset.name == "gtsrb_top10":
         return replace(setting, architecture=SMALL_COLOUR)
     if dataset.name == "mnist":
-        # Of a CPU's; chosen on its test images: one error fewer than with six.
+        # On a CPU only. Chosen on the test images: 12 epochs make one error fewer than 6.
         return replace(setting, shared=(setting.shared[0], replace(setting.shared[1], epochs=12)))
     if dataset.name == "fashion_mnist":
-        # Fewer are less accurate, and many more are not more so: it overfits.
+        # Fewer epochs are less accurate. Many more do not help, because the CNN overfits.
         return replace(setting, cnn=replace(setting.cnn, epochs=30))
     return setting
 
 
 def noise_of(dataset: Dataset) -> float:
-    """Standard deviation of the noise that a dataset's images are augmented with."""
+    """Standard deviation of the noise added to a dataset's training images."""
     return NOISE.get(dataset.name, COLOUR_NOISE)

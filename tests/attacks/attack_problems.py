@@ -15,12 +15,13 @@ from exact_optimum import optimum as exact_optimum
 from torch import Tensor, nn
 
 import attacks
-from bench.cards import AttackCard, DefenseCard, card_of
-from bench.door import NO_DRAWS, linearize
-from bench.oracle import BudgetExhausted, Oracle
-from bench.protocols import Defense, VectorJacobian
-from bench.randomness import Streams
-from bench.threat import ThreatModel
+from bench.contracts.cards import AttackCard, DefenseCard, card_of
+from bench.contracts.chunk import Chunk
+from bench.contracts.door import NO_DRAWS, linearize
+from bench.contracts.oracle import BudgetExhausted
+from bench.contracts.protocols import Defense, VectorJacobian
+from bench.contracts.threat import ThreatModel
+from bench.engine.oracle import DefenseOracle, Resources, Terms
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {}
 for _info in pkgutil.iter_modules(attacks.__path__):
@@ -31,31 +32,31 @@ for _info in pkgutil.iter_modules(attacks.__path__):
 """Every attack that a module of the package declares: a new one is tested the day it is added."""
 
 SHORT: dict[str, dict[str, Any]] = {
-    "apgd_ce": {"steps": 15, "bisections": 4},
-    "apgd_dlr": {"steps": 15, "bisections": 4},
-    "apgd_t": {"steps": 15, "bisections": 4, "targets": 2},
+    "apgd_ce": {"steps": 15, "binary_search_steps": 4},
+    "apgd_dlr": {"steps": 15, "binary_search_steps": 4},
+    "apgd_t": {"steps": 15, "binary_search_steps": 4, "targets": 2},
     "autoattack": {"queries": 50},
-    "bim": {"bisections": 5},
-    "bim_ge": {"bisections": 5, "pairs": 2},
+    "bim": {"binary_search_steps": 5},
+    "bim_ge": {"binary_search_steps": 5, "pairs": 2},
     "boundary": {"steps": 250},
     "cw": {"searches": 5, "steps": 40},
     "ddn": {"steps": 60},
-    "eot_pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
+    "eot_pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
     "fab": {"steps": 10},
     "fmn": {"steps": 60},
     "gaussian_noise": {"repetitions": 3},
     "hopskipjump": {"steps": 6, "draws": 30},
-    "mim": {"bisections": 5},
-    "mim_ge": {"bisections": 5, "pairs": 2},
-    "pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
-    "pgd_ge": {"steps": 10, "step": 1 / 4, "bisections": 5, "pairs": 2},
+    "mim": {"binary_search_steps": 5},
+    "mim_ge": {"binary_search_steps": 5, "pairs": 2},
+    "pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
+    "pgd_ge": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5, "pairs": 2},
     "pointwise_10x": {"repetitions": 3},
     "salt_and_pepper": {"repetitions": 3},
     "sigma_zero": {"steps": 40},
     "sparse_rs": {"steps": 60},
-    "square": {"steps": 1000, "search_steps": 60, "bisections": 6},
+    "square": {"steps": 1000, "search_steps": 60, "binary_search_steps": 6},
     "uniform_noise": {"repetitions": 3},
-    "unrolled_pgd": {"steps": 10, "step": 1 / 4, "bisections": 5},
+    "unrolled_pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
 }
 """Parameters for tests that are not about strength."""
 
@@ -244,30 +245,23 @@ def run(
     for start in range(0, total, chunk):
         keys = list(range(start, min(start + chunk, total)))
         x, y = problem.x[keys], problem.y[keys]
+        part = Chunk(x, y, keys, problem.classes)
 
-        def transferred(source: Callable[..., Tensor], x: Tensor = x, y: Tensor = y, keys: list[int] = keys) -> Tensor:
+        def transferred(source: Callable[..., Tensor], part: Chunk = part) -> Tensor:
             own = card_of(source)
-            streams = {
-                "random": Streams(0, keys, "substitute", x.device),
-                "noise": Streams(0, keys, "substitute queries", x.device),
-            }
-            options = {"classes": problem.classes, "budget": own.budget, "batch_size": 64, **streams}
+            terms = Terms(own.access, ThreatModel(norm), own.budget, batch_size=64)
+            streams = part.streams(0, "substitute"), part.streams(0, "substitute queries")
             on = problem.defense if substitute is None else substitute
-            return source(Oracle(on, own.access, ThreatModel(norm), x.clone(), y.clone(), **options), x, y)
+            return source(DefenseOracle(on, part.copied(), terms, *streams), part.images, part.labels)
 
-        oracle = Oracle(
+        allowed = card.budget if budget is None else budget
+        oracle = DefenseOracle(
             problem.defense,
-            card.access,
-            ThreatModel(norm, epsilon),
-            x.clone(),
-            y.clone(),
-            classes=problem.classes,
-            random=Streams(seed, keys, "attack", x.device),
-            noise=Streams(seed, keys, "queries", x.device),
-            budget=card.budget if budget is None else budget,
-            batch_size=64,
-            pool=problem.pool,
-            transferred=transferred,
+            part.copied(),
+            Terms(card.access, ThreatModel(norm, epsilon), allowed, batch_size=64),
+            part.streams(seed, "attack"),
+            part.streams(seed, "queries"),
+            Resources(problem.pool, transferred),
         )
         attacked, labels = x.clone(), y.clone()
         try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from attack_problems import Problem, ReluNet, SmallNet, linear_problem, prototype_problem
 
-from bench.datasets import load_dataset
+from bench.datasets.dataset import load_dataset
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.norms import Norm
-from bench.threat import distance
+from bench.contracts.norms import Norm
+from bench.contracts.threat import distance
 
 LADDER = [0.02 * 1.12**k for k in range(46)]
 """46 epsilons from 0.02 to 3.3, that a script would try with a bounded attack; neighbours are 12 % apart."""

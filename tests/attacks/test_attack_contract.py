@@ -6,11 +6,11 @@ import pytest
 import torch
 from attack_problems import ATTACKS, CASES, SHORT, OneGradient, Problem, on_problems, run
 
-from bench.cards import DefenseCard, card_of
-from bench.norms import within
-from bench.oracle import Oracle
-from bench.randomness import Streams
-from bench.threat import ThreatModel, distance
+from bench.contracts.cards import DefenseCard, card_of
+from bench.contracts.chunk import Chunk
+from bench.contracts.norms import within
+from bench.contracts.threat import ThreatModel, distance
+from bench.engine.oracle import DefenseOracle, Resources, Terms
 
 OWN_CASES = [(name, norm) for name, norm in CASES if not card_of(ATTACKS[name]).library]
 BOUNDED = [(name, norm) for name, norm in CASES if "bounded" in card_of(ATTACKS[name]).kinds]
@@ -61,7 +61,7 @@ def test_a_seed_fixes_the_result(prototypes, name, norm):
 def test_only_stochastic_attacks_depend_on_the_seed(prototypes, name, norm):
     if name == "fab":
         pytest.skip("its second start is random, but counts only where it ends nearer than the first")
-    first, second = (run(prototypes, name, norm, seed=seed, samples=8, **short(name)) for seed in (3, 4))
+    first, second = (run(prototypes, name, norm, seed=seed, **short(name)) for seed in (3, 4))
     one_gradient = name in ("fgm_ge", "fgsm_ge")  # its estimate is coordinate-wise
     if card_of(ATTACKS[name]).stochastic and not one_gradient:
         assert not torch.equal(first.candidates, second.candidates)
@@ -125,11 +125,11 @@ def test_cards_budget_holds_the_default_parameters(prototypes, name, norm):
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 def test_transfer_has_something_to_try_where_the_substitute_errs_on_the_clean_image(prototypes, norm):
     x, y = prototypes.x[:4], prototypes.y[:4]
-    streams = {"random": Streams(0, range(4), "attack"), "noise": Streams(0, range(4), "queries")}
-    options = {"classes": prototypes.classes, "budget": 200, "batch_size": 64, **streams}
-    oracle = Oracle(
-        prototypes.defense, "transfer", ThreatModel(norm), x, y, transferred=lambda source: x.clone(), **options
-    )
+    chunk = Chunk(x, y, range(4), prototypes.classes)
+    terms = Terms("transfer", ThreatModel(norm), budget=200, batch_size=64)
+    streams = chunk.streams(0, "attack"), chunk.streams(0, "queries")
+    resources = Resources(transferred=lambda source: x.clone())
+    oracle = DefenseOracle(prototypes.defense, chunk, terms, *streams, resources)
     candidates = ATTACKS["transfer"](oracle, x, y)
     assert (candidates != x).flatten(1).any(1).all()
 

@@ -7,7 +7,7 @@ import torch
 from attack_problems import ATTACKS, CASES, SHORT, SmallNet, on_problems, run, stretched
 from exact_optimum import relu_net_optimum
 
-from bench.cards import card_of
+from bench.contracts.cards import card_of
 
 # Largest median and largest single ratio of the distance found to the optimum, with default parameters but for
 # `PARAMETERS`. What an attack is by design sets its own: noise has no direction, Latent Descent walks towards a
@@ -146,13 +146,13 @@ def test_gradient_estimation_with_several_step_sizes_keeps_the_best(small_net):
 
 
 @pytest.mark.parametrize(("name", "norm", "parameters"), [
-    ("bim", "L2", {"bisections": 6}),
-    ("bim", "Linf", {"bisections": 6}),
-    ("mim", "Linf", {"bisections": 6}),
-    ("pgd", "L2", {"steps": 20, "step": 0.2, "bisections": 6}),
-    ("pgd", "Linf", {"steps": 20, "step": 0.2, "bisections": 6}),
-    ("fgm", "L2", {"rungs": 25}),
-    ("fgsm", "Linf", {"rungs": 25}),
+    ("bim", "L2", {"binary_search_steps": 6}),
+    ("bim", "Linf", {"binary_search_steps": 6}),
+    ("mim", "Linf", {"binary_search_steps": 6}),
+    ("pgd", "L2", {"steps": 20, "relative_step_size": 0.2, "binary_search_steps": 6}),
+    ("pgd", "Linf", {"steps": 20, "relative_step_size": 0.2, "binary_search_steps": 6}),
+    ("fgm", "L2", {"num_scales": 25}),
+    ("fgsm", "Linf", {"num_scales": 25}),
 ])  # fmt: skip
 def test_smaller_budgets_stay_within_a_tenth(small_net, name, norm, parameters):
     small, reference = run(small_net, name, norm, **parameters), run(small_net, name, norm)

@@ -9,8 +9,8 @@ from pyautoattack.autoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 
 from attacks.autoattack import PROBABILITIES, RANDOMIZED, SQUARE_BREAKS, ZERO_GRADIENTS, possible
-from bench.errors import UserError
-from bench.threat import distance
+from bench.contracts.errors import UserError
+from bench.contracts.threat import distance
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
 

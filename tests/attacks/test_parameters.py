@@ -6,18 +6,19 @@ import pytest
 import torch
 from attack_problems import ATTACKS, SHORT, run
 
-from bench.cards import card_of
-from bench.door import linearize
-from bench.oracle import Oracle
+from bench.contracts.cards import card_of
+from bench.contracts.door import linearize
+from bench.engine.oracle import DefenseOracle
 from defenses.smoothing import RandomizedSmoothing
 
 CHANGED = {
-    "bisections": 2,
-    "clean_bisections": 2,
+    "binary_search_steps": 2,
+    "clean_binary_search_steps": 2,
     "constant": 5.0,
     "decay": 0.2,
     "density": 0.3,
     "draws": 3,
+    "eot_samples": 3,
     "start": 0.11,
     "estimation_step": 0.03,
     "full_start": False,
@@ -31,14 +32,15 @@ CHANGED = {
     "radius": 3.0,
     "repetitions": 2,
     "restarts": 3,
-    "rungs": 7,
+    "num_scales": 7,
     "search_steps": 9,
     "searches": 2,
     "share": 0.9,
     "shrinkage": 0.1,
     "source_step": 0.1,
     "spherical_step": 0.3,
-    "step": 0.13,
+    "relative_step_size": 0.13,
+    "step_size": 0.13,
     "step_sizes": 2,
     "steps": 1,
     "targets": 1,
@@ -46,10 +48,10 @@ CHANGED = {
 }
 """A value of each parameter that no attack has by default, nor in `SHORT`."""
 HERE = {
-    "apgd_t": {"bisections": 3},
+    "apgd_t": {"binary_search_steps": 3},
     "autoattack": {"queries": 20},
     "sparse_rs": {"density": 0.5},
-    "square": {"steps": 100, "share": 0.2, "bisections": 3},
+    "square": {"steps": 100, "share": 0.2, "binary_search_steps": 3},
 }
 """What is even shorter than `SHORT`, or needs more than one of 36 pixels to show."""
 BESIDE = {"method": {"full_start": False}, "pairs": {"full_start": False}}
@@ -64,7 +66,7 @@ CASES = [
 
 def noted(method, note):
     """A method of the oracle that notes first what it is asked about."""
-    answer = getattr(Oracle, method)
+    answer = getattr(DefenseOracle, method)
 
     def ask(self, x, *rest):
         note(method, x)
@@ -89,8 +91,8 @@ def trace(problem, name, norm, epsilon, parameters, before=None):
                 raise Differs
 
     with pytest.MonkeyPatch.context() as patch:
-        for method in ("decision", "scores", "gradient", "jacobian", "reconstruct", "_module_query"):
-            patch.setattr(Oracle, method, noted(method, note))
+        for method in ("decision", "scores", "gradient", "jacobian", "reconstruct", "_answer_library"):
+            patch.setattr(DefenseOracle, method, noted(method, note))
         note("candidates", run(problem, name, norm, epsilon=epsilon, samples=3, budget=3000, **parameters).candidates)
     return asked
 
@@ -120,7 +122,7 @@ def test_a_parameter_changes_what_is_asked_or_is_declared_to_matter_elsewhere_on
 ):
     card = card_of(ATTACKS[name])
     for norm in card.norms:
-        of_draws = parameter == "draws" and name in ("eot_pgd", "unrolled_pgd")
+        of_draws = parameter == "eot_samples"
         problem = randomized if of_draws else prototypes
         # Some samples are broken in it and leave, the others need all of the attack.
         epsilon = None if kind == "minimal" else 1.2 * float(prototypes.optimum(norm)[:3].median())

@@ -6,14 +6,16 @@ import pytest
 import torch
 from attack_problems import run
 
-from bench.judge import ALPHA, Judge
-from bench.threat import ThreatModel
+from bench.contracts.chunk import Chunk
+from bench.contracts.threat import ThreatModel
+from bench.contracts.work import ALPHA
+from bench.engine.judge import Judge
 from defenses.smoothing import RandomizedSmoothing
 
 CASES = {
-    ("eot_pgd", "L2"): (1.2, {"restarts": 1, "steps": 20, "step": 0.2, "bisections": 6}),
-    ("eot_pgd", "Linf"): (1.2, {"restarts": 1, "steps": 20, "step": 0.2, "bisections": 6}),
-    ("apgd_ce", "Linf"): (1.2, {"steps": 20, "bisections": 6}),
+    ("eot_pgd", "L2"): (1.2, {"restarts": 1, "steps": 20, "relative_step_size": 0.2, "binary_search_steps": 6}),
+    ("eot_pgd", "Linf"): (1.2, {"restarts": 1, "steps": 20, "relative_step_size": 0.2, "binary_search_steps": 6}),
+    ("apgd_ce", "Linf"): (1.2, {"steps": 20, "binary_search_steps": 6}),
     ("ddn", "L2"): (1.2, {"steps": 40}),
     ("fmn", "Linf"): (1.2, {"steps": 40}),
     ("deepfool", "L2"): (1.2, {}),
@@ -38,14 +40,14 @@ def test_what_an_attack_finds_holds_on_fresh_draws_near_the_optimum(linear, smoo
     assert outcome.found.all()
     judge = Judge(
         smoothed.defense,
-        smoothed.classes,
         seed=0,
         alpha=torch.tensor(ALPHA, dtype=torch.float64),
         estimation_draws=100,
         threshold=0.0,
     )
     candidates = outcome.candidates[None]
-    judged = judge.judge(ThreatModel(norm), smoothed.x[:12], smoothed.y[:12], range(12), candidates, candidates[:0])
+    chunk = Chunk(smoothed.x[:12], smoothed.y[:12], range(12), smoothed.classes)
+    judged = judge.judge(ThreatModel(norm), chunk, candidates, candidates[:0])
     assert judged.broken.all()
     assert (judged.errors > 50).all()
     ratio = judged.distances[norm] / linear.optimum(norm)[:12]

@@ -7,18 +7,18 @@ import torch
 from attack_problems import ATTACKS, SHORT, OneGradient, Problem, run
 
 import bench
-from attacks.gradients import SPREAD, to_spread, wrong_odds
-from bench.cards import DefenseCard, card_of
-from bench.datasets import load_dataset
+from attacks.parts.gradients import SPREAD, to_spread, wrong_odds
+from bench.contracts.cards import DefenseCard, card_of
+from bench.datasets.dataset import load_dataset
 
 WITH_SCORES = [name for name in ATTACKS if card_of(ATTACKS[name]).access in ("gradient", "unrolled", "score", "latent")]
 SCALES = [1e-12, 1e6]
 BALLS = {"L2": 0.5, "Linf": 0.105}
-FEW = {"steps": 5, "bisections": 2}
+FEW = {"steps": 5, "binary_search_steps": 2}
 SHORTER = {
     **dict.fromkeys(("apgd_ce", "apgd_dlr", "apgd_t", "bim_ge", "eot_pgd", "mim_ge", "pgd_ge", "unrolled_pgd"), FEW),
     "autoattack": {"queries": 10},
-    "square": {"search_steps": 20, "bisections": 2},
+    "square": {"search_steps": 20, "binary_search_steps": 2},
 }
 """What takes too many queries else."""
 

@@ -10,7 +10,11 @@ def test_e_abs_is_weaker_than_gradients_at_fixed_latents_say():
     x, y = test.images[:60], test.labels[:60]
     problem = Problem(defense, x, y, 10, (x[:0], y[:0]))
     fixed, unrolled = (
-        int(run(problem, name, "L2", epsilon=0.5, draws=1, steps=10, step=0.25, restarts=1).found.sum())
+        int(
+            run(
+                problem, name, "L2", epsilon=0.5, eot_samples=1, steps=10, relative_step_size=0.25, restarts=1
+            ).found.sum()
+        )
         for name in ("eot_pgd", "unrolled_pgd")
     )
     assert unrolled >= fixed + 3

@@ -3,7 +3,7 @@
 import torch
 
 from bench import attack, defense
-from bench.conformance import ClassMeans
+from bench.conformance.checks import ClassMeans
 
 
 @defense("class_means", datasets=["digits"], batch_size=4, citation="this test")

@@ -3,8 +3,8 @@
 import torch
 
 from bench import defense
-from bench.conformance import ClassMeans
-from bench.protocols import LowerBound
+from bench.conformance.checks import ClassMeans
+from bench.contracts.protocols import LowerBound
 
 
 class Explained(ClassMeans):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.cells import Cell
-from bench.registry import Registry
+from bench.contracts.work import Cell
+from bench.plugins.registry import Registry
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

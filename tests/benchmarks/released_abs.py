@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from bench.datasets import load_dataset
-from bench.loading import load_trained
-from bench.registry import Registry
+from bench.datasets.dataset import load_dataset
+from bench.plugins.registry import Registry
+from bench.training.loading import load_trained
 
 
 def classify(data_dir: Path, images: slice, threads: int = 1) -> tuple[float, float, float]:

@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 from synthetic_runs import INF, RunMaker
 
-from bench.ledger import ledger_dir, write_cell, write_clean, write_manifest
+from bench.ledger.files import write_cell
+from bench.ledger.manifest import write_manifest
+from bench.ledger.reader import write_clean
+from bench.ledger.schema import ledger_dir
 
 THRESHOLDS = {"L2": 1.5, "Linf": 0.3}
 MEASURED = """

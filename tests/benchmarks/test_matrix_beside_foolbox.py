@@ -18,7 +18,7 @@ from foolbox_attacks import LADDER, SALT_AND_PEPPER, foolbox_distances
 from torch import nn
 
 import bench
-from bench.protocols import HasInputGradient
+from bench.contracts.protocols import HasInputGradient
 
 SAMPLES = 40
 LINF_LADDER = [epsilon for epsilon in LADDER if epsilon <= 1]

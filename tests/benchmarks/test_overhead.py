@@ -9,9 +9,9 @@ from measuring import finish, make_cell, seconds
 from torch.profiler import ProfilerActivity, profile
 
 from bench.api import load_dataset
-from bench.engine import run_cell
-from bench.loading import load_trained
-from bench.registry import Registry
+from bench.engine.cell import run_cell
+from bench.plugins.registry import Registry
+from bench.training.loading import load_trained
 
 
 @pytest.fixture(scope="module", params=["digits", "mnist"])

@@ -9,11 +9,11 @@ from measuring import make_cell, seconds
 from torch import nn
 
 import bench
-from bench.cards import DefenseCard
-from bench.datasets import Split
-from bench.engine import run_cell
-from bench.protocols import ModuleDefense
-from bench.registry import Registry
+from bench.contracts.cards import DefenseCard
+from bench.contracts.protocols import ModuleDefense
+from bench.datasets.split import Split
+from bench.engine.cell import run_cell
+from bench.plugins.registry import Registry
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,8 @@ def test_cells(benchmark, report, device, tmp_path):
     for defenses, attacks in ((1, 1), (1, 4), (4, 1), (4, 4)):
         names = ["cnn", "binary_cnn", "adv_l2", "adv_linf"][:defenses]
         entries = [
-            f"[[attacks]]\nname = 'fgm'\nvariant = 'v{k}'\nparameters = {{ rungs = 2, bisections = {k + 1} }}"
+            f"[[attacks]]\nname = 'fgm'\nvariant = 'v{k}'\n"
+            f"parameters = {{ num_scales = 2, binary_search_steps = {k + 1} }}"
             for k in range(attacks)
         ]
         matrix = tmp_path / f"{defenses}x{attacks}.toml"

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bench
-from bench.checkpoints import clean_accuracy
-from bench.datasets import Dataset
-from bench.errors import UserError
-from bench.gpu import exact_float32
-from bench.progress import Silent
-from bench.protocols import HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
-from bench.training import Trainer
+from bench.contracts.devices import exact_float32
+from bench.contracts.errors import UserError
+from bench.contracts.progress import Silent
+from bench.contracts.protocols import HasDecision, HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
+from bench.datasets.dataset import Dataset
+from bench.training.checkpoints import clean_accuracy
+from bench.training.trainer import Trainer
 from defenses.abs import (
     RELEASED_GAMMA,
     RELEASED_WEIGHTS,

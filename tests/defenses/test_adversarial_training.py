@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import bench
-from bench.checkpoints import clean_accuracy
-from bench.datasets import Dataset
-from bench.threat import distance
+from bench.contracts.threat import distance
+from bench.datasets.dataset import Dataset
+from bench.training.checkpoints import clean_accuracy
 from defenses.adversarial_training import SETTINGS, adv_l2, adv_linf, perturb
 from defenses.eabs.cnn import EncoderCNN
 
@@ -58,6 +58,7 @@ def test_a_vanishing_gradient_leaves_finite_images():
     assert torch.isfinite(adversarial).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "epsilon"), [("adv_linf", "Linf", 0.1), ("adv_l2", "L2", 0.5)])
 def test_on_digits_it_is_accurate_and_withstands_more_than_the_plain_net(name, norm, epsilon):
     net, plain = (bench.load_defense(defense, dataset="digits", device="cpu") for defense in (name, "cnn"))

@@ -8,13 +8,13 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 import bench
-from bench.checkpoints import clean_accuracy
-from bench.datasets import Dataset
-from bench.loading import make_defense
-from bench.progress import Silent
-from bench.protocols import HasDetectionScore, HasReconstruction, Trainable
-from bench.registry import Registry
-from bench.training import Trainer
+from bench.contracts.progress import Silent
+from bench.contracts.protocols import HasDetectionScore, HasReconstruction, Trainable
+from bench.datasets.dataset import Dataset
+from bench.plugins.registry import Registry
+from bench.training.checkpoints import clean_accuracy
+from bench.training.loading import make_defense
+from bench.training.trainer import Trainer
 from defenses.beta_vac import BETA, LATENT, SETTINGS, BetaVariationalClassifier, capacity
 
 CPU = torch.device("cpu")

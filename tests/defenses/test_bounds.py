@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench
-from bench.bounds import measure, norms_of
-from bench.cards import DefenseCard
-from bench.datasets import Dataset, load_dataset
-from bench.loading import load_trained, make_defense
-from bench.protocols import HasLowerBound, LowerBound
-from bench.randomness import Streams
-from bench.registry import Registry
-from bench.studies import COSTS, Study
+from bench.contracts.cards import DefenseCard
+from bench.contracts.protocols import HasLowerBound, LowerBound
+from bench.contracts.streams import Streams
+from bench.contracts.work import Study
+from bench.datasets.dataset import Dataset, load_dataset
+from bench.plugins.registry import Registry
+from bench.studies.bounds import measure, norms_of
+from bench.studies.study import COSTS
+from bench.training.loading import load_trained, make_defense
 from defenses.abs import bounds
 from defenses.abs.model import at
 from defenses.nearest_neighbour import NearestNeighbour

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import bench
-from bench.checkpoints import clean_accuracy
-from bench.datasets import Dataset
-from bench.progress import Silent
-from bench.training import Trainer
+from bench.contracts.progress import Silent
+from bench.datasets.dataset import Dataset
+from bench.training.checkpoints import clean_accuracy
+from bench.training.trainer import Trainer
 from defenses.cnn import LAYERS, ConvolutionalNet, binarize, binary_cnn, cnn
 
 CPU = torch.device("cpu")

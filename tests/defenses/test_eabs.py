@@ -6,13 +6,14 @@ import dataclasses
 import pytest
 import torch
 
-from bench.datasets import Dataset, Split
-from bench.loading import make_defense
-from bench.progress import Silent
-from bench.protocols import HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
-from bench.randomness import Streams
-from bench.registry import Registry
-from bench.training import Trainer
+from bench.contracts.progress import Silent
+from bench.contracts.protocols import HasInnerSteps, HasInputGradient, HasReconstruction, Trainable
+from bench.contracts.streams import Streams
+from bench.datasets.dataset import Dataset
+from bench.datasets.split import Split
+from bench.plugins.registry import Registry
+from bench.training.loading import make_defense
+from bench.training.trainer import Trainer
 from defenses.abs.descent import divergence
 from defenses.abs.search import prior_draws
 from defenses.eabs import Trained, search_for

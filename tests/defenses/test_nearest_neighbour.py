@@ -6,7 +6,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 import bench
-from bench.checkpoints import clean_accuracy
+from bench.training.checkpoints import clean_accuracy
 from defenses.nearest_neighbour import NearestNeighbour, nearest_neighbour
 
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 1, 0, 2, 1])

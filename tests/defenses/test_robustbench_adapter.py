@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench.datasets import Dataset, load_dataset
-from bench.errors import UserError
-from bench.loading import make_defense
-from bench.registry import Registry
+from bench.contracts.errors import UserError
+from bench.datasets.dataset import Dataset, load_dataset
+from bench.plugins.registry import Registry
+from bench.training.loading import make_defense
 from defenses import robustbench_adapter
 from defenses.robustbench_adapter import AutoAttack
 
@@ -147,7 +147,7 @@ def test_a_zoo_model_runs_like_any_defense(tmp_path):
     matrix = tmp_path / "zoo.toml"
     matrix.write_text(
         f'dataset = "cifar10"\nsamples = 12\ndefenses = ["{ZOO_NAME}"]\n'
-        'attacks = [{ name = "fgsm", parameters = { rungs = 3 } }]\n[thresholds]\nLinf = 0.03\n'
+        'attacks = [{ name = "fgsm", parameters = { num_scales = 3 } }]\n[thresholds]\nLinf = 0.03\n'
     )
     records = bench.run(str(matrix), out=tmp_path / "out", data_dir=tmp_path, workers=1)
     assert len(records) == 12

@@ -5,27 +5,29 @@ import torch
 from scipy.stats import norm as normal
 from torch import nn
 
-from bench.ascent import steepest
-from bench.cards import DefenseCard, card_of
-from bench.cells import plan
-from bench.datasets import load_dataset
-from bench.errors import UserError
-from bench.judge import ALPHA, Judge
-from bench.loading import load_trained, make_defense, needs_training
-from bench.matrix import build_matrix
-from bench.protocols import ModuleDefense
-from bench.randomness import Streams
-from bench.registry import Registry
-from bench.threat import distance, project
+from bench.contracts.ascent import steepest
+from bench.contracts.cards import DefenseCard, card_of
+from bench.contracts.chunk import Chunk
+from bench.contracts.errors import UserError
+from bench.contracts.protocols import ModuleDefense
+from bench.contracts.streams import Streams
+from bench.contracts.threat import distance, project
+from bench.contracts.work import ALPHA
+from bench.datasets.dataset import load_dataset
+from bench.engine.judge import Judge
+from bench.planning.cells import plan
+from bench.planning.files import build_matrix
+from bench.plugins.registry import Registry
+from bench.training.loading import load_trained, make_defense, needs_training
 from defenses.smoothing import RandomizedSmoothing, VariationalSmoothing, randomized_smoothing, variational_smoothing
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
 
 
-def judge_of(defense, classes, estimation_draws=20):
+def judge_of(defense, estimation_draws=20):
     alpha = torch.tensor(ALPHA, dtype=torch.float64)
-    return Judge(defense, classes, seed=0, alpha=alpha, estimation_draws=estimation_draws, threshold=0.0)
+    return Judge(defense, seed=0, alpha=alpha, estimation_draws=estimation_draws, threshold=0.0)
 
 
 def linear(classes=2):
@@ -59,8 +61,8 @@ def test_its_error_rate_is_that_of_the_smoothed_linear_classifier():
     smoothed = RandomizedSmoothing(base, sigma=sigma)
     smoothed.card = DefenseCard(name="smoothed", datasets=("none",), randomized=True)
     y = (margin < 0).long()
-    judge = judge_of(smoothed, classes=2, estimation_draws=100)
-    verdict = judge.clean(x, y, range(40))
+    judge = judge_of(smoothed, estimation_draws=100)
+    verdict = judge.clean(Chunk(x, y, range(40), 2))
     expected = normal.cdf(-margin.abs() / (sigma * (w[0] - w[1]).norm()))
     assert not verdict.misclassified[expected < 0.3].any()
     assert verdict.errors.double().mean().item() / 100 == pytest.approx(expected.mean(), abs=0.02)
@@ -239,7 +241,7 @@ def test_smoothing_keeps_the_accuracy_of_a_net_trained_with_noise():
     x, y = dataset.test.images[:200], dataset.test.labels[:200]
     for name in ("cnn_gaussian", "randomized_smoothing:cnn_gaussian", "variational_smoothing:cnn_gaussian"):
         loaded = load_trained(name, dataset, registry, 0, CPU)
-        verdict = judge_of(loaded.defense, classes=10, estimation_draws=1).clean(x, y, range(200))
+        verdict = judge_of(loaded.defense, estimation_draws=1).clean(Chunk(x, y, range(200), 10))
         accuracy = 1 - verdict.misclassified.double().mean().item()
         assert accuracy >= 0.95, (name, accuracy)
     assert verdict.draws.min() == 6, "draws that are all right give an image up after six"

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from bench.consistency import sample_hash
-from reports.masking import GRADIENTS
-from reports.runs import Run
+from bench.ledger.schema import sample_hash
+from reports.evidence.masking import GRADIENTS
+from reports.runs.run import Run
 
 INF, NAN = np.inf, np.nan
 PROVENANCE = {

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from synthetic_runs import RunMaker, every_defense, every_status, lawful
 
-from bench.errors import UserError
-from bench.ledger import ledger_dir, write_cell, write_clean, write_manifest
+from bench.contracts.errors import UserError
+from bench.ledger.files import write_cell
+from bench.ledger.manifest import write_manifest
+from bench.ledger.reader import write_clean
+from bench.ledger.schema import ledger_dir
 from reports import write_report
 from reports.report import write_run_report
 

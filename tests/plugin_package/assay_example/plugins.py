@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import attack, defense
-from bench.datasets import Dataset
-from bench.oracle import Oracle
+from bench.datasets.dataset import Dataset
+from bench.engine.oracle import DefenseOracle
 
 
 @defense("example_linear", datasets=["digits"], citation="Fisher 1936, in its simplest form")
@@ -23,7 +23,9 @@ def example_linear(dataset: Dataset) -> nn.Module:
 
 
 @attack("example_blend", norms=["L2"], access="decision", budget=40)
-def example_blend(oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 20, bisections: int = 10) -> Tensor:
+def example_blend(
+    oracle: DefenseOracle, x: Tensor, y: Tensor, *, steps: int = 20, binary_search_steps: int = 10
+) -> Tensor:
     """The first misclassified image on the way from ``x`` to its negative ``1 - x``, refined by bisection."""
 
     def misclassified(share: Tensor, ids: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def example_blend(oracle: Oracle, x: Tensor, y: Tensor, *, steps: int = 20, bise
             hit = misclassified(share, ids)
             wrong[ids[hit]], right[ids[~hit]] = share[hit], share[~hit]
     ids = oracle.ids[torch.isfinite(wrong)]
-    for _ in range(bisections if len(ids) else 0):
+    for _ in range(binary_search_steps if len(ids) else 0):
         middle = (right[ids] + wrong[ids]) / 2
         hit = misclassified(middle, ids)
         wrong[ids[hit]], right[ids[~hit]] = middle[hit], middle[~hit]

@@ -1,0 +1,1 @@
+"""Parts that attacks share: losses, steps, line searches and epsilon searches."""

@@ -1,0 +1,92 @@
+"""Options that several commands share, and the conversion of their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.contracts.errors import unknown
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="ASSAY_DATA", help="Folder with the data sets' files.")
+]
+Plugins = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file with defenses or attacks; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
+Names = Annotated[str | None, typer.Option(help="Only these, separated by commas; may name others than the matrix.")]
+Samples = Annotated[int | None, typer.Option(help="Use the first so many test images.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of training and attacks.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value of the matrix (thresholds.L2=2) or an attack (boundary.steps=99)."),
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<matrix>).")]
+MatrixName = Annotated[str, typer.Argument(help="An embedded matrix (see: assay list matrices) or a .toml file.")]
+
+
+def chosen_matrix(
+    matrix: str,
+    plugin: list[Path] | None,
+    settings: list[str] | None,
+    samples: int | None,
+    seed: int | None,
+    defenses: str | None,
+    attacks: str | None,
+    norms: str | None,
+) -> tuple[Any, Any]:
+    """Returns the validated matrix and the registry of a command."""
+    from bench.planning.files import build_matrix, read_matrix, with_settings
+    from bench.plugins.registry import Registry
+
+    where, data = read_matrix(matrix)
+    registry = Registry(plugin or [])
+    built = build_matrix(
+        where,
+        with_settings(where, data, settings or []),
+        registry,
+        samples=samples,
+        seed=seed,
+        defenses=split_names(defenses),
+        attacks=split_names(attacks),
+        norms=split_names(norms),
+    )
+    return built, registry
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """Returns comma-separated names as a list, or None for None."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def chosen(option: str, value: str) -> Any:
+    """Returns the value of an option that allows only the names of runners.
+
+    Raises:
+        UserError: for any other value.
+    """
+    from bench.execution.execute import RUNNERS
+
+    if value not in RUNNERS:
+        raise unknown("runner", value, RUNNERS, option)
+    return value
+
+
+def print_table(columns: list[str], rows: Any) -> None:
+    """Prints aligned columns. A narrow terminal truncates the last column. Output to a file is not truncated."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns, start=1):
+        table.add_column(column, no_wrap=True, ratio=1 if number == len(columns) else None)
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row))
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=1000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())

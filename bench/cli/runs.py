@@ -1,0 +1,258 @@
+"""Commands on runs: run, plan, status, report and compare."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.cli.options import (
+    DataDir,
+    Device,
+    MatrixName,
+    Names,
+    Out,
+    Plugins,
+    Samples,
+    Seed,
+    Settings,
+    chosen,
+    chosen_matrix,
+    print_table,
+    split_names,
+)
+from bench.ledger.schema import Status
+
+
+def run(
+    matrix: MatrixName = "digits",
+    samples: Samples = None,
+    defenses: Names = None,
+    attacks: Names = None,
+    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
+    runner: Annotated[str, typer.Option(help="auto, serial or process.")] = "auto",
+    seed: Seed = None,
+    settings: Settings = None,
+    out: Out = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 on masking evidence, and name it.")] = False,
+) -> None:
+    """Run a matrix: train untrained defenses, run the missing cells, write the report."""
+    import torch
+
+    from bench.execution.execute import choose_device, default_out, execute, process_count
+    from bench.planning.plan import prepare
+
+    chosen_runner, torch_device = chosen("--runner", runner), choose_device(device)
+    built, registry = chosen_matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    folder = out or default_out(built)
+    processes = process_count(workers, chosen_runner, torch_device)
+    planned = prepare(built, registry, folder, data_dir, torch_device, processes)
+    total = len(planned.cells) + len(planned.studies)
+    if total == len(planned.done):
+        typer.echo(f"Nothing to do: all {total} cells of {built.name} are in {folder / 'ledger'}.")
+    outcome = execute(planned, folder, data_dir, torch_device, processes, chosen_runner)
+    if outcome.ran:
+        typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
+    for title in outcome.failed:
+        typer.echo(f"failed: {title}", err=True)
+    index = folder / "report" / "index.html"
+    if not index.exists() or index.stat().st_mtime_ns < _newest(folder):
+        from reports import write_report
+
+        index = write_report(folder, folder / "report", process_count(workers, chosen_runner, torch.device("cpu")))
+    typer.echo(f"Report: {index}")
+    doubted = strict and _name_doubts(folder)
+    refuted = bool(planned.studies) and _name_refuted(folder)
+    if outcome.failed or doubted or refuted:
+        raise typer.Exit(1)
+
+
+def plan(
+    matrix: MatrixName = "digits",
+    samples: Samples = None,
+    defenses: Names = None,
+    attacks: Names = None,
+    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    out: Out = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also ask whether the defenses still answer as when their cells ran.")
+    ] = False,
+) -> None:
+    """Show the cells of a matrix: which have results, which would run and why, and which are not applicable and why.
+
+    Also show the maximum cost of the remaining cells.
+    """
+    import torch
+
+    from bench.contracts.work import Work
+    from bench.execution.execute import default_out
+    from bench.ledger.manifest import load_manifest
+    from bench.ledger.schema import ledger_dir
+    from bench.planning.changes import reasons
+    from bench.planning.plan import cost, prepare
+    from bench.training.loading import changed_since_training
+
+    built, registry = chosen_matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    folder = out or default_out(built)
+    planned = prepare(built, registry, folder, data_dir, torch.device("cpu"), trainers=0, check=check)
+    why = reasons(planned, load_manifest(folder) if (ledger_dir(folder) / "manifest.json").exists() else {})
+
+    def state(work: Work) -> tuple[str, str]:
+        if work.defense in planned.untrained:
+            return "untrained", ""
+        return ("there", "") if work.id in planned.done else ("missing", why[work.id])
+
+    rows = [
+        (
+            cell.attack,
+            cell.norm if cell.epsilon is None else f"{cell.norm} {cell.epsilon:g}",
+            cell.defense,
+            f"{cell.budget:,}",
+            f"{cost(cell, planned.defenses[cell.defense]):,.0f}",
+            *state(cell),
+        )
+        for cell in planned.cells
+    ]
+    print_table(["attack", "threat", "defense", "budget per sample", "passes at most", "state", "why"], rows)
+    if planned.studies:
+        typer.echo("Studies:")
+        made = [(study.kind, study.norm or "", study.defense, *state(study)) for study in planned.studies]
+        print_table(["study", "norm", "defense", "state", "why"], made)
+    places = [(place.attack, place.norm, place.defense, place.reason) for place in planned.not_applicable]
+    if places:
+        typer.echo("Not applicable:")
+        print_table(["attack", "norm", "defense", "why"], places)
+    for name, loaded in planned.defenses.items():
+        changed = changed_since_training(loaded, planned.dataset, built.seed)
+        if changed:
+            typer.echo(f"{name}: its weights were trained by other code and are kept (changed: {', '.join(changed)})")
+    works: list[Work] = [*planned.cells, *planned.studies]
+    left = [work for work in works if work.id not in planned.done]
+    passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
+    typer.echo(
+        f"{len(planned.cells)} cells of {built.samples} samples and {len(planned.studies)} studies: "
+        f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimisation steps "
+        f"included); {len(planned.untrained)} defenses to train."
+    )
+
+
+def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
+    """Show the progress of runs."""
+    from bench.ledger.manifest import load_manifest, works
+    from bench.ledger.reader import reader
+
+    rows = []
+    for folder in runs:
+        manifest = load_manifest(folder)
+        files, planned = reader(folder, manifest), works(manifest)
+        statuses = [set(files.read(work).table["status"].to_pylist()) for work in planned if files.is_there(work)]
+        failed, violated = (sum(what in each for each in statuses) for what in (Status.FAILED, Status.VIOLATION))
+        rows.append((str(folder), manifest["matrix"], f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
+    print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Only these of csv,md,tex,figures,html, separated by commas.")
+    ] = None,
+    norms: Annotated[str | None, typer.Option("--norm", help="Only these of L0,L2,Linf.")] = None,
+    attacks: Annotated[str | None, typer.Option(help="Only these attacks, by name or with variant.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="A defense that the others are laid beside.")] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(help="Papers whose numbers stand beside the run's, separated by commas, or none."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of one report on all the runs (default: one in each run's folder).")
+    ] = None,
+) -> None:
+    """Write the report of each run, or one report on all runs, from the ledgers alone."""
+    from reports import FORMATS, PAPERS, combined, load_run, selected, write_run_report
+
+    papers = [] if published == "none" else split_names(published) or tuple(PAPERS)
+    loaded = [load_run(folder) for folder in runs]
+    targets = [folder / "report" for folder in runs]
+    if out is not None:
+        loaded, targets = [combined(loaded)], [out]
+    for found, target in zip(loaded, targets, strict=True):
+        chosen = selected(found, split_names(norms), split_names(attacks))
+        written = write_run_report(
+            chosen,
+            target,
+            formats=split_names(formats) or FORMATS,
+            baseline=baseline,
+            papers=papers,
+            processes=len(os.sched_getaffinity(0)),
+        )
+        typer.echo(f"Report: {written}")
+
+
+def compare(
+    before: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    after: Annotated[Path, typer.Argument(help="Folder of another run on the same images.")],
+) -> None:
+    """Show which cells moved between two runs. Exit with 1 if a cell moved by more than chance."""
+    from reports import compare as compare_runs
+    from reports import load_run
+
+    found = compare_runs(load_run(before), load_run(after))
+    if len(found.cells):
+        rows = [
+            (
+                cell["defense"],
+                cell["attack"] or "all attacks",
+                cell["norm"],
+                f"{cell['median_before']:.3g} -> {cell['median_after']:.3g}",
+                f"{cell['accuracy_before']:.1%} -> {cell['accuracy_after']:.1%}",
+                f"{cell['nearer']}/{cell['farther']} of {cell['samples']}",
+                f"{cell['adjusted']:.2g}",
+            )
+            for cell in found.cells.to_dict("records")
+        ]
+        headings = ["defense", "attack", "norm", "median", "accuracy", "nearer/farther", "adjusted p"]
+        print_table(headings, rows)
+    for line in found.missing:
+        typer.echo(line)
+    verdict = "some by more than chance" if found.significant else "none by more than chance"
+    typer.echo(f"{len(found.cells)} of {found.compared} cells moved, {verdict}.")
+    if found.significant:
+        raise typer.Exit(1)
+
+
+def _name_doubts(run: Path) -> bool:
+    """Prints the masking evidence of a run. Returns True if there is any."""
+    from reports import evidence, load_run
+
+    lines = [
+        f"doubtful: {defense} · {attack or 'all attacks'} · {norm}: {doubt.sign} ({doubt.detail})"
+        for defense, norm, attack, doubt in evidence(load_run(run))
+    ]
+    for line in lines:
+        typer.echo(line, err=True)
+    return bool(lines)
+
+
+def _name_refuted(run: Path) -> bool:
+    """Prints the certificates of a run that adversarial examples refute. Returns True if there are any."""
+    from reports import load_run, refuted_certificates
+
+    lines = refuted_certificates(load_run(run))
+    for line in lines:
+        typer.echo(f"wrong certificate: {line}", err=True)
+    return bool(lines)
+
+
+def _newest(run: Path) -> int:
+    """Returns the time of the ledger's last change, in nanoseconds since the epoch."""
+    return max(file.stat().st_mtime_ns for file in (run / "ledger").iterdir())

@@ -1,0 +1,1 @@
+"""Conformance: checks that a plugin keeps its contract."""

@@ -1,0 +1,1 @@
+"""Datasets: cards, file formats and downloads."""

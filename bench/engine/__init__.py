@@ -1,0 +1,1 @@
+"""Engine: runs one cell. Attacks propose through the oracle, and the judge decides."""

@@ -1,0 +1,394 @@
+"""The only door through which an attack sees a defense.
+
+It grants the access that the attack's card declares, counts every query per sample, stops samples at the budget,
+averages over draws of randomised defenses, and remembers the closest adversarial among all queries (for a binarised
+defense, of the queries' nearest equivalents; of a randomised one, among those that further draws confirm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.contracts.cards import GRANTS, Access
+from bench.contracts.chunk import Chunk
+from bench.contracts.goals import MISCLASSIFIED, Goal, Misclassified
+from bench.contracts.oracle import AccessDenied, AttackFunction, Loss, Rows
+from bench.contracts.protocols import (
+    Defense,
+    HasInnerSteps,
+    VectorJacobian,
+)
+from bench.contracts.streams import Streams
+from bench.contracts.threat import ThreatModel, snap_to_threshold
+from bench.engine.audit import GradientAudit
+from bench.engine.closest import ClosestFound, nearest_first
+from bench.engine.confirmation import Confirmation, first_of_each
+from bench.engine.library import OracleModule
+from bench.engine.meter import Meter
+from bench.engine.queried import QueriedDefense
+
+FRESH_DRAWS = 100
+"""Draws over which an answer of a randomised defense is averaged anew that reaches a goal other than misclassification.
+"""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an attack is allowed.
+
+    Attributes:
+        access: what the attack may ask for.
+        threat: the threat model under attack.
+        budget: passes per sample, forward and backward, after which queries are refused.
+        batch_size: rows that are evaluated together at most.
+        goal: what the attack is after. Images that reach it are called adversarial here.
+        deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
+    """
+
+    access: Access
+    threat: ThreatModel
+    budget: int
+    batch_size: int
+    goal: Goal = MISCLASSIFIED
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an adversary has besides the defense under attack.
+
+    Attributes:
+        pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; None for none.
+        transferred: maps a gradient attack to what it proposes on the substitute; None where there is no substitute.
+    """
+
+    pool: tuple[Tensor, Tensor] | None = None
+    transferred: Callable[[AttackFunction], Tensor] | None = None
+
+
+class DefenseOracle:
+    """Answers an attack's queries about one chunk of samples (`bench.contracts.oracle.Oracle`).
+
+    Args:
+        defense: the defense under attack.
+        chunk: correctly classified images, unless the goal may be reached from the start.
+        terms: what the attack is allowed.
+        random: one random stream per sample for the attack.
+        noise: one random stream per sample for a randomized defense.
+        resources: what the adversary has besides.
+
+    Attributes:
+        ids: the chunk's sample ids, 0 ... n-1, int64. Every query says which samples its rows belong to; a sample may
+            have any number of rows in a query.
+        threat: the threat model under attack.
+        random: see above; to be drawn with ids.
+        classes: number of classes.
+        pool: see `Resources`; may be empty.
+        remarks: what the attack has to say about the defense, such as a library's warnings; the ledger keeps it.
+    """
+
+    def __init__(
+        self,
+        defense: Defense,
+        chunk: Chunk,
+        terms: Terms,
+        random: Streams,
+        noise: Streams,
+        resources: Resources = Resources(),
+    ) -> None:
+        x, y, goal = chunk.images, chunk.labels, terms.goal
+        self.ids = torch.arange(len(chunk), device=chunk.device)
+        self.threat, self.random, self.classes = terms.threat, random, chunk.classes
+        self.pool = (x[:0], y[:0]) if resources.pool is None else resources.pool
+        self.remarks: list[str] = []
+        self._access, self._granted, self._transferred = terms.access, GRANTS[terms.access], resources.transferred
+        self._x, self._y, self._goal = x, y, goal
+        self._queried = QueriedDefense(defense, noise, goal, y, chunk.classes, unrolled=terms.access == "unrolled")
+        self._meter = Meter(len(chunk), terms.budget, terms.batch_size, terms.deadline, chunk.device)
+        self._audit = GradientAudit(len(chunk), chunk.device)
+        self._closest = ClosestFound(x)
+        self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
+        self._confirmation: Confirmation | None = None
+        if defense.card.randomized and isinstance(goal, Misclassified):
+            self._confirmation = Confirmation(self._draw, x, y, bounded=terms.threat.epsilon is not None)
+
+    # What an attack asks.
+
+    @property
+    def draws(self) -> int:
+        """Over how many draws the answers of a randomized defense are averaged; the attack may change it."""
+        return self._queried.draws
+
+    @draws.setter
+    def draws(self, number: int) -> None:
+        self._queried.draws = number
+
+    def decision(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over `draws` if randomised."""
+        self._require("decision")
+        return self._forward(x, ids, self._y[ids], self._queried.majority)
+
+    def scores(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K) of images ``x``, averaged over `draws` if the defense is randomised."""
+        self._require("score")
+        return self._forward(x, ids, self._queried.refusal(x, ids), self._queried.mean)
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
+
+        For a randomised defense these are the logits averaged over `draws` and the gradient of the loss of that
+        average; where further draws refute that ``x`` is adversarial, the true class's logit is raised to the highest.
+        """
+
+        def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_(True)
+                return [torch.autograd.grad(loss(leaf, y[rows]).sum(), leaf)[0]]
+
+        products, logits = self._products(x, ids, 1, cotangents)
+        return products[:, 0], logits
+
+    def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M) in ``x``, and all logits (N, K)."""
+        width = classes.shape[1]
+
+        def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
+            return [torch.zeros_like(logits).scatter_(1, classes[rows, m, None], 1) for m in range(width)]
+
+        return self._products(x, ids, width, cotangents)
+
+    def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        """Returns the defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``, or without regard to
+        classes where it knows no others; counted as a forward pass."""
+        self._require("latent")
+        output = x.clone()
+        for rows in self._meter.admit(ids):
+            output[rows] = self._queried.reconstruct(x[rows], y[rows])
+            self._meter.pay(ids[rows], forwards=1)
+        return output
+
+    def detection_score(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Returns how suspicious the defense finds the images ``x`` (N,); NaN for samples without budget.
+
+        Counted as a forward pass.
+        """
+        self._require("score")
+        scores = torch.full_like(x[:, 0, 0, 0], torch.nan)
+        for rows in self._meter.admit(ids):
+            with torch.no_grad():
+                scores[rows] = self._queried.detection_score(x[rows])
+            self._meter.pay(ids[rows], forwards=1)
+        return scores
+
+    def detection_gradient(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the gradient (N, C, H, W) of `detection_score` in ``x``, and the scores (N,).
+
+        Counted as a forward and a backward pass.
+        """
+        self._require("gradient")
+        gradient, scores = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.nan)
+        for rows in self._meter.admit(ids):
+            with torch.enable_grad():
+                leaf = x[rows].detach().requires_grad_(True)
+                given = self._queried.detection_score(leaf)
+                gradient[rows] = torch.autograd.grad(given.sum(), leaf)[0]
+            scores[rows] = given.detach()
+            self._meter.pay(ids[rows], forwards=1, backwards=1)
+        return gradient, scores
+
+    def transferred(self, attack: AttackFunction) -> Tensor:
+        """What a gradient attack, with its default parameters, proposes for this chunk's samples (n, C, H, W) on the
+        substitute. Its queries there are not counted here."""
+        self._require("transfer")
+        assert self._transferred is not None
+        return self._transferred(attack)
+
+    def closest(self, fallback: Tensor) -> Tensor:
+        """Returns, per sample, the closest adversarial example (in the ball, where there is one) among all queries so
+        far, else the row of ``fallback`` (n, C, H, W): what most attacks return."""
+        return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest.images, fallback)
+
+    def affordable(self, ids: Tensor) -> Tensor:
+        """Returns True (N,) for rows whose sample still has budget; marks the other samples as refused.
+
+        An attack of several phases shrinks its working set with it. Otherwise `BudgetExhausted`, raised where only
+        spent samples are asked about, would cut short the samples that wait for the next phase.
+        """
+        return self._meter.affordable(ids)
+
+    def as_module(self) -> nn.Module:
+        """Returns the defense as a ``torch.nn.Module`` for libraries: images to logits, differentiable if granted.
+
+        The module knows no ids. Each row counts as an equal share of the chunk's totals, the budget stops the whole
+        chunk (`BudgetExhausted`), and nothing is remembered as closest.
+        """
+        self._require("score")
+        return OracleModule(self._answer_library)
+
+    @property
+    def found(self) -> Tensor:
+        """True (n,) for samples with an adversarial example (in the ball, where there is one) among their queries."""
+        return self._closest.found
+
+    @property
+    def closest_distance(self) -> Tensor:
+        """Distance (n,) float64 of the closest adversarial example in the threat model's norm; infinity without one."""
+        return self._closest.distance.clone()
+
+    # What the engine records.
+
+    def seen(self) -> Tensor:
+        """Returns what the queries showed, for the judge (S, n, C, H, W).
+
+        This is, per sample, the closest adversarial example and, for a randomized defense, the likeliest image that was
+        not confirmed; the clean image where there is none.
+        """
+        return torch.stack([self._closest.images] + ([self._confirmation.likely] if self._confirmation else []))
+
+    @property
+    def found_after(self) -> Tensor:
+        """See `bench.engine.closest.ClosestFound`."""
+        return self._closest.found_after
+
+    @property
+    def refused(self) -> Tensor:
+        """See `bench.engine.meter.Meter`."""
+        return self._meter.refused
+
+    @property
+    def exhausted(self) -> Tensor:
+        """True (n,) for samples that have used up their budget; their queries are no longer evaluated."""
+        return self._meter.exhausted
+
+    @property
+    def forwards(self) -> Tensor:
+        """Forward passes per sample (n,), float64; queries without ids count in equal shares."""
+        return self._meter.forwards
+
+    @property
+    def backwards(self) -> Tensor:
+        """Backward passes per sample (n,), float64."""
+        return self._meter.backwards
+
+    @property
+    def inner_steps(self) -> Tensor:
+        """Optimization steps inside the defense per sample (n,), float64; at most, where the defense stops early."""
+        return self.forwards * self._inner_steps
+
+    @property
+    def useless_gradients(self) -> Tensor:
+        """See `bench.engine.audit.GradientAudit.useless`."""
+        return self._audit.useless
+
+    # How it answers.
+
+    def _require(self, wanted: str) -> None:
+        if wanted not in self._granted:
+            raise AccessDenied(f"the card declares {self._access} access, the attack asked for {wanted}")
+
+    def _forward(self, x: Tensor, ids: Tensor, answers: Tensor, answer: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``answers`` with what ``answer`` gives, classes (N,) or logits (N, K), in the rows within the budget."""
+        for rows in self._meter.admit(ids):
+            with torch.no_grad():
+                given = answer(x[rows], ids[rows])
+            self._meter.pay(ids[rows], forwards=self._queried.passes)
+            answers[rows] = self._observed(x[rows], given, ids[rows])
+        return answers
+
+    def _products(
+        self, x: Tensor, ids: Tensor, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Products (N, width, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits."""
+        self._require("gradient")
+        logits_out = self._queried.refusal(x, ids)
+        products = torch.zeros(len(x), width, *x.shape[1:], dtype=x.dtype, device=x.device)
+        for rows in self._meter.admit(ids):
+            given, vector_jacobian = self._queried.linearize(x[rows], ids[rows])
+            logits, known = self._queried.finite(given, ids[rows]), torch.isfinite(given).all(1)
+            for m, cotangent in enumerate(cotangents(logits, rows)):
+                product = vector_jacobian(cotangent).masked_fill(~known.reshape(-1, 1, 1, 1), 0)
+                products[rows, m] = product
+                correct = ~self._goal.reached(logits, self._y[ids[rows]])
+                self._audit.observe(cotangent, product, correct, ids[rows])
+            self._meter.pay(ids[rows], forwards=self._queried.passes, backwards=width * self._queried.passes)
+            logits_out[rows] = self._observed(x[rows], logits, ids[rows])
+        return products, logits_out
+
+    @torch.no_grad()
+    def _observed(self, x: Tensor, answers: Tensor, ids: Tensor) -> Tensor:
+        """Remembers the rows that are adversarial, in bounds and closer than what their sample had.
+
+        Returns the answers, classes (N,) or logits (N, K). They name the true class where further draws refute them,
+        and for a clean image, which is classified correctly in the judge's batches whatever happens in others, unless
+        the goal may be reached from the start.
+        """
+        rows = self._goal.reached(answers, self._y[ids]).nonzero()[:, 0]
+        if len(rows) and self._queried.card.randomized and self._confirmation is None:
+            answers = answers.index_copy(0, rows, self._fresh(x[rows], ids[rows]))
+            rows = rows[self._goal.reached(answers[rows], self._y[ids[rows]])]
+        if not len(rows):
+            return answers
+        x, all_ids, ids = x[rows].detach(), ids, ids[rows]
+        if (threshold := self._queried.card.binarization_threshold) is not None:
+            x = snap_to_threshold(x, self._x[ids], threshold)
+        distances = self.threat.distance(x, self._x[ids])
+        clean = (distances == 0) & (not self._goal.from_start)
+        if clean.any():
+            answers = self._unbroken(answers, rows[clean], all_ids)
+        closer = ~clean & self.threat.allows(distances) & (distances < self._closest.distance[ids])
+        pixels = x.flatten(1)
+        # ``aminmax`` is slower along rows.
+        closer_rows = (closer & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)).nonzero()[:, 0]
+        if not len(closer_rows):
+            return answers
+        by_sample = nearest_first(closer_rows, distances, ids)
+        if self._confirmation is None:
+            winners = by_sample[first_of_each(ids[by_sample])]
+        else:
+            winners, refuted = self._confirmation.confirm_nearest(x, distances, ids, by_sample)
+            answers = self._unbroken(answers, rows[refuted], all_ids)
+        self._closest.keep(x[winners], distances[winners], ids[winners], self._meter)
+        return answers
+
+    def _unbroken(self, answers: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        """The answers, changed in ``rows`` as little as makes them name the true class."""
+        changed, y = answers.clone(), self._y[ids[rows]]
+        if answers.dim() == 1:
+            changed[rows] = y
+        else:
+            highest = answers[rows].amax(1)
+            changed[rows, y] = torch.nextafter(highest, torch.full_like(highest, torch.inf))
+        return changed
+
+    def _fresh(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Logits (N, K) averaged over further draws of a randomized defense; counted."""
+        self._meter.pay(ids, forwards=FRESH_DRAWS)
+        return self._queried.mean(x, ids, FRESH_DRAWS)
+
+    def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
+        """The classes (N,) that one further draw each of a randomized defense names; counted."""
+        self._meter.pay(ids, forwards=1)
+        batches = zip(torch.split(x, self._meter.batch_size), torch.split(ids, self._meter.batch_size), strict=True)
+        return torch.cat([self._queried.predict(*batch) for batch in batches])
+
+    def _answer_library(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
+        """Returns logits of rows without ids, and their vector-Jacobian product where it is granted and wanted."""
+        self._meter.admit(self.ids)
+        parts = torch.split(torch.arange(len(x), device=x.device), self._meter.batch_size)
+        self._meter.pay_together(forwards=self._queried.passes * len(x))
+        if not differentiated or "gradient" not in self._granted:
+            with torch.no_grad():
+                return torch.cat([self._queried.unlabeled(x[part]) for part in parts]), None
+        linear = [self._queried.linearize_unlabeled(x[part]) for part in parts]
+
+        def vector_jacobian(cotangent: Tensor) -> Tensor:
+            self._meter.pay_together(backwards=self._queried.passes * len(x))
+            products = torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
+            self._audit.observe_together(cotangent, products)
+            return products
+
+        return torch.cat([logits for logits, _ in linear]), vector_jacobian

@@ -1,0 +1,1 @@
+"""Execution: carries out a plan, and judges candidates imported from outside."""

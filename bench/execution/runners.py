@@ -1,0 +1,142 @@
+"""Runners: execute cells in this process or in workers. A result depends only on the cell, not on runner or order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+import torch
+
+from bench.contracts.guard import UNGUARDED, unguarded
+from bench.contracts.work import Work
+from bench.engine.cell import (
+    OUT_OF_MEMORY,
+)
+from bench.execution.worker import Failures, Job, Workshop
+
+_GRACE_SECONDS = 60
+"""Seconds after a cell's timeout at which its worker is killed. Between queries a worker notices the timeout itself."""
+SIGKILLED = -9
+"""Exit code of a worker that was killed. The system kills workers when memory runs out."""
+
+OnDone = Callable[[Work, Failures], None]
+"""A callback that receives each finished cell or study and its failures."""
+OnChunk = Callable[[Work, int], None]
+"""A callback that receives a cell or study and its number of newly finished samples."""
+
+
+def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
+    """Runs cells one after another in this process."""
+    threads = torch.get_num_threads()
+    workshop = Workshop(job)
+    for cell in cells:
+        on_done(cell, workshop.execute(cell, partial(on_chunk, cell)))
+    torch.set_num_threads(threads)
+
+
+class _Worker:
+    """A worker process and its current cell."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=_serve, args=(job, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.cell: Work | None = None
+        self.started = 0.0
+
+    def give(self, cell: Work) -> None:
+        self.cell, self.started = cell, time.monotonic()
+        self.connection.send(cell)
+
+    @property
+    def overdue(self) -> bool:
+        limit = None if self.cell is None else self.cell.timeout
+        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def run_processes(job: Job, cells: Sequence[Work], workers: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+    """Runs cells in worker processes. If a worker dies or hangs, its cell fails and the worker is replaced."""
+    waiting = iter(cells)
+    lost: list[tuple[Work, str]] = []
+    crew = [_Worker(job) for _ in range(min(workers, len(cells)))]
+    try:
+        crew = [worker for worker in crew if _assign(worker, waiting)]
+        while crew:
+            ready = wait([worker.connection for worker in crew], timeout=1.0)
+            for worker in list(crew):
+                reason = None
+                if worker.connection in ready:
+                    reason = _hear(worker, on_done, on_chunk)
+                elif worker.overdue:
+                    reason = "timeout: its worker hung and was killed"
+                if reason is not None:
+                    assert worker.cell is not None
+                    lost.append((worker.cell, reason))
+                    crew.remove(worker)
+                    worker.stop()
+                    worker = _Worker(job)
+                    crew.append(worker)
+                    worker.cell = None
+                if worker.cell is None and not _assign(worker, waiting):
+                    crew.remove(worker)
+                    worker.stop()
+    finally:
+        for worker in crew:
+            worker.stop()
+    workshop = Workshop(job) if lost else None
+    for cell, reason in lost:
+        assert workshop is not None
+        on_done(cell, workshop.fail(cell, reason))
+
+
+def _assign(worker: _Worker, waiting: Iterator[Work]) -> bool:
+    cell = next(waiting, None)
+    if cell is not None:
+        worker.give(cell)
+    return cell is not None
+
+
+def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
+    """Handles one message from a worker. Returns the reason if the worker is lost, otherwise None."""
+    assert worker.cell is not None
+    try:
+        what, value = worker.connection.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join(timeout=5)
+        if worker.process.exitcode == UNGUARDED:
+            raise unguarded() from None
+        killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
+        return f"worker lost (exit code {worker.process.exitcode}{killed})"
+    if what == "chunk":
+        on_chunk(worker.cell, value)
+        return None
+    if what == "crashed":
+        return f"worker crashed: {value}"
+    on_done(worker.cell, value)
+    worker.cell = None
+    return None
+
+
+def _serve(job: Job, connection: Connection) -> None:
+    """Runs a worker's main loop: receives cells, runs them, reports. The loop ends when the connection is closed."""
+    try:
+        workshop = Workshop(job)
+        while True:
+            cell = connection.recv()
+            failed = workshop.execute(cell, lambda samples: connection.send(("chunk", samples)))
+            connection.send(("done", failed))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+    except Exception as error:
+        connection.send(("crashed", f"{type(error).__name__}: {' '.join(str(error).split())}"))

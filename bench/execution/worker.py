@@ -1,0 +1,183 @@
+"""A worker: runs cells and studies in its process and writes their results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bench.conformance.examination import examined
+from bench.contracts.devices import rows_per_pass
+from bench.contracts.errors import UserError
+from bench.contracts.source import engine_code
+from bench.contracts.work import Cell, Study, Work
+from bench.datasets.dataset import Dataset, load_dataset
+from bench.engine.cell import (
+    CELL_THREADS,
+    CellResult,
+    CleanVerdicts,
+    Substitute,
+    cause,
+    failed_result,
+    run_cell,
+)
+from bench.ledger.files import write_cell, write_study
+from bench.ledger.schema import Status, ledger_dir
+from bench.planning.staleness import Answers, answers
+from bench.plugins.isolation import kept_defaults
+from bench.plugins.registry import Registry, Variants
+from bench.studies.catalog import code_of, failed_study, kind_of
+from bench.studies.study import Measured
+from bench.training.loading import LoadedDefense, load_trained
+
+Failures = Counter[str]
+"""Number of failed samples, by reason."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The information that a worker needs besides the cell. A job can be sent to another process."""
+
+    run: Path
+    dataset: str
+    data_dir: Path | None
+    plugins: tuple[str, ...]
+    variants: Variants
+    seed: int
+    device: str
+    provenance: dict[str, Any]
+
+
+class Workshop:
+    """Runs cells and studies in this process.
+
+    Each defense is loaded and examined once, and judged once on each chunk of clean images.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._registry = Registry(job.plugins, job.variants, reuse=True)
+        self._engine = engine_code().digest
+        self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
+        self._defenses: dict[str, LoadedDefense] = {}
+        self._remarks: dict[str, tuple[str, ...]] = {}
+        self._clean_verdicts: dict[str, CleanVerdicts] = {}
+        self._substitutes: dict[str, Substitute] = {}
+        self._answers: dict[str, Answers] = {}
+
+    def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> Failures:
+        """Runs one cell or study, writes its result, and returns its failures."""
+        with kept_defaults():
+            try:
+                if isinstance(work, Study):
+                    return self._write_study(work, self._measured(work, on_chunk))
+                return self.write(work, self._run(work, on_chunk))
+            except UserError as error:
+                return self.fail(work, str(error))
+            except SystemExit as error:  # raised by a plugin, and the run must go on
+                return self.fail(work, f"exception: SystemExit: {error.code}")
+            except Exception as error:
+                return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
+
+    def write(self, cell: Cell, result: CellResult) -> Failures:
+        """Writes a cell's result and returns its failures."""
+        provenance = {
+            **self._job.provenance,
+            "parameters": cell.parameters,
+            "budget": cell.budget,
+            "chunk": cell.chunk,
+            "batch_size": rows_per_pass(cell.batch_size, torch.device(self._job.device)),
+            "judging": cell.judging and asdict(cell.judging),
+            "state": cell.state,
+            "logits": self._answers_of(cell),
+        }
+        path = ledger_dir(self._job.run) / cell.file
+        write_cell(path, result.records, result.adversarials, provenance, result.likeliest)
+        return _failures(result.records)
+
+    def fail(self, work: Work, reason: str) -> Failures:
+        """Writes a failed result for a cell or study that could not run, and returns its failures."""
+        if isinstance(work, Study):
+            return self._write_study(work, failed_study(work, reason))
+        return self.write(work, failed_result(work, self._dataset, reason))
+
+    def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
+        device = torch.device(self._job.device)
+        torch.set_num_threads(CELL_THREADS)
+        try:
+            loaded = self._loaded(study.defense, device, study.state)
+            _check("study", code_of(study.kind).digest, study.state)
+            return kind_of(study).measure(study, loaded.defense, self._dataset, device, on_chunk)
+        except UserError as error:
+            return failed_study(study, str(error))
+        except Exception as error:
+            return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
+
+    def _write_study(self, study: Study, measured: Measured) -> Failures:
+        provenance = {
+            **self._job.provenance,
+            "batch_size": study.batch_size,
+            "state": study.state,
+            "logits": self._answers_of(study),
+        }
+        path = ledger_dir(self._job.run) / study.file
+        write_study(path, measured.records, kind_of(study).SCHEMA, provenance, measured.images)
+        return _failures(measured.records)
+
+    def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
+        device = torch.device(self._job.device)
+        loaded = self._loaded(cell.defense, device, cell.state)
+        attack = self._registry.get("attacks", cell.function)
+        _check("engine", self._engine, cell.state)
+        _check("attack", attack.code.digest, cell.state)
+        clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
+        substitute = None
+        if cell.substitute is not None:
+            loaded_substitute = self._loaded(cell.substitute, device)
+            _check("substitute", loaded_substitute.digest, cell.state)
+            source = Substitute(loaded_substitute.defense)
+            substitute = self._substitutes.setdefault(cell.substitute, source)
+        return run_cell(
+            cell,
+            loaded.defense,
+            attack.function,
+            self._dataset,
+            device,
+            on_chunk,
+            clean_verdicts,
+            substitute,
+            self._remarks[cell.defense],
+        )
+
+    def _loaded(self, name: str, device: torch.device, state: Mapping[str, str] | None = None) -> LoadedDefense:
+        if name not in self._defenses:
+            self._defenses[name] = load_trained(name, self._dataset, self._registry, self._job.seed, device)
+            self._answers[name] = answers(self._defenses[name].defense, self._dataset, device)
+        loaded = self._defenses[name]
+        if state is not None:
+            _check("defense", loaded.code.digest, state)
+            if loaded.fingerprint != state["weights"]:
+                raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
+        if name not in self._remarks:
+            self._remarks[name] = examined(loaded.defense, self._dataset, device)
+        return loaded
+
+    def _answers_of(self, work: Work) -> dict[str, Answers]:
+        """Returns the logits on fixed images of the loaded defenses that a result depends on."""
+        names = filter(None, (work.defense, work.substitute))
+        return {name: self._answers[name] for name in names if name in self._answers}
+
+
+def _failures(records: pd.DataFrame) -> Failures:
+    return Counter(records.loc[records["status"] == Status.FAILED, "reason"])
+
+
+def _check(what: str, digest: str, state: Mapping[str, str]) -> None:
+    """Checks that the code has not changed since the run was planned, because a result's id holds its digest."""
+    if digest != state[what]:
+        raise UserError(f"the code of the {what} has changed while the run went on; repeat the command")

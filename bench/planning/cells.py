@@ -1,0 +1,109 @@
+"""The cells of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.contracts.norms import Norm
+from bench.contracts.oracle import DRAWS
+from bench.contracts.protocols import offers
+from bench.contracts.source import Closure, engine_code
+from bench.contracts.work import ALPHA
+
+if TYPE_CHECKING:  # the engine imports this module, and its closure is in every cell's id
+    from bench.datasets.dataset import Dataset
+    from bench.planning.matrix import AttackEntry, Matrix
+    from bench.plugins.registry import Plugin, Registry
+    from bench.training.loading import LoadedDefense
+from bench.contracts.work import Cell, Judging
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """A place in the matrix without a cell, and the reason."""
+
+    defense: str
+    attack: str
+    norm: Norm
+    reason: str
+
+
+def transfers(matrix: Matrix, registry: Registry) -> bool:
+    """Returns True if some attack of the matrix needs its substitute."""
+    return any(registry.get("attacks", entry.name).attack_card.access == "transfer" for entry in matrix.attacks)
+
+
+def plan(
+    matrix: Matrix,
+    dataset: Dataset,
+    defenses: dict[str, LoadedDefense],
+    substitute: LoadedDefense | None,
+    registry: Registry,
+    broken: Mapping[str, str],
+) -> tuple[list[Cell], list[NotApplicable]]:
+    """Returns the cells of a matrix in its order, and the places without a cell.
+
+    ``broken`` maps the names of defenses without cells to the reasons.
+    """
+    cells: list[Cell] = []
+    missing: list[NotApplicable] = []
+    engine = engine_code()
+    for entry in matrix.attacks:
+        attack = registry.get("attacks", entry.name)
+        for norm in matrix.norms_of(entry, attack.attack_card):
+            for name in matrix.attacked_by(entry):
+                needed = [name, *([matrix.substitute] if attack.attack_card.access == "transfer" else [])]
+                faults = [f"not run: {broken[one]}" for one in needed if one in broken]
+                reason = faults[0] if faults else _obstacle(defenses[name], attack, dataset)
+                if reason is not None:
+                    missing.append(NotApplicable(name, entry.label, norm, reason))
+                else:
+                    source = substitute if attack.attack_card.access == "transfer" else None
+                    cells.append(_cell(matrix, entry, attack, norm, defenses[name], source, dataset, engine))
+    return cells, missing
+
+
+def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | None:
+    return offers(loaded.card, loaded.defense, attack.attack_card.access)
+
+
+def _cell(
+    matrix: Matrix,
+    entry: AttackEntry,
+    attack: Plugin,
+    norm: Norm,
+    loaded: LoadedDefense,
+    substitute: LoadedDefense | None,
+    dataset: Dataset,
+    engine: Closure,
+) -> Cell:
+    card = attack.attack_card
+    code = attack.code | loaded.code if substitute is None else attack.code | loaded.code | substitute.code
+    return Cell(
+        dataset=dataset.name,
+        defense=loaded.card.name,
+        attack=entry.label,
+        function=entry.name,
+        norm=norm,
+        epsilon=matrix.thresholds[norm] if entry.bounded else None,
+        access=card.access,
+        parameters=entry.effective(card, [norm]),
+        # A card's budget assumes one pass per answer.
+        budget=entry.budget or card.budget * (DRAWS if loaded.card.randomized else 1),
+        seed=matrix.seed,
+        samples=matrix.samples,
+        chunk=matrix.chunk or loaded.card.batch_size,
+        batch_size=loaded.card.batch_size,
+        timeout=matrix.cell_timeout,
+        state={
+            **loaded.state(dataset),
+            "substitute": "" if substitute is None else substitute.digest,
+            "engine": engine.digest,
+            "attack": attack.code.digest,
+            "libraries": code.versions(without=engine),
+        },
+        substitute=None if substitute is None else substitute.card.name,
+        judging=Judging(ALPHA, matrix.estimation_draws, matrix.thresholds[norm]) if loaded.card.randomized else None,
+    )

@@ -1,0 +1,202 @@
+"""Matrix files: the validated TOML files that ``assay run`` executes. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from bench.contracts.cards import AttackCard, Kind
+from bench.contracts.norms import Norm
+from bench.plugins.builtins import Group
+from bench.plugins.registry import Variants
+
+StudyKind = Literal["lower_bound", "distal", "detection", "reconstruction"]
+PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
+"""The keys of a matrix whose entries are plugins."""
+Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Strict):
+    """A plugin of a matrix.
+
+    Attributes:
+        name: registered name of the plugin.
+        variant: distinguishes entries of the same plugin. It is shown after a colon.
+        parameters: parameters of the plugin, as its function declares them.
+    """
+
+    name: str
+    variant: str = Field("", pattern=r"^[a-z0-9_]*$")
+    parameters: dict[str, Any] = {}
+
+    @property
+    def label(self) -> str:
+        """Returns the name in ledgers and tables."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
+
+
+class DefenseEntry(Entry):
+    """One defense of a matrix.
+
+    Attributes:
+        attacks: the only attacks that run on it, by name or label (default: all).
+        studies: the only studies of the matrix that run on it (default: all).
+    """
+
+    attacks: tuple[str, ...] | None = None
+    studies: tuple[StudyKind, ...] | None = None
+
+    def admits(self, attack: AttackEntry) -> bool:
+        """Returns True if the attack may run on this defense."""
+        return self.attacks is None or bool({attack.name, attack.label} & {*self.attacks})
+
+
+class AttackEntry(Entry):
+    """One attack of a matrix.
+
+    Attributes:
+        norms: norms of the threat models (default: all norms that the attack and the matrix share).
+        bounded: attack within the ball of the norm's threshold instead of minimizing the distance.
+        budget: forward plus backward passes per sample (default: the card's).
+        defenses: labels of the only defenses that this entry attacks (default: all). Other defenses may have their own
+            entries.
+    """
+
+    norms: tuple[Norm, ...] | None = None
+    bounded: bool = False
+    budget: int | None = Field(None, ge=1)
+    defenses: tuple[str, ...] | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Returns "bounded" if the attack stays within a ball, "minimal" if it minimizes the distance."""
+        return "bounded" if self.bounded else "minimal"
+
+    def covers(self, defense: str) -> bool:
+        """Returns True if this entry attacks the defense with this label."""
+        return self.defenses is None or defense in self.defenses
+
+    def effective(self, card: AttackCard, norms: Sequence[str]) -> dict[str, Any]:
+        """Returns the parameters that have an effect in at least one of these norms: as set here, or the defaults."""
+        parameters = {**card.parameters, **self.parameters}
+        return {name: parameters[name] for name in parameters if any(card.matters(name, self.kind, n) for n in norms)}
+
+
+class Matrix(_Strict):
+    """A benchmark: one dataset, some defenses, some attacks.
+
+    Attributes:
+        name: name of the run's folder (default: the file's stem).
+        samples: number N of samples: the first N images of the test set.
+        thresholds: epsilon of robust accuracy and of bounded attacks, per norm. The keys are the attacked norms. At
+            epsilon 0, robust accuracy is clean accuracy.
+        seed: seed of training and attacks.
+        chunk: number of samples attacked together (default: the defense's batch size).
+        cell_timeout: seconds after which a cell fails.
+        substitute: the defense on which attacks with `transfer` access compute their perturbations.
+        studies: kinds of studies (`bench.studies.study`) on each defense to which they apply.
+        estimation_draws: number of further draws that estimate how often a randomized defense misclassifies an image.
+        resubmissions: maximum number of submissions of an image to a randomized defense until one is misclassified.
+    """
+
+    name: str = ""
+    dataset: str
+    samples: int = Field(ge=1)
+    thresholds: dict[Norm, Threshold] = Field(min_length=1)
+    defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
+    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    chunk: int | None = Field(None, ge=1)
+    cell_timeout: float | None = Field(None, gt=0)
+    substitute: str = "cnn"
+    studies: tuple[StudyKind, ...] = ("lower_bound",)
+    estimation_draws: int = Field(20, ge=1)
+    resubmissions: int = Field(10, ge=1)
+
+    @property
+    def labels(self) -> list[str]:
+        """Returns the names of the defenses in ledgers and tables."""
+        return [entry.label for entry in self.defenses]
+
+    @property
+    def variants(self) -> Variants:
+        """Returns the defenses with a variant or parameters from the matrix, for the registry."""
+        return {
+            entry.label: (entry.name, entry.parameters) for entry in self.defenses if entry.variant or entry.parameters
+        }
+
+    @field_validator("attacks", "defenses", mode="before")
+    @classmethod
+    def _names_are_entries(cls, value: object) -> object:
+        return [_entry(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+    @field_validator("studies")
+    @classmethod
+    def _no_study_twice(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a study stands twice")
+        return value
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> Matrix:
+        if self.resubmissions > self.estimation_draws:
+            raise ValueError(
+                f"resubmissions is {self.resubmissions}; at most estimation_draws, {self.estimation_draws}, are allowed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_place_twice(self) -> Matrix:
+        for label, count in Counter(self.labels).items():
+            if count > 1:
+                raise ValueError(f"defense {label!r} stands twice; give one a variant")
+        seen: set[tuple[str, str, Norm | None]] = set()
+        for entry in self.attacks:
+            for defense in self.attacked_by(entry):
+                for norm in entry.norms or (None,):
+                    place = (entry.label, defense, norm)
+                    if place in seen:
+                        raise ValueError(f"attack {entry.label!r} stands twice for {defense!r}; give one a variant")
+                    seen.add(place)
+        return self
+
+    def attacked_by(self, entry: AttackEntry) -> list[str]:
+        """Returns the labels of the defenses that an attack's entry runs on, in order."""
+        return [each.label for each in self.defenses if entry.covers(each.label) and each.admits(entry)]
+
+    def studied(self, kind: StudyKind) -> list[str]:
+        """Returns the labels of the defenses on which a kind of study runs, in order."""
+        return [each.label for each in self.defenses if each.studies is None or kind in each.studies]
+
+    def norms_of(self, entry: AttackEntry, card: AttackCard) -> list[Norm]:
+        """Returns the norms that an entry attacks, in the order of the thresholds."""
+        wanted = set(card.norms) if entry.norms is None else set(entry.norms)
+        return [norm for norm in self.thresholds if norm in wanted]
+
+
+def _entry(entry: Any) -> Any:
+    return {"name": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else entry
+
+
+def with_entries(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns a matrix whose lists of plugins hold entries. Anything else is left for the validation to refuse."""
+    plugins = {group: data[group] for group in PLUGINS if isinstance(data.get(group), list)}
+    return {**data, **{group: [_entry(entry) for entry in entries] for group, entries in plugins.items()}}
+
+
+def entries_of(data: dict[str, Any], group: Group) -> list[dict[str, Any]]:
+    """Returns the entries of a group by reference, without items that are not dictionaries."""
+    entries = data.get(group)
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def label_of(entry: dict[str, Any]) -> str:
+    """Returns the label of an entry: its name, and its variant after a colon."""
+    return ":".join(filter(None, (str(entry.get("name", "")), str(entry.get("variant", "")))))

@@ -1,0 +1,200 @@
+"""Plans a run: loads and trains its defenses, and finds the results that already exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.contracts.errors import DefenseFault, UserError
+from bench.contracts.guard import refuse_unguarded
+from bench.contracts.protocols import HasInnerSteps
+from bench.contracts.work import ENTRY, SCHEMA_VERSION, Cell, Study, Work
+from bench.datasets.dataset import Dataset, load_dataset
+from bench.ledger.consistency import Images
+from bench.ledger.files import read_provenance
+from bench.ledger.manifest import load_manifest
+from bench.ledger.reader import Reader, is_done
+from bench.ledger.schema import ledger_dir, sample_hash
+from bench.planning.cells import NotApplicable, plan, transfers
+from bench.planning.imported import outdated
+from bench.planning.matrix import Matrix
+from bench.planning.staleness import IMAGES, Answers, answers, difference
+from bench.planning.studies import plan_studies
+from bench.plugins.registry import Registry
+from bench.training.loading import LoadedDefense, load_trained, make_defense, needs_training, train_side_by_side
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A matrix with its defenses, its cells and the existing results.
+
+    Attributes:
+        studies: studies of its defenses.
+        substitute: the defense that attacks transfer from, or None.
+        done: ids of cells and studies whose result exists and is kept.
+        stale: reasons why existing results are not kept, by id.
+        imported: entries of imported cells in the run's manifest.
+        left_out: reasons why imported cells no longer belong to the run, by id.
+        untrained: defenses that are not trained. The ids of their cells are not known yet.
+        broken: reasons why defenses could not be built, by name. These defenses have no cells.
+    """
+
+    matrix: Matrix
+    dataset: Dataset
+    registry: Registry
+    defenses: dict[str, LoadedDefense]
+    cells: list[Cell]
+    not_applicable: list[NotApplicable]
+    studies: list[Study]
+    substitute: LoadedDefense | None
+    done: set[str]
+    stale: dict[str, str]
+    imported: list[Any]
+    left_out: dict[str, str]
+    untrained: set[str]
+    broken: dict[str, str]
+
+
+def prepare(
+    matrix: Matrix,
+    registry: Registry,
+    run: Path,
+    data_dir: Path | None,
+    device: torch.device,
+    trainers: int,
+    *,
+    check: bool = True,
+) -> Planned:
+    """Plans a matrix and trains untrained defenses in up to ``trainers`` processes (0: leaves them untrained).
+
+    A defense that cannot be built does not affect the others. With ``check``, a result counts as done only if its
+    defense still gives the same answers as before.
+
+    Raises:
+        UserError: for anything that the user has to fix, and when no defense is left.
+    """
+    refuse_unguarded()
+    registry = Registry(registry.plugins, matrix.variants, reuse=True)
+    dataset = load_dataset(matrix.dataset, data_dir)
+    available = len(dataset.test.labels)
+    if matrix.samples > available:
+        raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
+    names = list(matrix.labels)
+    if transfers(matrix, registry) and matrix.substitute not in names:
+        names.append(matrix.substitute)
+    broken: dict[str, str] = {}
+    defenses = _all_but(broken, names, lambda name: make_defense(name, dataset, registry))
+    untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
+    if trainers:
+        learners = list(dict.fromkeys(defenses[name].learner.card.name for name in untrained))
+        if min(trainers, len(learners)) > 1 and device.type == "cpu":
+            faults = train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            trained_with = {name: defenses[name].learner.card.name for name in untrained}
+            broken |= {name: faults[learner] for name, learner in trained_with.items() if learner in faults}
+        untrained = []
+    ready = [name for name in defenses if name not in untrained and name not in broken]
+    loaded = _all_but(broken, ready, lambda name: load_trained(name, dataset, registry, matrix.seed, device))
+    defenses = {name: loaded.get(name, made) for name, made in defenses.items() if name not in broken}
+    if not set(defenses) & set(matrix.labels):
+        raise UserError(next(iter(broken.values())))
+    cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry, broken)
+    tested = {name: defenses[name] for name in matrix.labels if name in defenses}
+    studies = plan_studies(matrix, dataset, tested)
+    works: list[Work] = [*cells, *studies]
+    known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
+    before = manifest_there(run)
+    files = _reader(run, before, matrix, dataset, tested)
+    done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
+    imported = before.get("imported", [])
+    left_out = outdated(imported, tested, dataset, matrix.samples)
+    stale: dict[str, str] = {}
+    if check:
+        current = [entry for entry in imported if entry["id"] not in left_out]
+        kept = {entry["id"]: entry["file"] for entry in current if (ledger_dir(run) / entry["file"]).exists()}
+        stale = _stale({**done, **kept}, run, defenses, dataset, device)
+    return Planned(
+        matrix,
+        dataset,
+        registry,
+        tested,
+        cells,
+        not_applicable,
+        studies,
+        defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
+        done.keys() - stale.keys(),
+        {id: reason for id, reason in stale.items() if id in done},
+        imported,
+        left_out | {id: reason for id, reason in stale.items() if id not in done},
+        set(untrained),
+        broken,
+    )
+
+
+def _stale(
+    files: Mapping[str, str], run: Path, defenses: Mapping[str, LoadedDefense], dataset: Dataset, device: torch.device
+) -> dict[str, str]:
+    """Returns, by id, why existing results may not be kept: a defense gives different answers on fixed images."""
+    now: dict[str, Answers] = {}
+    reasons = {}
+    for id, file in files.items():
+        for name, before in read_provenance(ledger_dir(run) / file).get("logits", {}).items():
+            if name in defenses and name not in now:
+                now[name] = answers(defenses[name].defense, dataset, device)
+            found = difference(before, now.get(name))
+            if found:
+                reasons[id] = f"{name} answers {IMAGES} fixed images differently ({found})"
+    return reasons
+
+
+def entry_of(work: Work) -> dict[str, Any]:
+    """Returns the manifest's entry of a cell or study: the fields with which its file must agree."""
+    if isinstance(work, Study):
+        return {key: getattr(work, key) for key in ENTRY}
+    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget", "identity")
+    judging = {key: work.judging and getattr(work.judging, key) for key in ("alpha", "estimation_draws")}
+    return {**{key: getattr(work, key) for key in keys}, **judging}
+
+
+def manifest_there(run: Path) -> dict[str, Any]:
+    """Returns the existing manifest of a run, or an empty one if there is none of this schema version."""
+    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
+    return known if known.get("schema") == SCHEMA_VERSION else {}
+
+
+def _reader(
+    run: Path, known: Mapping[str, Any], matrix: Matrix, dataset: Dataset, defenses: Mapping[str, LoadedDefense]
+) -> Reader:
+    """Returns a reader of the existing results of a run with the manifest ``known``."""
+    images = Images(
+        dataset=dataset.name,
+        classes=dataset.classes,
+        shape=tuple(dataset.shape),
+        samples=range(matrix.samples),
+        hashes=[sample_hash(image) for image in dataset.test.images[: matrix.samples].numpy()],
+        labels=dataset.test.labels[: matrix.samples].numpy(),
+        randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
+    )
+    return Reader(ledger_dir(run), images, known.get("files", {}))
+
+
+def _all_but(
+    broken: dict[str, str], names: Sequence[str], make: Callable[[str], LoadedDefense]
+) -> dict[str, LoadedDefense]:
+    """Returns the defenses that can be made, by name. Enters the reasons for the others into ``broken``."""
+    made: dict[str, LoadedDefense] = {}
+    for name in names:
+        try:
+            made[name] = make(name).readable()
+        except DefenseFault as error:
+            broken[name] = str(error)
+    return made
+
+
+def cost(cell: Work, loaded: LoadedDefense) -> float:
+    """Returns the maximum cost of a cell or study, in forward and backward passes. An inner step counts as one pass."""
+    inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
+    return cell.budget * cell.samples * (1.0 + inner)

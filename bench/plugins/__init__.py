@@ -1,0 +1,1 @@
+"""Plugins: attacks and defenses that are built in, in local files or in installed packages."""

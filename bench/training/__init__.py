@@ -1,0 +1,1 @@
+"""Training: trains defenses once, keeps their checkpoints, and loads them."""

@@ -1,0 +1,1 @@
+"""Verification: judges stored results again and finds alterations."""

@@ -1,0 +1,169 @@
+"""Measures studies again: deterministic and cheap studies as a whole, and single numbers of the others.
+
+Not measured again: the detector and its evasion, the steps of a distal ascent, and the bounds of randomized defenses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from bench.contracts.protocols import Defense
+from bench.contracts.work import Study
+from bench.datasets.dataset import Dataset
+from bench.engine.ballot import classify
+from bench.ledger.consistency import Violation
+from bench.ledger.files import Result
+from bench.ledger.provenance import kind_of_machine
+from bench.ledger.schema import Status
+from bench.studies.catalog import kind_of
+from bench.studies.distal import calibrated, confidences, statuses
+from bench.studies.refutation import KIND as REFUTATION
+from bench.studies.refutation import contested, errors_on
+from bench.studies.study import Measured
+
+AGAIN = ("lower_bound", "reconstruction")
+"""Kinds of studies that are measured again as a whole on deterministic defenses."""
+_OWN = ("cell", "seconds", "forwards", "backwards", "inner_steps")
+"""Columns that are not compared."""
+SAME_MACHINE, OTHER_MACHINE = 1e-6, 1e-3
+"""Maximum relative difference from the stored number that counts as rounding."""
+
+
+def rederived(
+    run: Path,
+    entry: Mapping[str, Any],
+    result: Result,
+    arrays: Mapping[str, NDArray[Any]],
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    manifest: Mapping[str, Any],
+    memory: dict[Any, Any],
+) -> list[str]:
+    """Returns the faults of a study's records and images (M, C, H, W), one line each.
+
+    ``memory`` keeps the measurements for another copy of the same study.
+    """
+    records = result.table.to_pandas()
+    if entry["kind"] == REFUTATION:
+        found = _refutations(run, entry, result, records, defense, dataset, device, manifest["seed"])
+        return [str(violation) for violation in found]
+    if records["status"].eq(Status.FAILED).any() or not len(records):
+        return []
+    study = Study(
+        kind=entry["kind"],
+        dataset=dataset.name,
+        defense=entry["defense"],
+        norm=entry["norm"],
+        epsilon=entry.get("epsilon"),
+        seed=manifest["seed"],
+        samples=len(records),
+        batch_size=defense.card.batch_size,
+        timeout=None,
+        state=result.facts.get("state", {}),
+    )
+    expected_count = kind_of(study).samples_of(dataset, len(manifest["samples"]))
+    if len(records) != expected_count:
+        return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected_count}"))]
+    same = result.facts.get("kind_of_machine") == kind_of_machine(str(device))
+    tolerance = SAME_MACHINE if same else OTHER_MACHINE
+    key = (study, str(device))
+    if study.kind in AGAIN and not defense.card.randomized:
+        if repr(key) not in memory:
+            memory[repr(key)] = kind_of(study).measure(study, defense, dataset, device, lambda samples: None)
+        found = _compared(result, records, arrays, memory[repr(key)], tolerance)
+    elif study.kind == "detection":
+        found = _clean_errors(result, records, defense, dataset, device)
+    elif study.kind == "distal":
+        found = _confidences(result, records, arrays["study"], study, defense, dataset, device, tolerance)
+    else:
+        found = iter(())
+    return [str(violation) for violation in found]
+
+
+def _refutations(
+    run: Path,
+    entry: Mapping[str, Any],
+    result: Result,
+    records: pd.DataFrame,
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    seed: int,
+) -> Iterator[Violation]:
+    """Yields the faults of a study of contested certificates, after repeating its draws on the same kind of machine."""
+    rows = contested(run, entry["defense"], entry["norm"])
+    if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
+        yield Violation(str(result.path), "sample", str(records["sample"].tolist()), "other certificates are contested")
+        return
+    for name in ("lower_bound", "distance"):
+        yield from _differing(result, name, records[name].to_numpy(), rows[name].to_numpy(), SAME_MACHINE)
+    if result.facts.get("kind_of_machine") == kind_of_machine(str(device)):
+        errors = errors_on(run, rows, defense, dataset.classes, seed, device)
+        yield from _differing(result, "errors", records["errors"].to_numpy(), errors, 0)
+
+
+def _compared(
+    result: Result, records: pd.DataFrame, arrays: Mapping[str, NDArray[Any]], now: Measured, tolerance: float
+) -> Iterator[Violation]:
+    for name in [name for name in records.columns if name not in _OWN]:
+        stored, fresh = records[name].to_numpy(), now.records[name].to_numpy()
+        yield from _differing(result, name, stored, fresh, tolerance)
+    if now.images is not None:
+        stored, file = arrays["study"], str(result.path.with_suffix(".npz"))
+        if stored.shape != now.images.shape:
+            yield Violation(file, "shape", str(stored.shape), f"measured again it is {now.images.shape}")
+            return
+        apart = np.abs(stored - now.images).reshape(len(records), -1).max(1)
+        for row in np.flatnonzero(~(apart <= (0 if tolerance == SAME_MACHINE else tolerance))).tolist():
+            yield Violation(file, "image", "another image", "it is not what the study finds now", row, row)
+
+
+def _differing(result: Result, name: str, stored: Any, fresh: Any, tolerance: float) -> Iterator[Violation]:
+    if np.issubdtype(stored.dtype, np.floating):
+        fresh = np.asarray(fresh, dtype=np.float64)
+        differ = ~np.isclose(stored, fresh, rtol=tolerance, atol=0, equal_nan=True)
+    else:
+        differ = stored != fresh
+    for row in np.flatnonzero(differ).tolist():
+        yield Violation(str(result.path), name, str(stored[row]), f"measured again it is {fresh[row]}", row, row)
+
+
+def _clean_errors(
+    result: Result, records: pd.DataFrame, defense: Defense, dataset: Dataset, device: torch.device
+) -> Iterator[Violation]:
+    """Yields the records of a detection study whose status ``clean_error`` or ``attacked`` does not hold."""
+    count = len(records)
+    x, y = dataset.test.images[:count].to(device), dataset.test.labels[:count].to(device)
+    wrong = classify(defense, x, y, dataset.classes).misclassified.cpu().numpy()
+    expected = np.where(wrong, Status.CLEAN_ERROR, "attacked").astype(object)
+    yield from _differing(result, "status", records["status"].to_numpy(), expected, 0)
+
+
+def _confidences(
+    result: Result,
+    records: pd.DataFrame,
+    images: NDArray[np.float32],
+    study: Study,
+    defense: Defense,
+    dataset: Dataset,
+    device: torch.device,
+    tolerance: float,
+) -> Iterator[Violation]:
+    """Yields the faults in a distal study's calibration, confidences in the targets, and statuses."""
+    calibration = calibrated(defense, dataset, study.batch_size, device)
+    targets = torch.tensor(records["target"].tolist(), device=device)
+    again = torch.from_numpy(images).to(device)
+    confidence = confidences(defense, calibration, again, targets, study.batch_size)
+    for name, value in (("alpha", calibration.alpha), ("log_eta", calibration.log_eta)):
+        yield from _differing(result, name, records[name].to_numpy(), np.full(len(records), value), OTHER_MACHINE)
+    stored = records["confidence"].to_numpy()
+    yield from _differing(result, "confidence", stored, confidence, tolerance)
+    yield from _differing(result, "status", records["status"].to_numpy(), statuses(stored), 0)

@@ -1,0 +1,1 @@
+"""Evidence: reasons to doubt a number, and guarantees that support it."""

@@ -1,0 +1,1 @@
+"""Renderers: tables as CSV, Markdown and LaTeX, and the page."""

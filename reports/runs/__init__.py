@@ -1,0 +1,1 @@
+"""Runs: loads, selects and combines what the ledger holds."""

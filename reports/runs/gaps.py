@@ -1,0 +1,55 @@
+"""Reasons why a cell of a table has no number, or a number over fewer samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+import pandas as pd
+
+from bench.contracts.norms import Norm
+from reports.runs.run import AttackRow, Run, once_per_run
+from reports.runs.smallest import smallest_of
+
+
+@once_per_run
+def gaps_of(run: Run, norm: Norm, defense: str) -> list[str]:
+    """Returns the attacks on a defense whose cell has not run or lacks valid results, each with its problem.
+
+    A missing result counts only on images for which another attack has a valid result. If no attack has any, it counts
+    on all images.
+    """
+    distances = smallest_of(run, norm).get(defense, pd.Series(dtype=float))
+    unknown = distances.index[distances.isna()]
+    samples = unknown[:0] if len(unknown) == len(distances) else unknown
+    gaps = ((row, problem_of(run, norm, row, defense, samples)) for row in run.attack_rows(norm))
+    return [f"{row.label} {problem}" for row, problem in gaps if problem]
+
+
+def problem_of(run: Run, norm: Norm, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
+    """Returns what is wrong with the cell of an attack on a defense; empty if there is no cell, or no problem.
+
+    The text says that the cell has not run, or counts its images without a valid result. Samples in ``passed_over`` are
+    ignored.
+    """
+    if defense not in row.cells:
+        return ""
+    records = run.cell_records(row.cells[defense])
+    if records is None:
+        return "not run yet"
+    return invalid(records, norm, passed_over)
+
+
+def invalid(records: pd.DataFrame, norm: Norm, passed_over: Collection[int] = ()) -> str:
+    """Counts the records without a distance, by status and kind of reason; the text is empty if there are none."""
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if unknown.any() and len(passed_over):
+        unknown &= ~records["sample"].isin(list(passed_over)).to_numpy()
+    if not unknown.any():
+        return ""
+    kinds = [
+        f"{status}: {reason.partition(':')[0]}" if reason else status
+        for status, reason in zip(records["status"][unknown], records["reason"][unknown], strict=True)
+    ]
+    return "; ".join(f"{kind} ({count}/{len(records)})" for kind, count in Counter(kinds).items())

@@ -1,0 +1,9 @@
+"""Names of norms in print, and the number of decimals of their distances."""
+
+from __future__ import annotations
+
+from bench.contracts.norms import Norm
+
+NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
+DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
+"""Digits of a distance after the decimal point, in print."""

@@ -1,0 +1,1 @@
+"""Tables: statistics laid out in rows and columns, ready for any renderer."""

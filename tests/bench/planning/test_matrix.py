@@ -1,0 +1,382 @@
+"""Matrix files are validated whole; the first mistake is one line."""
+
+from typing import get_args
+
+import pytest
+
+from bench.contracts.cards import attack
+from bench.contracts.errors import UserError
+from bench.datasets.dataset import load_dataset
+from bench.planning.files import build_matrix, matrices, read_matrix, with_settings
+from bench.planning.matrix import StudyKind
+from bench.plugins.registry import Registry
+from bench.studies.catalog import KINDS
+from bench.training.loading import make_defense
+
+VALID = {
+    "name": "test",
+    "dataset": "digits",
+    "samples": 10,
+    "thresholds": {"L2": 1.5, "Linf": 0.3, "L0": 12},
+    "defenses": ["cnn"],
+    "attacks": ["boundary", {"name": "pgd", "variant": "bounded", "bounded": True}],
+}
+
+
+def build(settings=(), changes=(), **choices):
+    data = with_settings("matrix test", {**VALID, **dict(changes)}, settings)
+    return build_matrix("matrix test", data, Registry(), **choices)
+
+
+def test_names_become_entries_with_the_cards_norms_in_the_thresholds_order():
+    matrix = build()
+    registry = Registry()
+    pgd = matrix.attacks[1]
+    assert pgd.label == "pgd:bounded"
+    assert matrix.norms_of(pgd, registry.get("attacks", "pgd").attack_card) == ["L2", "Linf"]
+
+
+def test_the_command_lines_choices_win():
+    matrix = build(samples=3, seed=7, defenses=["binary_cnn"], attacks=["pgd:bounded", "bim"], norms=["L2"])
+    assert (matrix.samples, matrix.seed, matrix.labels) == (3, 7, ["binary_cnn"])
+    assert [entry.label for entry in matrix.attacks] == ["pgd:bounded", "bim"]
+    assert dict(matrix.thresholds) == {"L2": 1.5}
+
+
+def test_settings_change_keys_thresholds_parameters_and_budgets():
+    matrix = build(["samples=4", "thresholds.L2=2.5", "boundary.steps=9", "boundary.budget=77"])
+    assert matrix.samples == 4
+    assert matrix.thresholds["L2"] == 2.5
+    assert matrix.attacks[0].parameters == {"steps": 9}
+    assert matrix.attacks[0].budget == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": 3}, "unknown key 'sample'; did you mean 'samples'?"),
+        ({"attacks": [{"name": "pgd", "paramters": {}}]}, "did you mean 'parameters'?"),
+        ({"samples": 0}, "samples: Input should be greater than or equal to 1 (it is 0)"),
+        ({"samples": "many"}, "samples: Input should be a valid integer"),
+        ({"thresholds": {"L3": 1}}, "thresholds.L3"),
+        ({"thresholds": {}}, "thresholds"),
+        ({"attacks": ["pdg"]}, "unknown attack 'pdg'; did you mean 'pgd'?"),
+        ({"attacks": [{"name": "pgd", "parameters": {"stepps": 3}}]}, "did you mean 'steps'?"),
+        ({"attacks": [{"name": "pgd", "parameters": {"steps": "x"}}]}, "pgd.steps is 'x'; it must be a valid integer"),
+        ({"thresholds": {"L2": -0.1}}, "thresholds.L2: Input should be greater than or equal to 0 (it is -0.1)"),
+        ({"thresholds": {"L2": float("inf")}}, "thresholds.L2: Input should be a finite number (it is inf)"),
+        ({"thresholds": {"L2": float("nan")}}, "thresholds.L2: Input should be a finite number (it is nan)"),
+        ({"thresholds": {"L2": True}}, "thresholds.L2: Input should be a valid number (it is True)"),
+        ({"thresholds": {"L2": "1"}}, "thresholds.L2: Input should be a valid number (it is '1')"),
+        ({"attacks": [{"name": "mim", "norms": ["L2"]}]}, "unknown norm of mim 'L2'"),
+        ({"attacks": [{"name": "boundary", "bounded": True, "variant": "b"}]}, "'boundary' is minimal, not bounded"),
+        ({"attacks": [{"name": "pgd", "bounded": True}]}, "give it a variant"),
+        ({"attacks": ["bim", "bim"]}, "attack 'bim' stands twice for 'cnn'"),
+        ({"defenses": ["cmn"]}, "did you mean 'cnn'?"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_file_key_and_value(changes, message):
+    with pytest.raises(UserError) as caught:
+        build(changes=changes)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["samples", "sampels=3", "boundry.steps=3"])
+def test_a_wrong_setting_is_refused(setting):
+    with pytest.raises(UserError, match="--set"):
+        build([setting])
+
+
+def entry(name, parameters, *, bounded=False, **keys):
+    return {"name": name, "parameters": parameters, "bounded": bounded, "variant": "v" if bounded else "", **keys}
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (
+            entry("pgd", {"epsilon": 1}, bounded=True),
+            "pgd:v.epsilon is 1, but has no effect on bounded attacks in L2, Linf; it is for minimal attacks only",
+        ),
+        (
+            entry("pgd", {"restarts": 2}),
+            "pgd.restarts is 2, but has no effect on minimal attacks in L2, Linf; it is for bounded attacks only",
+        ),
+        (
+            entry("mim_ge", {"binary_search_steps": 3}, bounded=True),
+            "mim_ge:v.binary_search_steps is 3, but has no effect on bounded",
+        ),
+        (entry("square", {"steps": 3}), "square.steps is 3, but has no effect on minimal attacks"),
+        (
+            entry("square", {"search_steps": 3}, bounded=True),
+            "square:v.search_steps is 3, but has no effect on",
+        ),
+        (
+            entry("pointwise", {"binary_search_steps": 3}, norms=["L0"]),
+            "pointwise.binary_search_steps is 3, but has no effect on minimal attacks in L0; it is for L2 attacks only",
+        ),
+    ],
+)
+def test_a_parameter_without_effect_is_refused(attack, message):
+    with pytest.raises(UserError) as caught:
+        build(changes={"attacks": [attack]})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        entry("apgd_ce", {"restarts": 2}),
+        entry("apgd_ce", {"restarts": 2}, bounded=True),
+        entry("eot_pgd", {"eot_samples": 2}),  # matters to randomized defenses only
+        entry("pointwise", {"binary_search_steps": 3}),
+    ],
+)
+def test_a_parameter_with_an_effect_somewhere_is_not_refused(attack):
+    assert build(changes={"attacks": [attack]}).attacks[0].parameters == attack["parameters"]
+    assert build(changes={"attacks": [attack]}, norms=["L0", "L2"])
+
+
+def test_parameters_without_effect_are_no_part_of_an_entry():
+    minimal, bounded = build(changes={"attacks": ["square", entry("square", {"steps": 9}, bounded=True)]}).attacks
+    card = Registry().get("attacks", "square").attack_card
+    assert minimal.effective(card, ["L2"]) == {
+        "share": 0.8,
+        "search_steps": 200,
+        "epsilon": 0.3,
+        "binary_search_steps": 10,
+    }
+    assert bounded.effective(card, ["L2"]) == {"share": 0.8, "steps": 9}
+
+
+PLUGIN = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Lt
+
+from bench import attack
+
+if TYPE_CHECKING:
+    from numbers import Real
+
+
+@attack("nudge", norms=["L2"], access="decision", budget=5, kinds=["minimal", "bounded"], only={"bounded": ["once"]})
+def nudge(
+    oracle, x, y, *,
+    steps: int = 10, size: float = 0.1, low: float | None = None, way: Literal["up", "down"] = "up",
+    share: Annotated[float, Lt(1)] = 0.5, known: Real = 3, bare=7, anything=None, once: bool = False,
+):
+    return x
+
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "nudge.py").write_text(PLUGIN)
+    return Registry([tmp_path / "nudge.py"])
+
+
+def with_nudge(registry, parameter, value):
+    changes = {"attacks": [{"name": "nudge", "parameters": {parameter: value}}]}
+    return build_matrix("matrix test", {**VALID, **changes}, registry)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "wanted"),
+    [
+        ("steps", "ten", "a valid integer"),
+        ("steps", 1.5, "a valid integer"),
+        ("steps", True, "a valid integer"),
+        ("size", "1", "a valid number"),
+        ("size", False, "a valid number"),
+        ("size", float("inf"), "a finite number"),
+        ("size", float("nan"), "a finite number"),
+        ("low", "none", "a valid number"),
+        ("way", "sideways", "'up' or 'down'"),
+        ("share", 1, "less than 1"),
+        ("known", "x", "a valid integer"),
+        ("bare", 1.5, "a valid integer"),
+        ("bare", [7], "a valid integer"),
+    ],
+)
+def test_a_parameter_is_checked_against_its_annotation(plugin, parameter, value, wanted):
+    """Or against the type of its default, where there is no annotation that can be evaluated."""
+    with pytest.raises(UserError) as caught:
+        with_nudge(plugin, parameter, value)
+    assert str(caught.value) == f"matrix test: nudge.{parameter} is {value!r}; it must be {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("steps", 3), ("size", 1), ("low", 2), ("way", "down"), ("share", 0.9), ("bare", 3), ("anything", "x")],
+)
+def test_what_an_annotation_allows_is_accepted(plugin, parameter, value):
+    assert with_nudge(plugin, parameter, value).attacks[0].parameters == {parameter: value}
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"bounded": ["size"]}, "card of 'broken': unknown only 'bounded'"),
+        ({"Linf": ["size"]}, "card of 'broken': unknown only 'Linf'"),
+        ({"minimal": ["sise"]}, "unknown parameter 'sise'; did you mean 'size'"),
+    ],
+)
+def test_a_card_names_its_own_kinds_norms_and_parameters(only, message):
+    with pytest.raises(UserError, match=message):
+
+        @attack("broken", norms=["L2"], access="decision", budget=5, only=only)
+        def broken(oracle, x, y, *, size=0.1):
+            return x
+
+
+def test_the_same_attack_may_differ_between_defenses():
+    entries = [{"name": "bim", "defenses": ["cnn"]}, {"name": "bim", "defenses": ["binary_cnn"], "budget": 5}]
+    matrix = build(changes={"attacks": entries, "defenses": ["cnn", "binary_cnn"]})
+    assert [entry.covers("cnn") for entry in matrix.attacks] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("attacks", "attacked_by"),
+    [
+        (["pgd:bounded"], ["pgd:bounded"]),
+        (["pgd"], ["pgd", "pgd:bounded"]),
+        (["boundary", "pgd:bounded"], ["boundary", "pgd:bounded"]),
+        ([], []),
+    ],
+)
+def test_a_defense_may_be_for_some_attacks_only_by_name_or_label(attacks, attacked_by):
+    changes = {"attacks": ["pgd", *VALID["attacks"]], "defenses": ["cnn", {"name": "binary_cnn", "attacks": attacks}]}
+    matrix = build(changes=changes.items())
+    assert all("cnn" in matrix.attacked_by(entry) for entry in matrix.attacks)
+    assert {e.label for e in matrix.attacks if "binary_cnn" in matrix.attacked_by(e)} == set(attacked_by)
+
+
+def test_attacks_and_defenses_restrict_each_other():
+    attacks = [{"name": "bim", "defenses": ["cnn"]}, {"name": "bim", "defenses": ["abs"], "budget": 5}, "fgm"]
+    matrix = build(changes={"attacks": attacks, "defenses": ["cnn", {"name": "abs", "attacks": ["bim"]}]}.items())
+    assert [matrix.attacked_by(entry) for entry in matrix.attacks] == [["cnn"], ["abs"], ["cnn"]]
+
+
+def test_a_choice_of_attacks_may_leave_a_defense_with_none_but_not_all_defenses():
+    changes = {"defenses": ["cnn", {"name": "abs", "attacks": ["pgd:bounded"]}]}
+    matrix = build(changes=changes.items(), attacks=["boundary"])
+    assert [matrix.attacked_by(entry) for entry in matrix.attacks] == [["cnn"]]
+    with pytest.raises(UserError, match="matrix test: its entries let none of boundary run on any of abs"):
+        build(changes=changes.items(), attacks=["boundary"], defenses=["abs"])
+
+
+def test_a_defense_may_be_for_some_studies_only():
+    defenses = ["cnn", {"name": "abs", "studies": ["distal"]}, {"name": "binary_abs", "studies": []}]
+    matrix = build(changes={"defenses": defenses, "studies": ["lower_bound", "distal"]}.items())
+    assert matrix.studied("lower_bound") == ["cnn"]
+    assert matrix.studied("distal") == ["cnn", "abs"]
+
+
+def test_a_matrix_that_is_not_there_or_not_toml_is_named(tmp_path):
+    with pytest.raises(UserError, match="unknown matrix 'digit'; did you mean 'digits'"):
+        read_matrix("digit")
+    (tmp_path / "bad.toml").write_text("samples = ")
+    with pytest.raises(UserError, match=r"bad.toml: not valid TOML"):
+        read_matrix(str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize("name", matrices())
+def test_every_embedded_matrix_is_valid(name):
+    where, data = read_matrix(name)
+    assert build_matrix(where, data, Registry()).name == name
+
+
+def test_the_studies_of_a_matrix_are_those_there_are():
+    assert get_args(StudyKind) == tuple(KINDS)
+
+
+SMOOTHED = {"name": "variational_smoothing:cnn", "variant": "wide", "parameters": {"radius": 0.2, "steps": 3}}
+
+
+@pytest.mark.parametrize(
+    ("attack", "before", "now"),
+    [
+        ("pgd", "bisections", "binary_search_steps"),
+        ("pgd", "step", "relative_step_size"),
+        ("fmn", "step", "step_size"),
+        ("latent_descent", "clean_bisections", "clean_binary_search_steps"),
+        ("eot_pgd", "draws", "eot_samples"),
+        ("gaussian_noise", "rungs", "num_scales"),
+    ],
+)
+def test_a_former_name_of_a_parameter_is_refused_with_the_new_one(attack, before, now):
+    with pytest.raises(UserError, match=rf"{attack}\.{before} is now called {now}$"):
+        build(changes={"attacks": [{"name": attack, "parameters": {before: 1}}]}.items())
+
+
+def test_a_defenses_parameters_make_it_a_defense_of_its_own():
+    matrix = build(changes={"defenses": ["variational_smoothing:cnn", SMOOTHED]}.items())
+    assert matrix.labels == ["variational_smoothing:cnn", "variational_smoothing:cnn:wide"]
+    registry = Registry(variants=matrix.variants)
+    dataset = load_dataset("digits")
+    plain, wide = (make_defense(label, dataset, registry) for label in matrix.labels)
+    assert (plain.defense.radius, plain.defense.steps) == (0.025, 1)
+    assert (wide.defense.radius, wide.defense.steps) == (0.2, 3)
+    assert wide.card.parameters == {**plain.card.parameters, "radius": 0.2, "steps": 3}
+    assert wide.parameters != plain.parameters
+    assert wide.learner.card.name == "cnn"
+
+
+def test_a_defense_is_chosen_by_its_label_and_set_on_the_command_line():
+    changes = {"defenses": ["cnn", SMOOTHED]}.items()
+    matrix = build(["variational_smoothing:cnn:wide.steps=5"], changes, defenses=["variational_smoothing:cnn:wide"])
+    (entry,) = matrix.defenses
+    assert entry.parameters == {"radius": 0.2, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "binary_cnn", "parameters": {"sigma": 1}}, "binary_cnn has no parameters, and 'sigma' is set"),
+        ({**SMOOTHED, "parameters": {"step": 1}}, "unknown parameter of variational_smoothing:cnn 'step'.*'steps'"),
+        (
+            {**SMOOTHED, "parameters": {"steps": "x"}},
+            "variational_smoothing:cnn.steps is 'x'; it must be a valid integer",
+        ),
+        ({**SMOOTHED, "parameters": {"radius": "wide"}}, "cnn.radius is 'wide'; it must be a valid number"),
+        (
+            {**SMOOTHED, "parameters": {"norm": "L0"}},
+            "variational_smoothing:cnn.norm is 'L0'; it must be 'L2' or 'Linf'",
+        ),
+        ({**SMOOTHED, "varient": "x"}, "defenses.1: unknown key 'varient'; did you mean 'variant'"),
+        ({"name": "abs", "variant": "schott2019"}, "'abs:schott2019' is another defense's name"),
+        ({**SMOOTHED, "variant": "ju2020"}, "'variational_smoothing:cnn:ju2020' is another defense's name"),
+        ({"name": "abs", "attacks": ["pdg"]}, "matrix test: unknown attack of abs 'pdg'; did you mean 'pgd'"),
+        ({"name": "abs", "attacks": "pgd"}, "defenses.1.attacks: Input should be a valid tuple .it is 'pgd'"),
+        ({"name": "abs", "attacks": [5]}, "unknown attack of abs '5'"),
+        ({"name": "abs", "studies": ["distals"]}, "defenses.1.studies.0: Input should be 'lower_bound', 'distal'"),
+        (5, "defenses.1: Input should be a valid dictionary"),
+        ("cnn", "defense 'cnn' stands twice; give one a variant"),
+    ],
+)
+def test_a_mistake_in_a_defense_is_one_line(entry, message):
+    with pytest.raises(UserError, match=message):
+        build(changes={"defenses": ["cnn", entry]}.items())
+
+
+@pytest.mark.parametrize("parameters", [{"sigma": -1.0}, {"draws": 0}, {"radius": -1.0}])
+def test_what_a_defense_cannot_do_is_said_when_it_is_built(parameters):
+    matrix = build(changes={"defenses": [{**SMOOTHED, "parameters": parameters}]}.items())
+    (key,) = parameters
+    with pytest.raises(UserError, match=f"'variational_smoothing:cnn:wide' .built-in. cannot be built: .*{key} is"):
+        make_defense(matrix.labels[0], load_dataset("digits"), Registry(variants=matrix.variants))
+
+
+def test_settings_and_choices_bear_matrices_that_are_wrong():
+    assert build(["defenses=['binary_cnn']", "samples=3"]).labels == ["binary_cnn"]
+    for changes in ({"defenses": 5}, {"defenses": "cnn"}, {"attacks": ["pgd", 5]}):
+        for settings in ([], ["samples=3"]):
+            with pytest.raises(UserError, match="Input should be"):
+                build(settings, changes.items())
+    assert build(changes={"defenses": 5}.items(), defenses=["cnn"]).labels == ["cnn"]
