@@ -351,12 +351,13 @@ def _differ(a: Tensor, b: Tensor) -> Tensor:
 def _replace_invalid(x: Tensor, candidate: Tensor, threat: ThreatModel) -> Tensor:
     """Returns ``candidate`` with its invalid rows replaced by those of ``x``, since ``x`` is never adversarial.
 
-    A row is valid if it is finite, in [0, 1] and in the ball.
+    A row is valid if it is finite, in [0, 1] and in the ball. A pixel of -0.0 becomes 0.0, so that equal images have
+    equal bytes.
     """
     pixels = candidate.flatten(1)
     in_range = torch.isfinite(pixels).all(1) & (pixels >= 0).all(1) & (pixels <= 1).all(1)
     lawful = in_range & threat.allows(threat.distance(torch.nan_to_num(candidate), x))
-    return torch.where(lawful.reshape(-1, 1, 1, 1), candidate, x)
+    return torch.where(lawful.reshape(-1, 1, 1, 1), candidate + 0.0, x)
 
 
 def _violation(candidates: Tensor, x: Tensor, threat: ThreatModel) -> str:

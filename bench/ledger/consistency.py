@@ -137,9 +137,12 @@ def image_violations(file: str, images: NDArray[Any], broken: NDArray[np.bool_],
         return
     pixels = images.reshape(len(images), -1)
     outside = ~((pixels >= 0) & (pixels <= 1)).all(1)
+    negative = np.signbit(pixels).any(1) & ~outside
     kept = ~broken & (pixels != 0).any(1)
     for row in np.flatnonzero(outside).tolist():
         yield Violation(file, "image", "outside [0, 1]", "pixels lie in [0, 1]", row, about.samples[row])
+    for row in np.flatnonzero(negative).tolist():
+        yield Violation(file, "image", "-0.0 somewhere", "the judge writes 0.0", row, about.samples[row])
     for row in np.flatnonzero(kept & ~outside).tolist():
         text = "its record is not broken, and then the image is zero"
         yield Violation(file, "image", "an image", text, row, about.samples[row])

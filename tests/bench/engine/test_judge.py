@@ -196,3 +196,16 @@ def test_a_draw_depends_on_seed_purpose_sample_image_and_number_alone():
     assert torch.equal(draws(2, samples=(7, 8, 8)), same)
     for other in (draws(2), draws(1, seed=1), draws(1, purpose="judge estimating")):
         assert not torch.equal(other, same)
+
+
+def test_equal_images_have_equal_bytes():
+    """A pixel of -0.0 is one of 0.0: the image that is stored, and the draws on it, do not tell them apart."""
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    chunk = Chunk(x, y, range(1), 2)
+    verdicts = []
+    for zero in (0.0, -0.0):
+        candidates = torch.tensor([[[[[0.9, zero]]]]])
+        verdicts.append(judge_of(StreamCoin()).judge(ThreatModel("Linf", RADIUS), chunk, candidates, candidates[:0]))
+    assert not torch.signbit(verdicts[1].images).any()
+    assert torch.equal(verdicts[0].deciding, verdicts[1].deciding)
+    assert torch.equal(verdicts[0].errors, verdicts[1].errors)

@@ -350,8 +350,9 @@ def test_another_cells_file_under_this_name_is_refused(run):
         (lambda images: images * 3, "outside [0, 1]"),
         (lambda images: images[:2], "float32 (2, 1, 4, 4)"),
         (lambda images: np.where(np.arange(4)[:, None, None, None] == 2, 0.5, images).astype(np.float32), "row 2"),
+        (lambda images: np.where(images == 0, np.float32(-0.0), images), "image is -0.0 somewhere"),
     ],
-    ids=["range", "count", "image of a sample that is not broken"],
+    ids=["range", "count", "image of a sample that is not broken", "negative zero"],
 )
 def test_images_that_do_not_fit_the_records_are_refused(run, change, message):
     write_cell(one(run), records(), change(ADVERSARIALS), {})
