@@ -20,7 +20,7 @@ Plugins = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
 Names = Annotated[str | None, typer.Option(help="Only these, separated by commas; may name others than the matrix.")]
-Samples = Annotated[int | None, typer.Option(help="Use the first so many test images.")]
+Samples = Annotated[int | None, typer.Option(help="Use the first N test images.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of training and attacks.")]
 Settings = Annotated[
     list[str] | None,

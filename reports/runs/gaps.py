@@ -1,4 +1,4 @@
-"""Reasons why a cell of a table has no number, or a number over fewer samples."""
+"""The smallest distance over all attacks, and why a place of a table has none, or one over fewer samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import pandas as pd
 
 from bench.contracts.norms import Norm
 from reports.runs.run import AttackRow, Run, once_per_run
-from reports.runs.smallest import smallest_of
+from reports.statistics.records import by_sample
+
+
+@once_per_run
+def smallest_of(run: Run, norm: Norm) -> dict[str, pd.Series]:
+    """Returns the smallest distances over all attacks by sample, for each defense that has some."""
+    return {str(name): by_sample(own, "distance") for name, own in run.smallest(norm).groupby("defense")}
 
 
 @once_per_run

@@ -17,10 +17,9 @@ from reports.evidence.randomized import (
     bounded_cells,
     percentage,
 )
-from reports.runs.gaps import gaps_of, invalid
+from reports.runs.gaps import gaps_of, invalid, smallest_of
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import AttackRow, Run, once_per_run
-from reports.runs.smallest import smallest_of
 from reports.statistics.distances import (
     accuracy_at,
     median_distance,

@@ -8,9 +8,9 @@ import numpy as np
 
 from bench.contracts.norms import Norm
 from reports.evidence.masking import judged_before
+from reports.runs.gaps import smallest_of
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
-from reports.runs.smallest import smallest_of
 from reports.statistics.distances import (
     local_optimality,
 )

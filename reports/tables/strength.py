@@ -16,9 +16,9 @@ from reports.evidence.randomized import (
     quantity_names,
     with_protocols,
 )
+from reports.runs.gaps import smallest_of
 from reports.runs.labels import DECIMALS, NORM_LABELS
 from reports.runs.run import Run
-from reports.runs.smallest import smallest_of
 from reports.statistics.distances import (
     accuracy_interval,
     median_interval,

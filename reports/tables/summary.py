@@ -10,9 +10,9 @@ from reports.evidence.randomized import (
     bound_note,
     power_note,
 )
+from reports.runs.gaps import smallest_of
 from reports.runs.labels import DECIMALS, NORM_LABELS
 from reports.runs.run import Run, once_per_run
-from reports.runs.smallest import smallest_of
 from reports.tables.cells import (
     BOLD,
     CLEAN,

@@ -197,10 +197,8 @@ def test_an_altered_image_is_at_another_distance(run, laboratory, defense):
     assert any("the stored image is at" in line for line in faults(run, laboratory, entry, row))
 
 
-def test_an_image_that_is_not_adversarial_is_judged_so(run, laboratory):
-    """With distances that fit it."""
-    entry, row = place(run, found, cells(run, "explained"))
-    clean = load_clean(run)
+def hardly_moved(clean, row):
+    """A forgery that puts an image next to the clean one, with distances that fit it."""
 
     def change(records, images):
         image = clean[row].copy()
@@ -209,23 +207,19 @@ def test_an_image_that_is_not_adversarial_is_judged_so(run, laboratory):
         moved = np.abs(image.astype(float) - clean[row]).max()
         records.loc[row, ["l0", "l2", "linf"]] = [1.0, moved, moved]
 
-    forge(run, entry, change)
+    return change
+
+
+def test_an_image_that_is_not_adversarial_is_judged_so(run, laboratory):
+    entry, row = place(run, found, cells(run, "explained"))
+    forge(run, entry, hardly_moved(load_clean(run), row))
     lines = faults(run, laboratory, entry, row)
     assert any(" adversarial_prediction is " in line and "the defense says" in line for line in lines)
 
 
 def test_an_image_that_draws_refute_is_judged_so(run, laboratory):
     entry, row = place(run, found, cells(run, "noisy"))
-    clean = load_clean(run)
-
-    def change(records, images):
-        image = clean[row].copy()
-        image[0, 0, 0] += 0.01 if image[0, 0, 0] < 0.5 else -0.01
-        images["adversarial"][row] = image
-        moved = np.abs(image.astype(float) - clean[row]).max()
-        records.loc[row, ["l0", "l2", "linf"]] = [1.0, moved, moved]
-
-    forge(run, entry, change)
+    forge(run, entry, hardly_moved(load_clean(run), row))
     lines = faults(run, laboratory, entry, row)
     assert any(" broken is True" in line for line in lines), lines
 
