@@ -52,10 +52,10 @@ def fmn(
         gradient, logits = oracle.gradient(z[active], y[active], logit_margin, active)
         margin = logit_margin(logits, y[active])
         slope = torch.nan_to_num(gradient).flatten(1).abs().sum(1).clamp_min(torch.finfo(x.dtype).tiny)
-        linearised = (z[active] - clean).flatten(1).abs().amax(1) + margin.abs() / slope
+        linearized = (z[active] - clean).flatten(1).abs().amax(1) + margin.abs() / slope
         closest = oracle.closest_distance[active].to(x.dtype)
-        # On the linearised boundary itself, rounding decides: the first radius is a little larger.
-        grown = torch.where(torch.isfinite(closest), radius, linearised) * (1 + change)
+        # On the linearized boundary itself, rounding decides: the first radius is a little larger.
+        grown = torch.where(torch.isfinite(closest), radius, linearized) * (1 + change)
         radii[active] = torch.where(margin > 0, torch.minimum(radius * (1 - change), closest), grown)
         moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, "L2")
         z[active] = project(moved, clean, "Linf", radii[active])

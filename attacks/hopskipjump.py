@@ -14,7 +14,7 @@ from torch import Tensor
 from attacks.boundary import smoothed, starting_points
 from attacks.parts.gradients import length, per_image
 from bench.contracts.cards import attack
-from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.norms import NormName, check_norm, of_norm
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count
 
@@ -141,7 +141,7 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) ->
     return shrink(x, z, high, norm)
 
 
-def shrink(x: Tensor, z: Tensor, share: Tensor, norm: Norm) -> Tensor:
+def shrink(x: Tensor, z: Tensor, share: Tensor, norm: NormName) -> Tensor:
     """Brings ``z`` (N, C, H, W) to ``share`` (N,) of its distance to ``x``, blended for L2 and clipped for Linf."""
     check_norm(norm, ("L2", "Linf"))
     if norm == "L2":

@@ -11,7 +11,7 @@ from attacks.parts.epsilon_search import smallest_epsilon
 from attacks.parts.gradients import length, per_image
 from attacks.parts.random_search import random_search
 from bench.contracts.cards import attack
-from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.norms import NormName, check_norm, of_norm
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Natural, Positive
 from bench.contracts.threat import project
@@ -87,7 +87,7 @@ def edge_of_squares(progress: float, share: float, height: int, width: int) -> i
     return min(max(edge, 1), height, width)
 
 
-def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
+def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: NormName) -> Tensor:
     """Moves ``z`` from ``x`` to the surface of the ball of ``radius`` (N,), then into the box.
 
     For Linf, the signs give a corner. For L2, ``z`` moves along the ray, and again after clipping, as far as the box

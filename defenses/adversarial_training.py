@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bench import defense
 from bench.contracts.ascent import ascend
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.threat import project
 from bench.datasets.dataset import Dataset
 from bench.datasets.split import Split
@@ -91,7 +91,7 @@ SMALL = Setting(
     learning_rate=2e-3,
 )
 """A smaller setting for images of 8x8 pixels."""
-SETTINGS: dict[tuple[str, Norm], Setting] = {
+SETTINGS: dict[tuple[str, NormName], Setting] = {
     ("mnist", "Linf"): MADRY,
     ("mnist", "L2"): JU,
     # These balls are smaller than E-ABS's thresholds, 0.1 and 1.5, because clean accuracy falls too low there. Clean
@@ -114,9 +114,9 @@ class AdversariallyTrained(nn.Module):
         norm: norm of the training ball, L2 or Linf.
     """
 
-    def __init__(self, dataset: Dataset, norm: Norm) -> None:
+    def __init__(self, dataset: Dataset, norm: NormName) -> None:
         super().__init__()
-        self.norm: Norm = norm
+        self.norm: NormName = norm
         self.setting = SETTINGS[dataset.name, norm]
         self.net = self.setting.net(dataset)
 
@@ -139,8 +139,8 @@ class AdversariallyTrained(nn.Module):
             adversarial = perturb(self.net, x, y, self.norm, epsilon, setting.steps, setting.reach)
             return F.cross_entropy(self(adversarial), y)
 
-        trainer.initialise(self)
-        trainer.minimise(
+        trainer.initialize(self)
+        trainer.minimize(
             self.parameters(),
             loss,
             data,
@@ -155,7 +155,7 @@ def perturb(
     net: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    norm: Norm,
+    norm: NormName,
     epsilon: Tensor | float,
     steps: int,
     reach: float = 2.5,

@@ -181,8 +181,8 @@ class BetaVariationalClassifier(nn.Module):
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Minimizes the loss by Adam, for encoder, decoder and classifier together."""
-        trainer.initialise(self)
-        trainer.minimise(
+        trainer.initialize(self)
+        trainer.minimize(
             self.parameters(),
             self.loss,
             data,

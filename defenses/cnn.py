@@ -88,8 +88,8 @@ class ConvolutionalNet(nn.Module):
             squares = (cast(nn.Conv2d, layer).weight.square().sum() for layer in self.convolutions)
             return loss + WEIGHT_PENALTY * sum(squares, torch.zeros((), device=x.device))
 
-        trainer.initialise(self)
-        trainer.minimise(
+        trainer.initialize(self)
+        trainer.minimize(
             self.parameters(),
             loss,
             data,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import defense
-from bench.contracts.norms import Norm, check_norm
+from bench.contracts.norms import NormName, check_norm
 from bench.contracts.protocols import LowerBound
 from bench.contracts.streams import Streams
 from bench.datasets.dataset import Dataset
@@ -25,7 +25,7 @@ class NearestNeighbour(nn.Module):
 
     images: Tensor
     counts: Tensor
-    bound_norms: tuple[Norm, ...] = ("L2",)
+    bound_norms: tuple[NormName, ...] = ("L2",)
 
     def __init__(self, images: Tensor, labels: Tensor, classes: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class NearestNeighbour(nn.Module):
         output: Tensor = self(x)
         return output
 
-    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+    def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """Certified L2 radii min_c (d_c - d_y) / 2, (N,). The distances d_c are 1-Lipschitz in the image."""
         check_norm(norm, self.bound_norms)
         distances = -self(x)

@@ -22,7 +22,7 @@ from bench.contracts.ascent import ascend, steepest
 from bench.contracts.cards import DefenseCard
 from bench.contracts.door import NO_DRAWS, drawn_logits
 from bench.contracts.errors import UserError
-from bench.contracts.norms import Norm, check_norm
+from bench.contracts.norms import NormName, check_norm
 from bench.contracts.protocols import Defense, HasInputGradient, LowerBound
 from bench.contracts.streams import RowStreams, Streams
 from bench.contracts.threat import project
@@ -61,7 +61,7 @@ class Smoothed:
 class RandomizedSmoothing(Smoothed):
     """f(x + noise), noise ~ N(0, ``sigma``^2 I) (Cohen et al. 2019, equation 1)."""
 
-    bound_norms: tuple[Norm, ...] = ("L2",)
+    bound_norms: tuple[NormName, ...] = ("L2",)
 
     def __init__(self, base: Defense, *, sigma: float = NOISE) -> None:
         super().__init__(base)
@@ -73,7 +73,7 @@ class RandomizedSmoothing(Smoothed):
         return drawn_logits(self.base, x + self.sigma * rng.normal(x.shape[1:]), NO_DRAWS)
 
     @torch.no_grad()
-    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+    def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """Certified L2 radii sigma Phi^-1(p), (N,), or 0 where p is at most one half (theorem 1 and Certify).
 
         The number p is a lower confidence bound on the probability of class ``y`` (N,) under the noise. In the
@@ -111,7 +111,7 @@ class VariationalSmoothing(Smoothed):
         classes: int,
         *,
         radius: float,
-        norm: Norm = "Linf",
+        norm: NormName = "Linf",
         sigma: float = NOISE,
         steps: int = 1,
         draws: int = 1,
@@ -238,7 +238,7 @@ def _check_least(parameter: str, value: object, least: int) -> None:
 
 def _check_base(base: DefenseCard) -> None:
     if base.randomized:
-        raise UserError(f"defense {base.name!r} is randomised itself; smoothing is for deterministic ones")
+        raise UserError(f"defense {base.name!r} is randomized itself; smoothing is for deterministic ones")
 
 
 def _differentiable(base: Defense) -> Defense:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.contracts.errors import unknown
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.figures.drawing import draw
 from reports.figures.figures import curve_figure, plots
 from reports.figures.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
@@ -132,7 +132,7 @@ def _beside(table: Table, numbers: Iterable[tuple[str, Numbers]]) -> list[Table]
     return [each for each in shown if each is not None]
 
 
-def _section(run: Run, norm: Norm, baseline: str | None, papers: Sequence[str]) -> Section:
+def _section(run: Run, norm: NormName, baseline: str | None, papers: Sequence[str]) -> Section:
     summary, defenses = summary_table(run, norm), run.defenses_in(norm)
     return Section(
         norm=norm,

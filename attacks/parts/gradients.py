@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.contracts import ascent
-from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.norms import NormName, check_norm, of_norm
 
 SPREAD = 5.0
 """Standard deviation to which losses scale the logits, as in a well-trained network."""
@@ -26,7 +26,7 @@ def length(x: Tensor) -> Tensor:
     return lengths
 
 
-def diameter(x: Tensor, norm: Norm) -> float:
+def diameter(x: Tensor, norm: NormName) -> float:
     """Largest distance in ``norm`` (L2 or Linf) between two images of the shape of ``x`` (N, C, H, W)."""
     return of_norm(norm, L2=math.sqrt(x.shape[1:].numel()), Linf=1.0)
 
@@ -65,7 +65,7 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(true, -torch.inf).amax(1) - logits[true]
 
 
-def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+def steepest(gradient: Tensor, x: Tensor, norm: NormName) -> Tensor:
     """Returns the step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most.
 
     See `usable` for gradients that vanish.
@@ -73,7 +73,7 @@ def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
     return ascent.steepest(usable(gradient, x, norm), norm)
 
 
-def usable(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+def usable(gradient: Tensor, x: Tensor, norm: NormName) -> Tensor:
     """Returns the gradient in a form in which `bench.contracts.ascent.steepest` finds a direction.
 
     Where the gradient vanishes, every direction is equally good. The direction chosen leads from each pixel's value in

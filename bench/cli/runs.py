@@ -141,7 +141,7 @@ def plan(
     passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
     typer.echo(
         f"{len(planned.cells)} cells of {built.samples} samples and {len(planned.studies)} studies: "
-        f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimisation steps "
+        f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimization steps "
         f"included); {len(planned.untrained)} defenses to train."
     )
 

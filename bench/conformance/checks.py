@@ -21,7 +21,7 @@ from bench.conformance.examination import (
 )
 from bench.contracts.cards import DefenseCard
 from bench.contracts.door import drawn_logits, linearize, reconstructions
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import (
     Defense,
     HasDecision,
@@ -47,7 +47,7 @@ _DISAGREEMENT = 0.05
 kinks cause some of it."""
 _UNROLLED_STEP, _UNROLLED_DISAGREEMENT = 0.1, 0.1
 """Step and bound for derivatives through an optimization, which crosses more kinks. The median is over all logits."""
-_EPSILONS: dict[Norm, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
+_EPSILONS: dict[NormName, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.contracts.norms import Norm, check_norm
+from bench.contracts.norms import NormName, check_norm
 from bench.contracts.threat import project
 
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -22,7 +22,7 @@ objective's gradient at these rows. The other rows keep their iterates."""
 def ascend(
     gradient: Gradient,
     center: Tensor,
-    norm: Norm,
+    norm: NormName,
     radius: Tensor | float,
     *,
     start: Tensor,
@@ -53,7 +53,7 @@ def ascend(
     return z, rows
 
 
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+def steepest(gradient: Tensor, norm: NormName) -> Tensor:
     """Returns the direction (N, C, H, W) of steepest ascent, with length one in ``norm``.
 
     The direction is 0 where the gradient is 0.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from bench.contracts.errors import UserError, unknown
-from bench.contracts.norms import NORMS, Norm
+from bench.contracts.norms import NORMS, NormName
 
 Access = Literal["gradient", "unrolled", "score", "decision", "latent", "transfer"]
 """The queries that an attack may make. `gradient` includes scores, and scores include decisions. `unrolled` gradients
@@ -104,7 +104,7 @@ class AttackCard:
     library: bool = False
     citation: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    only: dict[Kind | Norm, tuple[str, ...]] = field(default_factory=dict)
+    only: dict[Kind | NormName, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("attack", self.name)
@@ -181,7 +181,7 @@ def attack(
     stochastic: bool = False,
     library: bool = False,
     citation: str = "",
-    only: Mapping[Kind | Norm, Sequence[str]] | None = None,
+    only: Mapping[Kind | NormName, Sequence[str]] | None = None,
 ) -> Callable[[Function], Function]:
     """Declares ``function(oracle, x, y, *, parameters...)`` as an attack. The arguments are those of `AttackCard`.
 

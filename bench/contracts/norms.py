@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal, TypeVar, get_args
 
-Norm = Literal["L0", "L2", "Linf"]
+NormName = Literal["L0", "L2", "Linf"]
 """L0: number of pixels changed in any channel. L2: Euclidean length. Linf: largest change of a pixel's intensity."""
-NORMS: tuple[Norm, ...] = get_args(Norm)
+NORMS: tuple[NormName, ...] = get_args(NormName)
 TOLERANCE = 1e-6
 """Relative tolerance of every comparison of a distance with an epsilon."""
 Choice = TypeVar("Choice")

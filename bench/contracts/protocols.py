@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.contracts.cards import DefenseCard
 from bench.contracts.errors import DefenseFault
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.streams import RowStreams, Streams
 
 VectorJacobian = Callable[[Tensor], Tensor]
@@ -112,10 +112,10 @@ class LowerBound:
 class HasLowerBound(Protocol):
     """A defense that bounds the distance to its nearest adversarial example."""
 
-    bound_norms: tuple[Norm, ...]
+    bound_norms: tuple[NormName, ...]
     """The norms in which it has a bound."""
 
-    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+    def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """Returns lower bounds on the distance of each image in ``x`` (N, C, H, W) to its nearest adversarial example.
 
         An adversarial example is an image that is not assigned the row's class in ``y`` (N,). ``streams`` has one
@@ -265,7 +265,7 @@ def offers(defense_card: DefenseCard, defense: object, access: str) -> str | Non
         return None if isinstance(defense, HasReconstruction) else "has no reconstructions"
     if access == "unrolled":
         if not isinstance(defense, HasUnrolledGradient):
-            return "gives no gradient through an optimisation"
+            return "gives no gradient through an optimization"
         access = "gradient"
     if order.index(access) <= order.index(defense_card.access):
         return None

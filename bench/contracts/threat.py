@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.contracts.norms import Norm, check_norm, of_norm, within
+from bench.contracts.norms import NormName, check_norm, of_norm, within
 
 _ROUNDING = 2.0**-24
 """The most by which rounding to float32 moves a number below 1."""
@@ -27,7 +27,7 @@ class ThreatModel:
         ValueError: for an unknown norm.
     """
 
-    norm: Norm
+    norm: NormName
     epsilon: float | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class ThreatModel:
         return inside
 
 
-def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
+def distance(a: Tensor, b: Tensor, norm: NormName) -> Tensor:
     """Returns the distance of each row of ``a`` (N, C, H, W) to the same row of ``b``, as float64 (N,).
 
     L0 counts the pixels that differ in any channel (Schott et al. 2019, section 6).
@@ -62,7 +62,7 @@ def distance(a: Tensor, b: Tensor, norm: Norm) -> Tensor:
     return difference.abs_().amax(1)
 
 
-def project(x: Tensor, center: Tensor, norm: Norm, epsilon: Tensor | float) -> Tensor:
+def project(x: Tensor, center: Tensor, norm: NormName, epsilon: Tensor | float) -> Tensor:
     """Projects ``x`` to the nearest point in the L2 or Linf ball around ``center``, and clips it to [0, 1].
 
     ``epsilon`` is one radius or one per row (N,). With ``center`` in [0, 1], clipping cannot leave the ball. The radius

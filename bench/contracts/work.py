@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from bench.contracts.cards import Access
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.source import identity_hash
 
 SCHEMA_VERSION = 3
@@ -60,7 +60,7 @@ class Cell:
     defense: str
     attack: str
     function: str
-    norm: Norm
+    norm: NormName
     epsilon: float | None
     access: Access
     parameters: dict[str, Any]
@@ -116,7 +116,7 @@ class Study:
     kind: str
     dataset: str
     defense: str
-    norm: Norm | None
+    norm: NormName | None
     epsilon: float | None
     seed: int
     samples: int

@@ -22,7 +22,7 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class ColourArchive:
+class ColorArchive:
     """Color images of 32x32 pixels in ``train.npz`` and ``test.npz``, or in torchvision's own files.
 
     Each npz file holds the images ``x`` uint8 (N, 32, 32, 3) and the labels ``y`` (N,).
@@ -60,7 +60,7 @@ class DatasetCard:
     test: int
     source: str
     citation: str
-    archive: Archive | ColourArchive | None = None
+    archive: Archive | ColorArchive | None = None
 
 
 DATASETS: dict[str, DatasetCard] = {
@@ -121,7 +121,7 @@ DATASETS: dict[str, DatasetCard] = {
             test=10000,
             source="npz files (all or a part), or torchvision's download",
             citation="Krizhevsky 2009, Learning multiple layers of features from tiny images",
-            archive=ColourArchive("cifar10", "CIFAR10"),
+            archive=ColorArchive("cifar10", "CIFAR10"),
         ),
         DatasetCard(
             name="cifar2",
@@ -131,7 +131,7 @@ DATASETS: dict[str, DatasetCard] = {
             test=2000,
             source="airplanes and automobiles of cifar10",
             citation="Krizhevsky 2009; the two classes of Schott et al. 2019, appendix A.1",
-            archive=ColourArchive("cifar10", "CIFAR10", kept=(0, 1)),
+            archive=ColorArchive("cifar10", "CIFAR10", kept=(0, 1)),
         ),
         DatasetCard(
             name="gtsrb_top10",
@@ -142,7 +142,7 @@ DATASETS: dict[str, DatasetCard] = {
             source="npz files",
             citation="Stallkamp, Schlipsing, Salmen & Igel 2012, Man vs. computer; its ten most frequent classes, in "
             "place of Ju & Wagner's SuperTraffic-10",
-            archive=ColourArchive("gtsrb-top10"),
+            archive=ColorArchive("gtsrb-top10"),
         ),
         DatasetCard(
             name="svhn",
@@ -152,7 +152,7 @@ DATASETS: dict[str, DatasetCard] = {
             test=26032,
             source="npz files (all or a part), or torchvision's download",
             citation="Netzer et al. 2011, Reading digits in natural images with unsupervised feature learning",
-            archive=ColourArchive("svhn", "SVHN"),
+            archive=ColorArchive("svhn", "SVHN"),
         ),
     )
 }

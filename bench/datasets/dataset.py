@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bench.contracts.errors import UserError, unknown
-from bench.datasets.cards import DATASETS, ColourArchive
+from bench.datasets.cards import DATASETS, ColorArchive
 from bench.datasets.downloads import downloaded, read_by_torchvision
 from bench.datasets.files import read_digits, read_npz, read_verified
 from bench.datasets.split import Part, Split
@@ -78,7 +78,7 @@ def _load_split(name: str, part: Part, data_dir: Path | None) -> Split:
     archive = DATASETS[name].archive
     if archive is None:
         return read_digits(part)
-    if isinstance(archive, ColourArchive):
+    if isinstance(archive, ColorArchive):
         return _color(name, archive, part, data_dir)
     root = data_dir if data_dir is not None else downloaded(name, archive)
     prefix = "train" if part == "train" else "t10k"
@@ -88,7 +88,7 @@ def _load_split(name: str, part: Part, data_dir: Path | None) -> Split:
     return Split(torch.from_numpy(images).unsqueeze(1).float().div_(255), torch.from_numpy(labels).long())
 
 
-def _color(name: str, archive: ColourArchive, part: Part, data_dir: Path | None) -> Split:
+def _color(name: str, archive: ColorArchive, part: Part, data_dir: Path | None) -> Split:
     path = None if data_dir is None else data_dir / archive.folder / f"{part}.npz"
     if path is not None and path.is_file():
         x, y = read_npz(path)

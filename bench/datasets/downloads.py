@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
 from bench.datasets.cache import cache_dir
-from bench.datasets.cards import Archive, ColourArchive
+from bench.datasets.cards import Archive, ColorArchive
 from bench.datasets.files import find_file
 from bench.datasets.split import Part
 
 
 def read_by_torchvision(
-    name: str, archive: ColourArchive, part: Part, data_dir: Path | None
+    name: str, archive: ColorArchive, part: Part, data_dir: Path | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Reads torchvision's files from the data folder; without a data folder, downloads them into the cache.
 

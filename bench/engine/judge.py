@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import NORMS, Norm, within
+from bench.contracts.norms import NORMS, NormName, within
 from bench.contracts.protocols import Defense
 from bench.contracts.threat import ThreatModel, distance, snap_to_threshold
 from bench.contracts.work import ALPHA
@@ -92,7 +92,7 @@ class Judged:
     deciding: Tensor
     estimating: Tensor
     non_finite: Tensor
-    distances: dict[Norm, Tensor]
+    distances: dict[NormName, Tensor]
     violation: list[str]
 
 

@@ -1,8 +1,8 @@
 """The only door through which an attack sees a defense.
 
 It grants the access that the attack's card declares, counts every query per sample, stops samples at the budget,
-averages over draws of randomised defenses, and remembers the closest adversarial among all queries (for a binarised
-defense, of the queries' nearest equivalents; of a randomised one, among those that further draws confirm).
+averages over draws of randomized defenses, and remembers the closest adversarial among all queries (for a binarized
+defense, of the queries' nearest equivalents; of a randomized one, among those that further draws confirm).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bench.engine.meter import Meter
 from bench.engine.queried import QueriedDefense
 
 FRESH_DRAWS = 100
-"""Draws over which an answer of a randomised defense is averaged anew that reaches a goal other than misclassification.
+"""Draws over which an answer of a randomized defense is averaged anew that reaches a goal other than misclassification.
 """
 
 
@@ -128,19 +128,19 @@ class DefenseOracle:
         self._queried.draws = number
 
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over `draws` if randomised."""
+        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over `draws` if randomized."""
         self._require("decision")
         return self._forward(x, ids, self._y[ids], self._queried.majority)
 
     def scores(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits (N, K) of images ``x``, averaged over `draws` if the defense is randomised."""
+        """Logits (N, K) of images ``x``, averaged over `draws` if the defense is randomized."""
         self._require("score")
         return self._forward(x, ids, self._queried.refusal(x, ids), self._queried.mean)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
 
-        For a randomised defense these are the logits averaged over `draws` and the gradient of the loss of that
+        For a randomized defense these are the logits averaged over `draws` and the gradient of the loss of that
         average; where further draws refute that ``x`` is adversarial, the true class's logit is raised to the highest.
         """
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.work import ENTRY, Study
 from bench.datasets.dataset import Dataset
 from bench.ledger.files import write_study
@@ -49,7 +49,7 @@ def put_to_test(
         write_manifest(run, {**manifest, "studies": [*others, *entries]})
 
 
-def _study(name: str, loaded: LoadedDefense, norm: Norm, rows: pd.DataFrame, dataset: Dataset, seed: int) -> Study:
+def _study(name: str, loaded: LoadedDefense, norm: NormName, rows: pd.DataFrame, dataset: Dataset, seed: int) -> Study:
     digest = hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
     return Study(
         kind=KIND,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench.conformance.examination import examined
 from bench.contracts.errors import UserError, unknown
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.work import ALPHA, SCHEMA_VERSION, Cell, Judging
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import CellResult, run_cell
@@ -122,7 +122,7 @@ def import_adversarials(
     device: torch.device,
     plugins: Sequence[str | Path] = (),
     stretch: bool = False,
-) -> tuple[Candidates, dict[Norm, CellResult]]:
+) -> tuple[Candidates, dict[NormName, CellResult]]:
     """Judges the candidates of a file in every norm of a run and enters them into its ledger as an attack.
 
     Returns the candidates, and the results by norm. A sample without a candidate counts as not found. Candidates are
@@ -238,7 +238,7 @@ def _cell(
     candidates: Candidates,
     loaded: LoadedDefense,
     data: Dataset,
-    norm: Norm,
+    norm: NormName,
     samples: int,
     seed: int,
     state: dict[str, str],

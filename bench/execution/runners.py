@@ -16,7 +16,7 @@ from bench.contracts.work import Work
 from bench.engine.cell import (
     OUT_OF_MEMORY,
 )
-from bench.execution.worker import Failures, Job, Workshop
+from bench.execution.worker import Failures, Job, Worker
 
 _GRACE_SECONDS = 60
 """Seconds after a cell's timeout at which its worker is killed. Between queries a worker notices the timeout itself."""
@@ -32,13 +32,13 @@ OnChunk = Callable[[Work, int], None]
 def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
     """Runs cells one after another in this process."""
     threads = torch.get_num_threads()
-    workshop = Workshop(job)
+    worker = Worker(job)
     for cell in cells:
-        on_done(cell, workshop.execute(cell, partial(on_chunk, cell)))
+        on_done(cell, worker.execute(cell, partial(on_chunk, cell)))
     torch.set_num_threads(threads)
 
 
-class _Worker:
+class _WorkerProcess:
     """A worker process and its current cell."""
 
     def __init__(self, job: Job) -> None:
@@ -65,49 +65,49 @@ class _Worker:
         self.connection.close()
 
 
-def run_processes(job: Job, cells: Sequence[Work], workers: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_processes(job: Job, cells: Sequence[Work], count: int, on_done: OnDone, on_chunk: OnChunk) -> None:
     """Runs cells in worker processes. If a worker dies or hangs, its cell fails and the worker is replaced."""
     waiting = iter(cells)
     lost: list[tuple[Work, str]] = []
-    crew = [_Worker(job) for _ in range(min(workers, len(cells)))]
+    workers = [_WorkerProcess(job) for _ in range(min(count, len(cells)))]
     try:
-        crew = [worker for worker in crew if _assign(worker, waiting)]
-        while crew:
-            ready = wait([worker.connection for worker in crew], timeout=1.0)
-            for worker in list(crew):
+        workers = [worker for worker in workers if _assign(worker, waiting)]
+        while workers:
+            ready = wait([worker.connection for worker in workers], timeout=1.0)
+            for worker in list(workers):
                 reason = None
                 if worker.connection in ready:
-                    reason = _hear(worker, on_done, on_chunk)
+                    reason = _receive(worker, on_done, on_chunk)
                 elif worker.overdue:
                     reason = "timeout: its worker hung and was killed"
                 if reason is not None:
                     assert worker.cell is not None
                     lost.append((worker.cell, reason))
-                    crew.remove(worker)
+                    workers.remove(worker)
                     worker.stop()
-                    worker = _Worker(job)
-                    crew.append(worker)
+                    worker = _WorkerProcess(job)
+                    workers.append(worker)
                     worker.cell = None
                 if worker.cell is None and not _assign(worker, waiting):
-                    crew.remove(worker)
+                    workers.remove(worker)
                     worker.stop()
     finally:
-        for worker in crew:
+        for worker in workers:
             worker.stop()
-    workshop = Workshop(job) if lost else None
-    for cell, reason in lost:
-        assert workshop is not None
-        on_done(cell, workshop.fail(cell, reason))
+    if lost:
+        here = Worker(job)
+        for cell, reason in lost:
+            on_done(cell, here.fail(cell, reason))
 
 
-def _assign(worker: _Worker, waiting: Iterator[Work]) -> bool:
+def _assign(worker: _WorkerProcess, waiting: Iterator[Work]) -> bool:
     cell = next(waiting, None)
     if cell is not None:
         worker.give(cell)
     return cell is not None
 
 
-def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
+def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str | None:
     """Handles one message from a worker. Returns the reason if the worker is lost, otherwise None."""
     assert worker.cell is not None
     try:
@@ -131,10 +131,10 @@ def _hear(worker: _Worker, on_done: OnDone, on_chunk: OnChunk) -> str | None:
 def _serve(job: Job, connection: Connection) -> None:
     """Runs a worker's main loop: receives cells, runs them, reports. The loop ends when the connection is closed."""
     try:
-        workshop = Workshop(job)
+        worker = Worker(job)
         while True:
             cell = connection.recv()
-            failed = workshop.execute(cell, lambda samples: connection.send(("chunk", samples)))
+            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
             connection.send(("done", failed))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return

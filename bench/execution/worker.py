@@ -53,7 +53,7 @@ class Job:
     provenance: dict[str, Any]
 
 
-class Workshop:
+class Worker:
     """Runs cells and studies in this process.
 
     Each defense is loaded and examined once, and judged once on each chunk of clean images.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.oracle import DRAWS
 from bench.contracts.protocols import offers
 from bench.contracts.source import Closure, engine_code
@@ -26,7 +26,7 @@ class NotApplicable:
 
     defense: str
     attack: str
-    norm: Norm
+    norm: NormName
     reason: str
 
 
@@ -73,7 +73,7 @@ def _cell(
     matrix: Matrix,
     entry: AttackEntry,
     attack: Plugin,
-    norm: Norm,
+    norm: NormName,
     loaded: LoadedDefense,
     substitute: LoadedDefense | None,
     dataset: Dataset,

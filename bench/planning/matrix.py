@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bench.contracts.cards import AttackCard, Kind
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.plugins.builtins import Group
 from bench.plugins.registry import Variants
 
@@ -69,7 +69,7 @@ class AttackEntry(Entry):
             entries.
     """
 
-    norms: tuple[Norm, ...] | None = None
+    norms: tuple[NormName, ...] | None = None
     bounded: bool = False
     budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
@@ -109,7 +109,7 @@ class Matrix(_Strict):
     name: str = ""
     dataset: str
     samples: int = Field(ge=1)
-    thresholds: dict[Norm, Threshold] = Field(min_length=1)
+    thresholds: dict[NormName, Threshold] = Field(min_length=1)
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
@@ -157,7 +157,7 @@ class Matrix(_Strict):
         for label, count in Counter(self.labels).items():
             if count > 1:
                 raise ValueError(f"defense {label!r} stands twice; give one a variant")
-        seen: set[tuple[str, str, Norm | None]] = set()
+        seen: set[tuple[str, str, NormName | None]] = set()
         for entry in self.attacks:
             for defense in self.attacked_by(entry):
                 for norm in entry.norms or (None,):
@@ -175,7 +175,7 @@ class Matrix(_Strict):
         """Returns the labels of the defenses on which a kind of study runs, in order."""
         return [each.label for each in self.defenses if each.studies is None or kind in each.studies]
 
-    def norms_of(self, entry: AttackEntry, card: AttackCard) -> list[Norm]:
+    def norms_of(self, entry: AttackEntry, card: AttackCard) -> list[NormName]:
         """Returns the norms that an entry attacks, in the order of the thresholds."""
         wanted = set(card.norms) if entry.norms is None else set(entry.norms)
         return [norm for norm in self.thresholds if norm in wanted]

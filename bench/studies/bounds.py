@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense, HasLowerBound
 from bench.contracts.streams import Streams
 from bench.contracts.work import Study
@@ -25,7 +25,7 @@ SCHEMA = schema(("lower_bound", pa.float64()), ("certificate", pa.bool_()), ("no
 (`bench.studies.counting`). A search that bypasses these methods shows only in the seconds."""
 
 
-def norms_of(defense: Defense) -> Sequence[Norm]:
+def norms_of(defense: Defense) -> Sequence[NormName]:
     """Returns the norms in which a defense bounds distances."""
     return defense.bound_norms if isinstance(defense, HasLowerBound) else ()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.contracts.chunk import Chunk
 from bench.contracts.door import detection_scores
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense, HasDetectionScore
 from bench.contracts.threat import ThreatModel, project
 from bench.contracts.work import Study
@@ -52,7 +52,7 @@ misclassified and accepted. If no training image has an adversarial example, the
 no image is refused and the suspicions are NaN. The cost of the detector's training is divided among the samples."""
 
 
-def norms_of(defense: Defense) -> Sequence[Norm]:
+def norms_of(defense: Defense) -> Sequence[NormName]:
     """Returns L2 and Linf for deterministic defenses with a detection score and gradients, otherwise no norm."""
     studied = isinstance(defense, HasDetectionScore) and defense.card.access == "gradient"
     return ("L2", "Linf") if studied and not defense.card.randomized else ()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.contracts.confidence import CONFIDENT, Calibration, calibrate
 from bench.contracts.door import NO_DRAWS, drawn_logits
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
@@ -44,7 +44,7 @@ calibration's passes are divided among the noise images. Status and confidence c
 (`confidences`)."""
 
 
-def norms_of(defense: Defense) -> Sequence[Norm | None]:
+def norms_of(defense: Defense) -> Sequence[NormName | None]:
     """Returns a single None (no norm matters) for deterministic defenses with gradients, otherwise nothing."""
     return (None,) if defense.card.access == "gradient" and not defense.card.randomized else ()
 

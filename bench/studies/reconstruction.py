@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense, HasDecodedImage, HasReconstruction
 from bench.contracts.threat import ThreatModel
 from bench.contracts.work import Study
@@ -43,7 +43,7 @@ mean squared difference between the candidate in the ball and its reconstruction
 of the candidate. Candidate and reconstruction are stored as images, one after the other."""
 
 
-def norms_of(defense: Defense) -> Sequence[Norm]:
+def norms_of(defense: Defense) -> Sequence[NormName]:
     """Returns L2 and Linf for deterministic defenses with reconstructions and gradients, otherwise no norm."""
     studied = isinstance(defense, HasReconstruction | HasDecodedImage) and defense.card.access == "gradient"
     return ("L2", "Linf") if studied and not defense.card.randomized else ()

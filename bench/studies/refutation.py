@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense
 from bench.engine.ballot import Ballot
 from bench.engine.verdicts import each_draw
@@ -36,7 +36,7 @@ SCHEMA = schema(
 adversarial example. ``errors`` is the number of ``draws`` that misclassify this example. ``status`` is ``tested``."""
 
 
-def contested(run: Path, defense: str, norm: Norm) -> pd.DataFrame:
+def contested(run: Path, defense: str, norm: NormName) -> pd.DataFrame:
     """Returns the nearest adversarial examples of a run that lie within a certificate, ordered by sample.
 
     The columns are ``sample``, ``label``, ``lower_bound``, ``distance``, and the ``cell`` that found the example.

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
@@ -56,7 +56,7 @@ class Kind(Protocol):
     def samples_of(self, dataset: Dataset, samples: int) -> int:
         """Returns the number of records of a study in a matrix of ``samples`` test images."""
 
-    def norms_of(self, defense: Defense) -> Sequence[Norm | None]:
+    def norms_of(self, defense: Defense) -> Sequence[NormName | None]:
         """Returns the norms in which a defense can be studied. A norm of None means that the norm does not matter."""
 
     def measure(

@@ -1,6 +1,6 @@
 """The training loop of all defenses.
 
-A trainable defense implements ``fit(data, trainer)``. It calls `Trainer.initialise` and then `Trainer.minimise` with
+A trainable defense implements ``fit(data, trainer)``. It calls `Trainer.initialize` and then `Trainer.minimize` with
 its loss. The result depends only on the defense, the data, the seed and the kind of device. Training runs with a fixed
 number of threads and its own random state. An interrupted training resumes and gives the same result, byte for byte on
 a CPU.
@@ -39,7 +39,7 @@ Share = float | Tensor
 """A share in [0, 1], as a number or as a float32 tensor without dimensions."""
 BatchLoss = Callable[[Tensor, Tensor, Any], Tensor]
 """Maps images (N, C, H, W), labels (N,) and the share of training done to a scalar loss. The share is a number, or a
-`Share` if the loss is recordable (see `Trainer.minimise`)."""
+`Share` if the loss is recordable (see `Trainer.minimize`)."""
 Objective = tuple[Iterable[nn.Parameter], BatchLoss]
 """Parameters, and the loss that they minimize."""
 
@@ -49,13 +49,13 @@ class Trainer:
     """A trainer: what a defense's ``fit`` trains with.
 
     Attributes:
-        device: where to train; ``minimise`` moves the data there.
+        device: where to train; ``minimize`` moves the data there.
         seed: seed of the batches' order; the global torch generator is seeded with it around ``fit``.
         progress: advanced by one over the whole training.
-        kept: where the state of an unfinished training is saved, or None; each call of `minimise` has its own file
+        kept: where the state of an unfinished training is saved, or None; each call of `minimize` has its own file
             there.
-        epochs: number of passes over the data in all calls of `minimise`.
-        seconds: duration of all calls of `minimise`, including the time before an interruption.
+        epochs: number of passes over the data in all calls of `minimize`.
+        seconds: duration of all calls of `minimize`, including the time before an interruption.
     """
 
     device: torch.device
@@ -67,7 +67,7 @@ class Trainer:
     _calls: int = 0
     _module: nn.Module | None = field(default=None, repr=False)
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialize(self, module: nn.Module) -> None:
         """Redraws a module's parameters and makes them trainable.
 
         A factory draws parameters before the seed is set. The redrawn parameters depend on the seed.
@@ -79,7 +79,7 @@ class Trainer:
         self._module = module.to(self.device).requires_grad_(True).train()
 
     @fast_float32()
-    def minimise(
+    def minimize(
         self,
         parameters: Iterable[nn.Parameter],
         loss: BatchLoss,
@@ -118,7 +118,7 @@ class Trainer:
         steps = epochs * (len(images) // batch_size)
         self._calls += 1
         before, started = self.seconds, time.monotonic()
-        first, spent = self._resume(stepper.optimisers, order)
+        first, spent = self._resume(stepper.optimizers, order)
         last_kept, step, value = started, first * (len(images) // batch_size), 0.0
         if first:
             self.progress.advance(share * first / epochs)
@@ -138,17 +138,17 @@ class Trainer:
                 raise FloatingPointError(f"training diverged: the loss is {value}")
             if time.monotonic() - last_kept > KEEP_EVERY:
                 last_kept = time.monotonic()
-                self._keep(epoch + 1, spent + last_kept - started, stepper.optimisers, order)
+                self._keep(epoch + 1, spent + last_kept - started, stepper.optimizers, order)
         self.epochs, self.seconds = self.epochs + epochs, before + spent + time.monotonic() - started
 
     def _file(self) -> Path | None:
-        """Returns the file that keeps this call of `minimise`; None if nothing is kept or the module is not known."""
+        """Returns the file that keeps this call of `minimize`; None if nothing is kept or the module is not known."""
         if self.kept is None or self._module is None:
             return None
         return self.kept.with_name(f"{self.kept.name}{self._calls}")
 
     def _keep(
-        self, epoch: int, seconds: float, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator
+        self, epoch: int, seconds: float, optimizers: Sequence[torch.optim.Optimizer], order: torch.Generator
     ) -> None:
         path = self._file()
         if path is None or self._module is None:
@@ -158,7 +158,7 @@ class Trainer:
             "epoch": epoch,
             "seconds": seconds,
             "module": self._module.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "order": order.get_state(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -166,7 +166,7 @@ class Trainer:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
-    def _resume(self, optimisers: Sequence[torch.optim.Optimizer], order: torch.Generator) -> tuple[int, float]:
+    def _resume(self, optimizers: Sequence[torch.optim.Optimizer], order: torch.Generator) -> tuple[int, float]:
         """Restores the state that was saved on the same device.
 
         Returns the epoch to resume at and the seconds spent before. Both are 0 if there is no readable state.
@@ -181,8 +181,8 @@ class Trainer:
         if state["device"] != str(self.device):
             return 0, 0.0
         self._module.load_state_dict(state["module"])
-        for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if state["cuda_random"]:
@@ -204,26 +204,26 @@ class _Stepper:
         self._images, self._labels = images, labels
         self._losses = [loss for _, loss in objectives]
         self._mixed_precision = mixed_precision
-        self.optimisers = [self._optimiser(parameters, learning_rate) for parameters, _ in objectives]
+        self.optimizers = [self._optimizer(parameters, learning_rate) for parameters, _ in objectives]
 
     def step(self, rows: Tensor, done: float, learning_rate: float) -> Tensor:
         """Takes a step on ``rows`` (B,) at the share ``done`` of training, and returns the sum of the losses."""
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate
         return self._descend(rows, done)
 
-    def _optimiser(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=learning_rate)
 
     def _descend(self, rows: Tensor, done: Share) -> Tensor:
         values = []
-        for optimiser, loss in zip(self.optimisers, self._losses, strict=True):
-            optimiser.zero_grad(set_to_none=True)
+        for optimizer, loss in zip(self.optimizers, self._losses, strict=True):
+            optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._mixed_precision):
                 value = loss(self._images[rows], self._labels[rows], done)
             torch.autograd.backward(value)
-            optimiser.step()
+            optimizer.step()
             values.append(value.detach())
         return torch.stack(values).sum()
 
@@ -251,8 +251,8 @@ class _RecordedStepper(_Stepper):
             return total
         if self._graph is None:
             # Otherwise the graph would add to the gradients of the last step, whose memory is freed.
-            for optimiser in self.optimisers:
-                optimiser.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
             with recording(rows.device) as self._graph:
                 self._total = self._descend(self._rows, self._done)
         self._graph.replay()
@@ -263,13 +263,13 @@ class _RecordedStepper(_Stepper):
         device = rows.device
         self._rows, self._done = rows.clone(), torch.zeros((), device=device)
         self._learning_rate = torch.zeros((), device=device)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = self._learning_rate
         # Warm-up runs on a side stream: the accumulation of gradients stays on the stream where it first ran.
         self._side = torch.Stream(device)
 
-    def _optimiser(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=learning_rate, capturable=True, fused=True)
 
 

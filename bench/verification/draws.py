@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.conformance.examination import OTHER_DRAWS
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import Norm, within
+from bench.contracts.norms import NormName, within
 from bench.contracts.protocols import Defense
 from bench.contracts.threat import distance
 from bench.engine.ballot import Ballot
@@ -156,7 +156,7 @@ class DrawnVerdicts:
     def _check_likeliest(self, judge: Judge, clean: Any, likeliest: Tensor) -> None:
         cell, records, draws = self._cell, self._cell.records, judge.estimation_draws
         unmoved = (likeliest == self._x).flatten(1).all(1).cpu().numpy()
-        norm = cast(Norm, str(records["norm"].iloc[0]))
+        norm = cast(NormName, str(records["norm"].iloc[0]))
         far = ~within(distance(likeliest, self._x, norm).cpu().numpy(), judge.threshold)
         asked = np.flatnonzero(~unmoved)
         errors = clean.errors.cpu().numpy().copy()

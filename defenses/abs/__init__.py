@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench import defense
 from bench.contracts.confidence import graded_softmax
 from bench.contracts.errors import UserError
-from bench.contracts.norms import Norm, of_norm
+from bench.contracts.norms import NormName, of_norm
 from bench.contracts.protocols import Defense, LowerBound
 from bench.contracts.streams import Streams
 from bench.datasets.dataset import Dataset
@@ -181,9 +181,9 @@ class AnalysisBySynthesis(LatentClassifier):
         starts = Starts(draws, draws, search.variance * draws.square().sum(1)[None])
         return Inference(folded_layers(self.decoder), ELU, starts, search)
 
-    def objective(self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True) -> AtPoint:
+    def objective(self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalized: bool = True) -> AtPoint:
         """See `LatentClassifier`."""
-        return AtPoint(NormalPrior(self.setting.search.variance if penalised else 0.0), MAX_NORM, slack)
+        return AtPoint(NormalPrior(self.setting.search.variance if penalized else 0.0), MAX_NORM, slack)
 
     def seen(self, x: Tensor) -> Tensor:
         """Images as the model sees them. Binary ABS binarizes them."""
@@ -202,7 +202,7 @@ class AnalysisBySynthesis(LatentClassifier):
             return self.logits(x).argmax(1)
         return self.inference().decide(self.seen(x), self.objective, self.gamma, self.pruning)
 
-    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+    def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """See `LatentClassifier`.
 
         For Binary ABS, `binary_bound` determines how many binarized values must flip at least. The bound is the
@@ -253,13 +253,13 @@ class Trained(AnalysisBySynthesis):
         with torch.device("meta"):
             encoder = Encoder(setting.architecture, classes, self._dataset.shape[0])
         vaes = VAEs(encoder.to_empty(device=trainer.device), self.decoder)
-        trainer.initialise(vaes)
+        trainer.initialize(vaes)
 
         def loss(x: Tensor, y: Tensor, done: Share) -> Tensor:
             return vaes.loss(x, setting.search.variance, kl_weight(done))
 
         images = side_by_side(data.images, data.labels, classes)
-        trainer.minimise(
+        trainer.minimize(
             vaes.parameters(),
             loss,
             Split(images, torch.arange(len(images))),

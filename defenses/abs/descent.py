@@ -221,7 +221,7 @@ class Descent:
             for tensor in (x, self._p, self._gradient, self._mean, self._square)
         )
 
-    def minimise(self, iterations: int) -> tuple[Tensor, Tensor]:
+    def minimize(self, iterations: int) -> tuple[Tensor, Tensor]:
         """Values (N, K) and decoded images (N, K, D) at the end of the descent, after ``iterations`` - 1 steps."""
         for _ in range(iterations - 1):
             self.differentiate()

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.norms import Norm, check_norm
+from bench.contracts.norms import NormName, check_norm
 from bench.contracts.protocols import LowerBound, VectorJacobian
 from bench.contracts.streams import RowStreams, Streams
 from defenses.abs import bounds
@@ -37,7 +37,7 @@ class LatentClassifier(nn.Module, ABC):
         inner_steps: optimization steps per image and forward pass, summed over classes.
     """
 
-    bound_norms: tuple[Norm, ...] = ("L2", "Linf")
+    bound_norms: tuple[NormName, ...] = ("L2", "Linf")
     bound_caveat = ""
 
     def __init__(self, pixels: int, inner_steps: int) -> None:
@@ -53,11 +53,11 @@ class LatentClassifier(nn.Module, ABC):
 
     @abstractmethod
     def objective(
-        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
+        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalized: bool = True
     ) -> Objective:
         """Returns the energy of a latent as an objective, for a range of classes and a range of images.
 
-        Each pixel's error counts only where it exceeds ``slack`` (N, 1). Without ``penalised``, the energy is only the
+        Each pixel's error counts only where it exceeds ``slack`` (N, 1). Without ``penalized``, the energy is only the
         squared error.
         """
 
@@ -107,7 +107,7 @@ class LatentClassifier(nn.Module, ABC):
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
         return self.inference().of_class(self.seen(x), y, self.objective)
 
-    def lower_bound(self, x: Tensor, y: Tensor, norm: Norm, streams: Streams) -> LowerBound:
+    def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """See `bench.contracts.protocols.HasLowerBound`. Returns the estimates of `defenses.abs.bounds`."""
         check_norm(norm, self.bound_norms)
         seen = self.seen(x)
@@ -125,12 +125,12 @@ class LatentClassifier(nn.Module, ABC):
         """`bounds.published_l2` (N,) of images (N, C, H, W) of classes ``y`` (N,). A separate search minimizes d_c."""
         seen = self.seen(x)
         energies, errors = self.minima(seen)
-        squares, _ = self.minima(seen, penalised=False)
+        squares, _ = self.minima(seen, penalized=False)
         return bounds.published_l2(at(energies, y), at(errors, y).norm(dim=1), _others(squares, y).sqrt())
 
-    def minima(self, seen: Tensor, *, penalised: bool = True) -> tuple[Tensor, Tensor]:
+    def minima(self, seen: Tensor, *, penalized: bool = True) -> tuple[Tensor, Tensor]:
         """Least energies (N, K) over `RESTARTS` starts, and the absolute errors |x - G_c(z_c)| there, (N, K, D)."""
-        objective = partial(self.objective, penalised=penalised)
+        objective = partial(self.objective, penalized=penalized)
         energies, reconstructions = self.inference().minima(seen, objective, RESTARTS)
         return energies, (seen[:, None] - reconstructions).flatten(2).abs()
 

@@ -45,7 +45,7 @@ class Search:
         iterations: evaluations in the descent. The last one takes no step.
         learning_rate: learning rate of Adam.
         variance: variance of the likelihood p(x|z, c), in squared pixel intensity.
-        minimising: iterations for lower bounds and reconstructions, which need the minimum itself. Smaller numbers than
+        minimizing: iterations for lower bounds and reconstructions, which need the minimum itself. Smaller numbers than
             ``iterations`` have no effect.
     """
 
@@ -53,12 +53,12 @@ class Search:
     iterations: int
     learning_rate: float
     variance: float
-    minimising: int = 0
+    minimizing: int = 0
 
     @property
     def longest(self) -> int:
         """The larger of the two numbers of iterations, used for lower bounds and reconstructions."""
-        return max(self.iterations, self.minimising)
+        return max(self.iterations, self.minimizing)
 
 
 def prior_draws(count: int, latent: int) -> Tensor:
@@ -236,7 +236,7 @@ class Inference:
             values = [objective.differentiate(group.decoder, x, start, 0)[0]() for start in (p, proposed)]
             p = torch.where((values[1] < values[0])[..., None], proposed, p)
         descent = Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
-        return _best(*descent.minimise(iterations), restarts)
+        return _best(*descent.minimize(iterations), restarts)
 
     def _in_parts(
         self,

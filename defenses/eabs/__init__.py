@@ -42,7 +42,7 @@ def search_for(setting: Setting, *, from_encoder: bool) -> Search:
     The likelihood has variance 1/2, because the squared error is weighed against beta times the divergence.
     """
     iterations = setting.iterations_from_encoder if from_encoder else setting.iterations
-    return Search(starts=8000, iterations=iterations, learning_rate=0.05, variance=0.5, minimising=setting.iterations)
+    return Search(starts=8000, iterations=iterations, learning_rate=0.05, variance=0.5, minimizing=setting.iterations)
 
 
 class ExtendedABS(LatentClassifier):
@@ -90,14 +90,14 @@ class ExtendedABS(LatentClassifier):
         return values
 
     def objective(
-        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalised: bool = True
+        self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalized: bool = True
     ) -> Objective:
         """See `LatentClassifier`. Variational inference uses zero noise here, so it searches for the mean."""
         if self.variational:
             noise = next(self.parameters()).new_zeros(1, 1, 1, 1).expand(self.search.longest, -1, -1, -1)
-            return self._at_draws(classes, noise, slack, penalised)
+            return self._at_draws(classes, noise, slack, penalized)
         penalty = self._penalty.of(classes) if self._penalty else NormalPrior(self.search.variance)
-        return AtPoint(penalty if penalised else NormalPrior(0.0), slack=slack)
+        return AtPoint(penalty if penalized else NormalPrior(0.0), slack=slack)
 
     def noise(self, *rng: RowStreams) -> tuple[Tensor, ...]:
         """Standard normal draws (N, T, K, L) per image, iteration and class, or none without variational inference."""
@@ -130,10 +130,10 @@ class ExtendedABS(LatentClassifier):
         return lambda classes, rows: self._at_draws(classes, drawn[:, classes, rows])
 
     def _at_draws(
-        self, classes: slice, noise: Tensor, slack: Tensor | None = None, penalised: bool = True
+        self, classes: slice, noise: Tensor, slack: Tensor | None = None, penalized: bool = True
     ) -> Variational:
-        if self._penalty is None or not penalised:
-            return Variational(NormalPrior(0.0), BETA if penalised else 0.0, noise, slack)
+        if self._penalty is None or not penalized:
+            return Variational(NormalPrior(0.0), BETA if penalized else 0.0, noise, slack)
         return Variational(self._penalty.of(classes), 0.0, noise, slack)
 
     def _proposals(self, seen: Tensor, classes: slice = slice(None)) -> Tensor:
@@ -172,7 +172,7 @@ class Trained(ExtendedABS):
         """Trains by Algorithm 1: the autoencoders and the discriminators take turns in minimizing their losses."""
         self.forget_inference()
         parts, setting = self.autoencoders, self.setting
-        trainer.initialise(self)
+        trainer.initialize(self)
         if parts.discriminative:
             stages = setting.shared_on_gpu if trainer.device.type == "cuda" else setting.shared
         else:
@@ -184,13 +184,13 @@ class Trained(ExtendedABS):
             stage.epochs * (len(parts.decoders) if stage.rivals is None else 1 + stage.rivals) for stage in stages
         ]
         for stage, work in zip(stages, decoded, strict=True):
-            self._minimise(trainer, data, stage, share=work / sum(decoded))
+            self._minimize(trainer, data, stage, share=work / sum(decoded))
 
-    def _minimise(self, trainer: Trainer, data: Split, stage: Stage, *, share: float) -> None:
+    def _minimize(self, trainer: Trainer, data: Split, stage: Stage, *, share: float) -> None:
         """Runs one stage, a ``share`` in [0, 1] of the training."""
         parts = self.autoencoders
         adversary = (parts.discriminators.parameters(), lambda x, y, done: parts.discriminator_loss(x, y))
-        trainer.minimise(
+        trainer.minimize(
             chain(parts.encoders.parameters(), parts.decoders.parameters()),
             lambda x, y, done: parts.loss(x, y, rivals=stage.rivals),
             data,

@@ -39,8 +39,8 @@ class EncoderCNN(nn.Sequential):
         The statistics of batch normalization are then computed on clean images, because the net classifies clean images
         later.
         """
-        trainer.initialise(self)
-        trainer.minimise(
+        trainer.initialize(self)
+        trainer.minimize(
             self.parameters(),
             lambda x, y, done: F.cross_entropy(self(x + self.noise * torch.randn_like(x)), y),
             data,

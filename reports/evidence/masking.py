@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from bench.contracts.cards import GRANTS
-from bench.contracts.norms import Norm, within
+from bench.contracts.norms import NormName, within
 from bench.ledger.schema import Status
 from reports.runs.run import AttackRow, Run, once_per_run
 from reports.statistics.significance import falls
@@ -24,7 +24,7 @@ from reports.statistics.significance import falls
 OLD_RULE = "judged by the rule before version 3"
 NO_GRADIENTS = "no attack with the defense's gradients"
 NO_GRADIENT_FREE = "no attack without the defense's gradients"
-NOT_UNROLLED = "no attack through the optimisation that the defense does at inference"
+NOT_UNROLLED = "no attack through the optimization that the defense does at inference"
 USELESS_GRADIENTS = "gradients that are zero or not finite"
 BEATEN = "attacks without the defense's gradients come closer than those with them"
 UNBROKEN = "minimal attacks with gradients leave images unbroken, whatever the distance"
@@ -100,7 +100,7 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
 
 
 @once_per_run
-def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
+def defense_doubts(run: Run, norm: NormName, defense: str) -> list[Doubt]:
     """Returns the reasons to doubt a defense's number under all attacks of a norm."""
     rows = {row.cells[defense]: row for row in run.attack_rows(norm) if defense in row.cells}
     everything = run.records_against(defense, norm, _COLUMNS)
@@ -125,7 +125,7 @@ def defense_doubts(run: Run, norm: Norm, defense: str) -> list[Doubt]:
     return [doubt for doubt in found if doubt is not None]
 
 
-def evidence(run: Run) -> Iterator[tuple[str, Norm, str | None, Doubt]]:
+def evidence(run: Run) -> Iterator[tuple[str, NormName, str | None, Doubt]]:
     """Yields every doubt of a run: defense, norm, the attack's label (None for all attacks), and the doubt."""
     for defense in run.defenses:
         for norm in run.norms:
@@ -146,7 +146,7 @@ def judged_before(run: Run, defense: str, cells: Collection[str]) -> Doubt | Non
     return Doubt(OLD_RULE, f"{len(old)} of {len(done)} cells") if old else None
 
 
-def not_unrolled(run: Run, norm: Norm, defense: str) -> Doubt | None:
+def not_unrolled(run: Run, norm: NormName, defense: str) -> Doubt | None:
     """Returns a doubt if the defense offers gradients through its own optimization.
 
     The caller has checked that no attack with a result used these gradients. In L0 there is no attack that could, so
@@ -226,7 +226,7 @@ def failed(records: pd.DataFrame) -> Doubt | None:
     return _too_many(FAILED, images["unknown"] & ~images["broken"])
 
 
-def never_succeeds(run: Run, norm: Norm, defense: str, records: pd.DataFrame) -> Doubt | None:
+def never_succeeds(run: Run, norm: NormName, defense: str, records: pd.DataFrame) -> Doubt | None:
     """Returns a doubt if a minimal attack with gradients broke nothing and gave up on at least `OTHERS` images.
 
     Only images that other attacks break count. All images count if `met_gradient_free` is False. Images whose budget
@@ -245,7 +245,7 @@ def never_succeeds(run: Run, norm: Norm, defense: str, records: pd.DataFrame) ->
 
 
 @once_per_run
-def met_gradient_free(run: Run, norm: Norm, defense: str) -> bool:
+def met_gradient_free(run: Run, norm: NormName, defense: str) -> bool:
     """True if an attack that needs only a defense's answers has a valid result, or has not run yet."""
     rows = [row for row in run.attack_rows(norm) if row.access in GRADIENT_FREE and defense in row.cells]
     found = (run.cell_records(row.cells[defense]) for row in rows)
@@ -306,7 +306,7 @@ def _difference(run: Run, smaller: str, cell: str) -> str:
 
 
 @once_per_run
-def _broken(run: Run, norm: Norm, defense: str) -> frozenset[int]:
+def _broken(run: Run, norm: NormName, defense: str) -> frozenset[int]:
     """Returns the attacked images of a defense that any attack of a norm broke."""
     records = run.records_against(defense, norm, ["sample", "status", "broken"])
     return frozenset(records.loc[records["broken"] & (records["status"] != Status.CLEAN_ERROR), "sample"])
@@ -324,7 +324,7 @@ def unbroken(records: pd.DataFrame) -> Doubt | None:
     return Doubt(UNBROKEN, _count(left)) if left.any() else None
 
 
-def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, threshold: float) -> Doubt | None:
+def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: NormName, threshold: float) -> Doubt | None:
     """Returns a doubt if attacks without gradients beat attacks with gradients significantly often.
 
     A side wins on an image if it breaks the image within ``threshold`` and the other side does not. Among minimal
@@ -350,7 +350,7 @@ def beaten(with_gradients: pd.DataFrame, without: pd.DataFrame, norm: Norm, thre
     return None
 
 
-def _why_none(run: Run, norm: Norm, defense: str, accesses: Collection[str]) -> str:
+def _why_none(run: Run, norm: NormName, defense: str, accesses: Collection[str]) -> str:
     """Returns the reasons why no attack with one of these kinds of access has a result for a defense."""
     rows = [row for row in run.attack_rows(norm) if row.access in accesses]
     reasons = [row.not_applicable[defense] for row in rows if defense in row.not_applicable]
@@ -363,7 +363,7 @@ def _valid(records: pd.DataFrame) -> pd.DataFrame:
     return records[~records["status"].isin([Status.CLEAN_ERROR, *_INVALID]).to_numpy()]
 
 
-def _closest(records: pd.DataFrame, norm: Norm) -> pd.Series:
+def _closest(records: pd.DataFrame, norm: NormName) -> pd.Series:
     """Returns the smallest distance of each sample for which all cells of these records have a result."""
     distances = records.groupby("sample")[norm.lower()]
     smallest: pd.Series = distances.min()[distances.size() == records["cell"].nunique()]

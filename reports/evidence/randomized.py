@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.runs.run import AttackRow, Run, once_per_run
 from reports.statistics.protocols import likeliest, share_interval, survival
 
@@ -27,14 +27,14 @@ def quantity_names(run: Run) -> list[str]:
 
 
 @once_per_run
-def with_protocols(run: Run, norm: Norm) -> bool:
+def with_protocols(run: Run, norm: NormName) -> bool:
     """True if a randomized defense has records of draws on its likeliest images in a norm."""
     draws = run.records["likely_draws"] > 0
     return "resubmissions" in run.manifest and bool((draws & (run.records["norm"] == norm)).any())
 
 
 @once_per_run
-def protocols(run: Run, norm: Norm, defense: str, row: AttackRow | None) -> tuple[float, ...]:
+def protocols(run: Run, norm: NormName, defense: str, row: AttackRow | None) -> tuple[float, ...]:
     """Computes the accuracy of a randomized defense at the threshold under each of `PROTOCOLS`.
 
     Each accuracy is followed by the ends of its 95 % interval.
@@ -75,7 +75,7 @@ def protocols_note(run: Run) -> str:
 
 
 @once_per_run
-def bounded_cells(run: Run, norm: Norm, defense: str) -> list[float]:
+def bounded_cells(run: Run, norm: NormName, defense: str) -> list[float]:
     """Returns alpha of each cell of a randomized defense in a norm that has run and states one.
 
     The largest alpha counts if the samples of a cell have different ones.
@@ -86,7 +86,7 @@ def bounded_cells(run: Run, norm: Norm, defense: str) -> list[float]:
     return [float(np.max(cell["alpha"])) for cell in own if cell.get("alpha")]
 
 
-def bound_note(run: Run, norms: Sequence[Norm]) -> str:
+def bound_note(run: Run, norms: Sequence[NormName]) -> str:
     """Returns the judge's guarantees for randomized defenses in some norms, for captions; empty if there are none."""
     alphas = [alpha for norm in norms for name in run.randomized for alpha in bounded_cells(run, norm, name)]
     return (
@@ -97,7 +97,7 @@ def bound_note(run: Run, norms: Sequence[Norm]) -> str:
     )
 
 
-def power_note(run: Run, norms: Sequence[Norm]) -> str:
+def power_note(run: Run, norms: Sequence[NormName]) -> str:
     """Returns what "not found" means for a randomized defense, for captions; empty if there are none."""
     if not bound_note(run, norms):
         return ""

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.ledger.intervals import wilson_interval
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
 from reports.statistics.distances import accuracy_distortion_curve, median_distance
-from reports.tables.cells import minimised, passes_and_seconds, with_distances
+from reports.tables.cells import minimized, passes_and_seconds, with_distances
 from reports.tables.pairwise import mcnemar_table
 from reports.tables.sweeps import Sweep, sweep_table, sweeps, swept
 
@@ -32,7 +32,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 Its yellow is left out because it is too light for lines.
 """
 LINE_STYLES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-UNITS: dict[Norm, str] = {"L0": "pixels", "L2": "intensity", "Linf": "intensity"}
+UNITS: dict[NormName, str] = {"L0": "pixels", "L2": "intensity", "Linf": "intensity"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SMALLEST_P = 1e-4
 """p-value at which the color scale of the heat map ends."""
@@ -66,7 +66,7 @@ class Plot:
     figure: Figure
 
 
-def plots(run: Run, norm: Norm) -> list[Plot]:
+def plots(run: Run, norm: NormName) -> list[Plot]:
     """Returns the figures of a norm besides its curves, for which the run has data."""
     label = NORM_LABELS[norm]
     found = [
@@ -111,7 +111,7 @@ def plots(run: Run, norm: Norm) -> list[Plot]:
     return found
 
 
-def curve_figure(run: Run, norm: Norm) -> Figure:
+def curve_figure(run: Run, norm: NormName) -> Figure:
     """Draws accuracy against epsilon under the per-sample minimum over attacks (Schott et al. 2019, Figure 2).
 
     A band shows Wilson's 95 % interval at each epsilon. A curve uses the images with a known distance. The legend says
@@ -132,7 +132,7 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
             if defense in known:
                 epsilons, accuracies = accuracy_distortion_curve(known[defense])
                 # A bounded attack searched nothing outside its ball.
-                end = right if minimised(run, norm, defense) else run.threshold(norm)
+                end = right if minimized(run, norm, defense) else run.threshold(norm)
                 epsilons = np.append(epsilons, max(end, epsilons[-1]))
                 accuracies = np.append(accuracies, accuracies[-1])
                 some = f" ({len(known[defense])} of {len(by_defense[defense])} images)"
@@ -165,7 +165,7 @@ def curve_figure(run: Run, norm: Norm) -> Figure:
     return figure
 
 
-def distance_figure(run: Run, norm: Norm) -> Figure:
+def distance_figure(run: Run, norm: NormName) -> Figure:
     """Draws every image's distance under the per-sample minimum over attacks, one strip per defense.
 
     The design follows Schott et al. 2019, Figure 8.
@@ -183,7 +183,7 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
             offset = (np.arange(len(seen)) * 0.618034 % 1 - 0.5) * 0.5
             axes.scatter(seen, i + offset, s=8, alpha=0.6, linewidths=0, rasterized=len(seen) > RASTERIZED, **_color(i))
             median = median_distance(values[~np.isnan(values)])
-            if median <= right and minimised(run, norm, defense):
+            if median <= right and minimized(run, norm, defense):
                 axes.plot([median, median], [i - 0.36, i + 0.36], color="#000000", linewidth=1.6)
             beyond, unknown = int(np.sum(values > right)), int(np.isnan(values).sum())
             texts = [f"{beyond} beyond" if beyond else "", f"{unknown} unknown" if unknown or not len(values) else ""]
@@ -203,7 +203,7 @@ def distance_figure(run: Run, norm: Norm) -> Figure:
     return figure
 
 
-def significance_figure(run: Run, norm: Norm) -> Figure:
+def significance_figure(run: Run, norm: NormName) -> Figure:
     """Draws Holm-adjusted p-values of McNemar's test between all pairs of defenses as a heat map."""
     frame = mcnemar_table(run, norm).frame
     values = np.array([[cell.values[1] if cell.values else np.nan for cell in row] for row in frame.to_numpy()])
@@ -226,7 +226,7 @@ def significance_figure(run: Run, norm: Norm) -> Figure:
     return figure
 
 
-def cost_figure(run: Run, norm: Norm) -> Figure:
+def cost_figure(run: Run, norm: NormName) -> Figure:
     """Draws mean passes against the median distance of each minimal attack, for each defense.
 
     A line joins the attacks that no cheaper attack beats.
@@ -252,7 +252,7 @@ def cost_figure(run: Run, norm: Norm) -> Figure:
     return figure
 
 
-def sweep_figure(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Figure:
+def sweep_figure(run: Run, norm: NormName, parameter: str, sweep: Sweep) -> Figure:
     """Draws the accuracy of each of a sweep's defenses against the parameter of the attack."""
     table, defenses = sweep_table(run, norm, parameter, sweep), swept(run, sweep)
     rows = [(value, table.row(f"{value:g}")) for value, _ in sweep]
@@ -301,11 +301,11 @@ def _color(position: int) -> dict[str, Any]:
     return {"color": COLORS[position % len(COLORS)]}
 
 
-def _distance_label(norm: Norm) -> str:
+def _distance_label(norm: NormName) -> str:
     return f"{NORM_LABELS[norm]} distance ε ({UNITS[norm]})"
 
 
-def _costs(run: Run, norm: Norm, defense: str) -> Iterator[tuple[float, float]]:
+def _costs(run: Run, norm: NormName, defense: str) -> Iterator[tuple[float, float]]:
     """Yields mean passes and finite median distance of each minimal attack on a defense."""
     for row in run.attack_rows(norm):
         records = run.cell_records(row.cells[defense]) if defense in row.cells and row.epsilon is None else None

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
@@ -66,7 +66,7 @@ class Gallery:
     rows: list[tuple[Picture, list[Picture]]]
 
 
-def gallery(run: Run, norm: Norm) -> Gallery:
+def gallery(run: Run, norm: NormName) -> Gallery:
     """Builds the gallery of the smallest known adversarial examples of a few samples.
 
     The samples are the run's first one of each of its first `SHOWN` labels. The choice depends on no result.
@@ -89,7 +89,7 @@ def gallery(run: Run, norm: Norm) -> Gallery:
     return Gallery(f"smallest_{norm}", "clean", run.defenses_in(norm), rows)
 
 
-def quantile_gallery(run: Run, norm: Norm) -> Gallery:
+def quantile_gallery(run: Run, norm: NormName) -> Gallery:
     """Builds the gallery of the smallest adversarial examples at some quantiles of each defense's finite distances.
 
     Clean errors are left out (Schott et al. 2019, Figures 5 to 7). Defenses on which only bounded attacks ran are left
@@ -138,7 +138,7 @@ def distal_gallery(run: Run) -> Gallery | None:
     return Gallery("distal", "class", defenses, rows)
 
 
-def reconstruction_gallery(run: Run, norm: Norm) -> Gallery | None:
+def reconstruction_gallery(run: Run, norm: NormName) -> Gallery | None:
     """Builds the gallery of images, their adversarial examples in growing balls, and the defenses' reconstructions.
 
     The layout follows Maggipinto, Terzi & Susto 2020, Figure 5. Returns None if this was not studied.
@@ -228,7 +228,7 @@ def _adversarial_images(run: Run, found: list[Record]) -> dict[tuple[str, int], 
     return images
 
 
-def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: Norm, name: str) -> Picture:
+def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: NormName, name: str) -> Picture:
     if record is None:
         return Picture((), f"{name}: no results", ("no results",))
     if np.isnan(record["distance"]):
@@ -245,7 +245,7 @@ def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: 
 
 
 def _quantile_picture(
-    run: Run, record: Record | None, images: dict[tuple[str, int], Image], norm: Norm, name: str
+    run: Run, record: Record | None, images: dict[tuple[str, int], Image], norm: NormName, name: str
 ) -> Picture:
     """Returns a clean image, its adversarial example and their difference."""
     if record is None:

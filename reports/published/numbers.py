@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.runs.run import Run
 from reports.tables.cells import CLEAN, all_attacks
 from reports.tables.studies import DETECTION, detection_row
@@ -66,7 +66,7 @@ _DATASETS = {"cifar_two_class": "cifar2"}
 _ATTACKS = {"noise": "gaussian_noise"}
 
 
-def published_numbers(run: Run, norm: Norm, paper: str) -> Numbers:
+def published_numbers(run: Run, norm: NormName, paper: str) -> Numbers:
     """Returns a paper's median distances and accuracies, keyed by row label and defense of the summary table.
 
     The table is `reports.tables.summary.summary_table`. A number is NaN if it is not printed, or printed for an epsilon
@@ -107,7 +107,7 @@ def _name(defense: str, paper: str) -> str:
     return "" if defense in known.others else known.defenses.get(defense, defense)
 
 
-def _values(run: Run, norm: Norm, paper: str) -> dict[tuple[str, str, str], tuple[float, str]]:
+def _values(run: Run, norm: NormName, paper: str) -> dict[tuple[str, str, str], tuple[float, str]]:
     """Returns a paper's values for the run's dataset and threshold in a norm.
 
     They are keyed by the paper's defense, attack and metric. Each value comes with a note on what makes it look

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import TOLERANCE, Norm
+from bench.contracts.norms import TOLERANCE, NormName
 from bench.ledger.schema import Status
 from reports.evidence.masking import defense_doubts
 from reports.evidence.randomized import with_protocols
@@ -29,7 +29,7 @@ With fewer digits, two distances on different sides of an epsilon could become e
 """
 
 
-def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
+def leaderboard(run: Run, norm: NormName) -> dict[str, Any]:
     """Returns the data that ``templates/leaderboard.js`` reads, ready for JSON; empty if the run is too large."""
     if len(run.records) > LARGEST:
         return {}
@@ -69,7 +69,7 @@ def leaderboard(run: Run, norm: Norm) -> dict[str, Any]:
     }
 
 
-def _found(run: Run, norm: Norm) -> Iterator[tuple[AttackRow, dict[str, pd.DataFrame]]]:
+def _found(run: Run, norm: NormName) -> Iterator[tuple[AttackRow, dict[str, pd.DataFrame]]]:
     """Yields each attack that has cells, with its records by defense in the order of the samples."""
     for row in run.attack_rows(norm):
         records = {defense: run.cell_records(cell) for defense, cell in row.cells.items()}
@@ -77,12 +77,12 @@ def _found(run: Run, norm: Norm) -> Iterator[tuple[AttackRow, dict[str, pd.DataF
             yield row, {name: own.sort_values("sample") for name, own in records.items() if own is not None}
 
 
-def _distances(records: pd.DataFrame, norm: Norm) -> list[float | None]:
+def _distances(records: pd.DataFrame, norm: NormName) -> list[float | None]:
     undecided = records["status"].eq(Status.UNDECIDED)
     return [UNDECIDED if u else _number(value) for value, u in zip(records[norm.lower()], undecided, strict=True)]
 
 
-def _likeliest(records: pd.DataFrame, norm: Norm) -> list[tuple[float, int, int] | None]:
+def _likeliest(records: pd.DataFrame, norm: NormName) -> list[tuple[float, int, int] | None]:
     """Returns, for each sample, the rate, errors and draws of its likeliest image; None without a result.
 
     The image was chosen by the rate. The errors are those among the fresh draws.

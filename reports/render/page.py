@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.problems import problems
 from reports.figures.figures import Plot
 from reports.figures.gallery import Gallery
@@ -45,7 +45,7 @@ class Section:
         reconstructions: reconstructions of images and adversarial examples; None if they were not studied.
     """
 
-    norm: Norm
+    norm: NormName
     leaderboard: dict[str, Any]
     summary: Table
     published: list[Table]

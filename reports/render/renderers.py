@@ -160,7 +160,7 @@ def to_markdown(table: Table) -> str:
     alignment = [":--"] + [":--" if name in table.prose else ":-:" for name in shown.header[1:]]
     lines = [shown.header, alignment]
     for label, cells in shown.rows:
-        lines.append([_markdown(label), *(_emphasised(cell) + _bracketed(cell.marks) for cell in cells)])
+        lines.append([_markdown(label), *(_emphasized(cell) + _bracketed(cell.marks) for cell in cells)])
     notes = [f"- [{mark}] {_markdown(note)}" for mark, note in shown.notes.items()]
     body = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join(
@@ -276,7 +276,7 @@ def _text(cell: PrintedCell) -> str:
     return " ".join(filter(None, [cell.text, f"({cell.published})" if cell.published else ""]))
 
 
-def _emphasised(cell: PrintedCell) -> str:
+def _emphasized(cell: PrintedCell) -> str:
     text = _markdown(_text(cell))
     return f"**{text}**" if cell.significant else text
 

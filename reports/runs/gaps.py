@@ -8,19 +8,19 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.runs.run import AttackRow, Run, once_per_run
 from reports.statistics.records import by_sample
 
 
 @once_per_run
-def smallest_of(run: Run, norm: Norm) -> dict[str, pd.Series]:
+def smallest_of(run: Run, norm: NormName) -> dict[str, pd.Series]:
     """Returns the smallest distances over all attacks by sample, for each defense that has some."""
     return {str(name): by_sample(own, "distance") for name, own in run.smallest(norm).groupby("defense")}
 
 
 @once_per_run
-def gaps_of(run: Run, norm: Norm, defense: str) -> list[str]:
+def gaps_of(run: Run, norm: NormName, defense: str) -> list[str]:
     """Returns the attacks on a defense whose cell has not run or lacks valid results, each with its problem.
 
     A missing result counts only on images for which another attack has a valid result. If no attack has any, it counts
@@ -33,7 +33,7 @@ def gaps_of(run: Run, norm: Norm, defense: str) -> list[str]:
     return [f"{row.label} {problem}" for row, problem in gaps if problem]
 
 
-def problem_of(run: Run, norm: Norm, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
+def problem_of(run: Run, norm: NormName, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
     """Returns what is wrong with the cell of an attack on a defense; empty if there is no cell, or no problem.
 
     The text says that the cell has not run, or counts its images without a valid result. Samples in ``passed_over`` are
@@ -47,7 +47,7 @@ def problem_of(run: Run, norm: Norm, row: AttackRow, defense: str, passed_over: 
     return invalid(records, norm, passed_over)
 
 
-def invalid(records: pd.DataFrame, norm: Norm, passed_over: Collection[int] = ()) -> str:
+def invalid(records: pd.DataFrame, norm: NormName, passed_over: Collection[int] = ()) -> str:
     """Counts the records without a distance, by status and kind of reason; the text is empty if there are none."""
     unknown = np.isnan(records[norm.lower()].to_numpy(float))
     if unknown.any() and len(passed_over):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 
-NORM_LABELS: dict[Norm, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
-DECIMALS: dict[Norm, int] = {"L0": 1, "L2": 2, "Linf": 3}
+NORM_LABELS: dict[NormName, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
+DECIMALS: dict[NormName, int] = {"L0": 1, "L2": 2, "Linf": 3}
 """Digits of a distance after the decimal point, in print."""

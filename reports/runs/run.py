@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.ledger.loading import load_clean, load_ledger, load_studies
 from bench.ledger.manifest import load_manifest, works
 from bench.ledger.reader import reader
@@ -80,17 +80,17 @@ class Run:
         return [defense["name"] for defense in self.manifest["defenses"] if defense["randomized"]]
 
     @property
-    def norms(self) -> list[Norm]:
+    def norms(self) -> list[NormName]:
         """The norms with planned or not applicable cells, in the order of the run's thresholds."""
         planned = {entry["norm"] for entry in [*self.manifest["cells"], *self.manifest["not_applicable"]]}
         return [norm for norm in self.manifest["thresholds"] if norm in planned]
 
-    def threshold(self, norm: Norm) -> float:
+    def threshold(self, norm: NormName) -> float:
         """Returns the epsilon at which accuracies are stated."""
         return float(self.manifest["thresholds"][norm])
 
     @once_per_run
-    def attack_rows(self, norm: Norm) -> list[AttackRow]:
+    def attack_rows(self, norm: NormName) -> list[AttackRow]:
         """Returns the rows of a table of ``norm``: each attack once, but a bounded attack once per epsilon."""
         cells: dict[str, dict[float | None, dict[str, str]]] = {}
         for cell in self.manifest["cells"]:
@@ -108,7 +108,7 @@ class Run:
         ]
 
     @once_per_run
-    def defenses_in(self, norm: Norm) -> list[str]:
+    def defenses_in(self, norm: NormName) -> list[str]:
         """Returns the defenses for which an attack in ``norm`` is planned or not applicable."""
         rows = self.attack_rows(norm)
         return [name for name in self.defenses if any(row.concerns(name) for row in rows)]
@@ -124,7 +124,7 @@ class Run:
         """The manifest's entries of cells, keyed by id."""
         return {cell["id"]: cell for cell in self.manifest["cells"]}
 
-    def cells_of(self, defense: str, norm: Norm | None = None) -> list[str]:
+    def cells_of(self, defense: str, norm: NormName | None = None) -> list[str]:
         """Returns the ids of the cells of a defense, in one norm or in all."""
         own = (cell for cell in self.manifest["cells"] if cell["defense"] == defense)
         return [cell["id"] for cell in own if norm in (None, cell["norm"])]
@@ -134,18 +134,18 @@ class Run:
         """`reports.statistics.records.cell_facts`, for each cell that has run."""
         return cell_facts(self.records)
 
-    def records_against(self, defense: str, norm: Norm, columns: list[str]) -> pd.DataFrame:
+    def records_against(self, defense: str, norm: NormName, columns: list[str]) -> pd.DataFrame:
         """Returns some columns of the records of all attacks on a defense in a norm."""
         rows = np.asarray(self._places.get((defense, norm), ()), dtype=np.intp)
         return self.records[columns].iloc[rows]
 
     @once_per_run
-    def smallest(self, norm: Norm) -> pd.DataFrame:
+    def smallest(self, norm: NormName) -> pd.DataFrame:
         """Returns `reports.statistics.records.smallest_adversarials` of the run's records."""
         return smallest_adversarials(self.records, norm)
 
     @once_per_run
-    def brackets(self, norm: Norm) -> pd.DataFrame:
+    def brackets(self, norm: NormName) -> pd.DataFrame:
         """Returns `reports.statistics.brackets.brackets` of the run's records and studies."""
         return brackets(
             self.records,

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import pandas as pd
 from scipy.stats import binom
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.statistics.records import smallest_adversarials
 from reports.statistics.significance import holm
 
@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 def brackets(
     records: pd.DataFrame,
     bounds: pd.DataFrame,
-    norm: Norm,
+    norm: NormName,
     randomized: Collection[str] = (),
     refutations: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
@@ -58,7 +58,7 @@ def brackets(
     return merged.assign(refuted=within_bound & (~drawn | wrong), untested=within_bound & drawn & ~tested)
 
 
-def significant_errors(refutations: pd.DataFrame | None, norm: Norm) -> pd.Series:
+def significant_errors(refutations: pd.DataFrame | None, norm: NormName) -> pd.Series:
     """Tests, by draws, whether images are misclassified more often than not.
 
     Each sample gets a one-sided exact binomial test at level `REFUTED`. Holm's method adjusts for the tested samples of

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
 from reports.statistics.distances import FloatArray
 
@@ -17,7 +17,7 @@ COSTS = ("forwards", "backwards", "inner_steps", "seconds")
 """Columns that hold what an attack spent on an image."""
 
 
-def smallest_adversarials(records: pd.DataFrame, norm: Norm) -> pd.DataFrame:
+def smallest_adversarials(records: pd.DataFrame, norm: NormName) -> pd.DataFrame:
     """Returns, for each defense and sample, the record with the smallest distance in ``norm``.
 
     This is the row "All L2 attacks" of Schott et al. Every attack in that threat model takes part. Bounded attacks take

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.randomized import bound_note, power_note
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
@@ -30,7 +30,7 @@ from reports.tables.cells import (
 from reports.tables.table import Cell, Table, laid_out, sentences
 
 
-def accuracy_table(run: Run, summaries: Mapping[Norm, Table], strengths: Mapping[Norm, Table]) -> Table:
+def accuracy_table(run: Run, summaries: Mapping[NormName, Table], strengths: Mapping[NormName, Table]) -> Table:
     """Builds the table of clean accuracies, and of accuracies at the threshold under each attack of every norm.
 
     Args:

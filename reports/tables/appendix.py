@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.masking import evidence
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import AttackRow, Run
@@ -17,7 +17,7 @@ from reports.tables.table import Cell, Quantity, Table, laid_out
 _COSTS = {
     "forwards": "forward passes",
     "backwards": "backward passes",
-    "inner_steps": "steps of an optimisation inside the defense",
+    "inner_steps": "steps of an optimization inside the defense",
 }
 
 
@@ -73,9 +73,9 @@ def cost_table(run: Run) -> Table:
 
 def defenses_table(run: Run) -> Table:
     """Builds the table of the defenses: whether each is randomized, its parameters and its citation."""
-    columns: dict[str, dict[str, str]] = {"randomised": {}, "parameters": {}, "citation": {}}
+    columns: dict[str, dict[str, str]] = {"randomized": {}, "parameters": {}, "citation": {}}
     for entry in run.manifest["defenses"]:
-        columns["randomised"][entry["name"]] = "yes" if entry["randomized"] else "no"
+        columns["randomized"][entry["name"]] = "yes" if entry["randomized"] else "no"
         columns["parameters"][entry["name"]] = _parameters(entry.get("parameters", {}))
         columns["citation"][entry["name"]] = entry["citation"]
     filled = [column for column, texts in columns.items() if any(texts.values())]
@@ -83,7 +83,7 @@ def defenses_table(run: Run) -> Table:
     return Table(
         name="defenses",
         title="Defenses",
-        caption="Defenses of this run. Randomised ones are judged over many draws.",
+        caption="Defenses of this run. Randomized ones are judged over many draws.",
         frame=laid_out("defense", filled, rows),
         prose=tuple(column for column in ("parameters", "citation") if column in filled),
     )
@@ -91,7 +91,7 @@ def defenses_table(run: Run) -> Table:
 
 def masking_table(run: Run) -> Table:
     """Builds the table of all doubts of the run, with one row per defense, norm and sign."""
-    rows: dict[tuple[str, Norm, str], list[str]] = {}
+    rows: dict[tuple[str, NormName, str], list[str]] = {}
     for defense, norm, attack, doubt in evidence(run):
         rows.setdefault((defense, norm, doubt.sign), []).append(f"{attack or 'all attacks'}: {doubt.detail}")
     return Table(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm, within
+from bench.contracts.norms import NormName, within
 from bench.ledger.schema import Status
 from reports.evidence.masking import Doubt, cell_doubts, defense_doubts, judged_before
 from reports.evidence.randomized import (
@@ -41,7 +41,7 @@ BOLD = (
 )
 
 
-def all_attacks(norm: Norm) -> str:
+def all_attacks(norm: NormName) -> str:
     """Returns the label of the row of per-sample minima over attacks."""
     return f"All {NORM_LABELS[norm]} attacks"
 
@@ -87,7 +87,7 @@ def clean_cell(run: Run, defense: str) -> Cell:
     return Cell((np.nan, accuracy_at(known, 0.0)), notes=notes, doubts=doubts)
 
 
-def attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
+def attack_cell(run: Run, norm: NormName, row: AttackRow, defense: str) -> Cell:
     """Returns the cell of a defense's median distance and accuracy under one attack."""
     records = records_of(run, row, defense)
     if isinstance(records, Cell):
@@ -104,7 +104,7 @@ def attack_cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
     return Cell(values, notes=notes, doubts=doubts)
 
 
-def all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) -> Cell:
+def all_cell(run: Run, norm: NormName, defense: str, distances: pd.Series | None) -> Cell:
     """Returns the cell of the per-sample minimum over attacks.
 
     Footnotes name the attacks without complete results. If the matrix spares the defense some attacks, a footnote
@@ -130,7 +130,7 @@ def all_cell(run: Run, norm: Norm, defense: str, distances: pd.Series | None) ->
     if alphas:
         bound = percentage(min(1.0, sum(alphas)))
         notes += (f"over m = {len(alphas)} cells: broken by mistake with probability at most m α = {bound} per sample",)
-    median = median_distance(known) if minimised(run, norm, defense) else np.nan
+    median = median_distance(known) if minimized(run, norm, defense) else np.nan
     doubts = signs_of(*defense_doubts(run, norm, defense))
     return Cell((median, accuracy_at(known, run.threshold(norm))), notes=notes, doubts=doubts)
 
@@ -140,7 +140,7 @@ def undecided_note(images: pd.Series) -> tuple[str, ...]:
     return (f"{images.sum()} of {len(images)} undecided",) if images.any() else ()
 
 
-def spared(run: Run, norm: Norm, defense: str) -> bool:
+def spared(run: Run, norm: NormName, defense: str) -> bool:
     """True if the matrix plans an attack of this norm for some other defense but not for this one.
 
     An attack that is not applicable counts as planned.
@@ -148,7 +148,7 @@ def spared(run: Run, norm: Norm, defense: str) -> bool:
     return meant_for(run, norm, [defense]) != meant_for(run, norm, run.defenses)
 
 
-def meant_for(run: Run, norm: Norm, defenses: Sequence[str]) -> set[str]:
+def meant_for(run: Run, norm: NormName, defenses: Sequence[str]) -> set[str]:
     """Returns the names of the norm's attacks that the matrix has a place for on at least one of the defenses.
 
     Variants of an attack count as the same attack.
@@ -157,7 +157,7 @@ def meant_for(run: Run, norm: Norm, defenses: Sequence[str]) -> set[str]:
     return {row.attack.partition(":")[0] for row in rows if any(row.concerns(defense) for defense in defenses)}
 
 
-def minimised(run: Run, norm: Norm, defense: str) -> bool:
+def minimized(run: Run, norm: NormName, defense: str) -> bool:
     """True if a minimal attack ran on the defense.
 
     Bounded attacks alone say nothing about the smallest distance: their adversarial examples lie near their epsilon.
@@ -165,12 +165,12 @@ def minimised(run: Run, norm: Norm, defense: str) -> bool:
     return any(row.epsilon is None and row.cells.get(defense) in run.facts for row in run.attack_rows(norm))
 
 
-def with_distances(run: Run, norm: Norm) -> list[str]:
+def with_distances(run: Run, norm: NormName) -> list[str]:
     """Returns the defenses of a norm, without those on which only bounded attacks ran.
 
     Returns all defenses of the norm if none would remain.
     """
-    bounded = {name for name in smallest_of(run, norm) if not minimised(run, norm, name)}
+    bounded = {name for name in smallest_of(run, norm) if not minimized(run, norm, name)}
     return [name for name in run.defenses_in(norm) if name not in bounded] or run.defenses_in(norm)
 
 
@@ -186,7 +186,7 @@ def passes_and_seconds(run: Run, row: AttackRow, defense: str) -> tuple[float, f
 
 
 @once_per_run
-def distances_of(run: Run, norm: Norm, row: AttackRow) -> dict[str, pd.Series]:
+def distances_of(run: Run, norm: NormName, row: AttackRow) -> dict[str, pd.Series]:
     """Returns the distances of an attack by sample, for each defense whose cell has run."""
     found = {defense: run.cell_records(cell) for defense, cell in row.cells.items()}
     return {defense: by_sample(own, norm.lower()) for defense, own in found.items() if own is not None}
@@ -202,7 +202,7 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
     return Cell(text=NO_CELL, notes=(NOT_PLANNED,))
 
 
-def shortfall(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
+def shortfall(records: pd.DataFrame, norm: NormName) -> tuple[str, ...]:
     """Returns the footnotes of a number computed over records of which some have no distance.
 
     The first one reads like ``4 of 5, 1 failed (non_finite)``. Reasons that it shortens follow in full.
@@ -217,7 +217,7 @@ def shortfall(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
     return f"{len(records) - len(missing)} of {len(records)}, {', '.join(counts)}", *_details(records, norm)
 
 
-def _details(records: pd.DataFrame, norm: Norm) -> tuple[str, ...]:
+def _details(records: pd.DataFrame, norm: NormName) -> tuple[str, ...]:
     """Returns in full the reasons that `invalid` and `shortfall` shorten."""
     reasons = records.loc[records[norm.lower()].isna(), "reason"]
     return tuple(reasons[reasons.str.contains(":")].unique())

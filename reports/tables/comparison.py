@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from bench.contracts.errors import UserError
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.runs.run import Run
 from reports.statistics.distances import accuracy_at, median_distance
 from reports.statistics.significance import holm
@@ -84,12 +84,12 @@ def compare(before: Run, after: Run) -> Comparison:
     return Comparison(frame, len(rows), missing)
 
 
-def _distances(run: Run) -> dict[tuple[str, Norm, str], pd.Series]:
+def _distances(run: Run) -> dict[tuple[str, NormName, str], pd.Series]:
     """Returns the distances by sample and sample hash of each defense, norm and attack label in a run.
 
     The label `TOGETHER` stands for all attacks.
     """
-    found: dict[tuple[str, Norm, str], pd.Series] = {}
+    found: dict[tuple[str, NormName, str], pd.Series] = {}
     for norm in run.norms:
         smallest = run.smallest(norm).set_index(["sample", "sample_hash"])
         for row in run.attack_rows(norm):

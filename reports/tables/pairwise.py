@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm, within
+from bench.contracts.norms import NormName, within
 from reports.evidence.masking import defense_doubts
 from reports.evidence.randomized import bound_note
 from reports.runs.gaps import gaps_of
@@ -16,12 +16,12 @@ from reports.runs.labels import DECIMALS, NORM_LABELS
 from reports.runs.run import Run, once_per_run
 from reports.statistics.distances import accuracy_at
 from reports.statistics.significance import cochran_q, holm, mcnemar, median_difference
-from reports.tables.cells import ALPHA, accuracy_quantity, meant_for, measured_on, minimised, signs_of
+from reports.tables.cells import ALPHA, accuracy_quantity, meant_for, measured_on, minimized, signs_of
 from reports.tables.table import Cell, Quantity, Table, laid_out, sentences
 
 
 @once_per_run
-def mcnemar_table(run: Run, norm: Norm) -> Table:
+def mcnemar_table(run: Run, norm: NormName) -> Table:
     """Builds the table of p-values of McNemar's exact test for each pair of defenses, over all attacks.
 
     The test compares survival at the threshold under the per-sample minimum over attacks. It uses the samples whose
@@ -62,7 +62,7 @@ def mcnemar_table(run: Run, norm: Norm) -> Table:
     )
 
 
-def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
+def baseline_table(run: Run, norm: NormName, baseline: str) -> Table:
     """Builds the table that compares every other defense with ``baseline``, under the per-sample minimum over attacks.
 
     Each row holds the difference of the medians with its paired bootstrap interval and the difference of the
@@ -80,7 +80,7 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
             rows[other] = [test]
             continue
         pair = distances[[other, baseline]].dropna()
-        both = minimised(run, norm, other) and minimised(run, norm, baseline)
+        both = minimized(run, norm, other) and minimized(run, norm, baseline)
         median = median_difference(pair[other], pair[baseline]) if both else (np.nan, np.nan, np.nan)
         accuracies = [accuracy_at(pair[name], run.threshold(norm)) for name in (other, baseline)]
         values = (*median, accuracies[0] - accuracies[1], test.values[0], float(p))
@@ -107,7 +107,7 @@ def baseline_table(run: Run, norm: Norm, baseline: str) -> Table:
 
 
 def _mcnemar_cell(
-    run: Run, norm: Norm, first: pd.Series, second: pd.Series, doubts: Mapping[str, tuple[str, ...]]
+    run: Run, norm: NormName, first: pd.Series, second: pd.Series, doubts: Mapping[str, tuple[str, ...]]
 ) -> Cell:
     valid = first.notna() & second.notna()
     if not valid.any():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.masking import judged_before
 from reports.runs.gaps import smallest_of
 from reports.runs.labels import NORM_LABELS
@@ -18,7 +18,7 @@ from reports.tables.cells import distances_of, measured_on, passes_and_seconds, 
 from reports.tables.table import Cell, Quantity, Table, laid_out
 
 
-def ranking_table(run: Run, norm: Norm) -> Table | None:
+def ranking_table(run: Run, norm: NormName) -> Table | None:
     """Builds the table of a norm's minimal attacks, strongest first, or returns None if there are none.
 
     Each row says how near an attack comes to the best known adversarial examples of each defense (AttackBench's local

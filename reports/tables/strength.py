@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.randomized import (
     bound_note,
     power_note,
@@ -28,7 +28,7 @@ from reports.tables.summary import summary_table
 from reports.tables.table import Cell, Quantity, Table, laid_out, sentences
 
 
-def strength_table(run: Run, norm: Norm) -> Table:
+def strength_table(run: Run, norm: NormName) -> Table:
     """Builds the table of each attack's strength and cost, with confidence intervals.
 
     The numbers are those of `summary_table`, with the median's interval, and mean passes and seconds per attacked

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
 from reports.evidence.masking import judged_before
 from reports.runs.labels import DECIMALS, NORM_LABELS
@@ -35,7 +35,7 @@ DETECTION = {
 """Column labels of the quantities that `reports.statistics.records.detection` returns."""
 
 
-def bracket_table(run: Run, norm: Norm) -> Table | None:
+def bracket_table(run: Run, norm: NormName) -> Table | None:
     """Builds the table of lower bounds beside the distances of the smallest adversarial examples found.
 
     Returns None if the run has no lower bounds.
@@ -107,7 +107,7 @@ def distal_table(run: Run) -> Table | None:
         title="Distal adversarials",
         caption=(
             "Images of uniform noise that gradient ascent drove to a confidence of 0.9 in a given class under the "
-            "graded softmax (Schott et al. 2019, equation 4), whose alpha minimises the cross-entropy and whose eta "
+            "graded softmax (Schott et al. 2019, equation 4), whose alpha minimizes the cross-entropy and whose eta "
             f"makes the median confidence 0.9 on the first test images of {run.dataset} ({versions_of(run)}). Whether "
             "they look like their class is for the eye to judge."
         ),
@@ -147,7 +147,7 @@ def detection_table(run: Run) -> Table | None:
     )
 
 
-def detection_row(run: Run, defense: str, norm: Norm) -> str:
+def detection_row(run: Run, defense: str, norm: NormName) -> str:
     """Returns the label of a row of `detection_table`."""
     return f"{defense}, {NORM_LABELS[norm]} ε={run.threshold(norm):g}"
 

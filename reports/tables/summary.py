@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.randomized import (
     bound_note,
     power_note,
@@ -30,7 +30,7 @@ from reports.tables.table import Cell, Published, Quantity, Table, laid_out, sen
 
 
 @once_per_run
-def summary_table(run: Run, norm: Norm) -> Table:
+def summary_table(run: Run, norm: NormName) -> Table:
     """Builds the table of each defense's median distance and accuracy at the threshold under each attack.
 
     The layout follows Schott et al. 2019, Table 1. A bounded attack has an accuracy at its own epsilon and no median.

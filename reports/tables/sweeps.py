@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from reports.evidence.masking import cell_doubts
 from reports.evidence.randomized import bound_note
 from reports.runs.labels import NORM_LABELS
@@ -23,7 +23,7 @@ Sweep = list[tuple[float, AttackRow]]
 """The values of a parameter in ascending order, each with its attack."""
 
 
-def sweeps(run: Run, norm: Norm) -> list[tuple[str, Sweep]]:
+def sweeps(run: Run, norm: NormName) -> list[tuple[str, Sweep]]:
     """Returns the sweeps of a norm, each with the name of its parameter.
 
     A sweep holds bounded attacks of one kind that differ only in that parameter, in ascending order of its value.
@@ -50,7 +50,7 @@ def swept(run: Run, sweep: Sweep) -> list[str]:
     return [name for name in run.defenses if sum(name in row.cells for _, row in sweep) >= SWEEP_LENGTH]
 
 
-def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
+def sweep_table(run: Run, norm: NormName, parameter: str, sweep: Sweep) -> Table:
     """Builds the table of accuracy for each value of the attack's parameter and each defense of the sweep."""
     base = sweep[0][1].attack.partition(":")[0]
     defenses = swept(run, sweep)
@@ -68,7 +68,7 @@ def sweep_table(run: Run, norm: Norm, parameter: str, sweep: Sweep) -> Table:
     )
 
 
-def _cell(run: Run, norm: Norm, row: AttackRow, defense: str) -> Cell:
+def _cell(run: Run, norm: NormName, row: AttackRow, defense: str) -> Cell:
     records = records_of(run, row, defense)
     if isinstance(records, Cell):
         return records

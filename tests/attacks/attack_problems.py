@@ -78,7 +78,7 @@ def on_problems(cases: list[tuple[str, str]], *problems: str) -> list[tuple[str,
 
 
 class OneGradient:
-    """A defense that optimises nothing: its gradient through that is its gradient."""
+    """A defense that optimizes nothing: its gradient through that is its gradient."""
 
     def unrolled_gradient(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
         return linearize(self, x, NO_DRAWS, draws=1)

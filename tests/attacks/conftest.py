@@ -40,13 +40,13 @@ def trained(architecture, samples):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = architecture()
-        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
         for _ in range(12):
             for rows in torch.randperm(len(data.train.images)).split(64):
                 loss = torch.nn.functional.cross_entropy(net(data.train.images[rows]), data.train.labels[rows])
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
     net.eval().requires_grad_(False)
     correct = (net.logits(data.test.images).argmax(1) == data.test.labels).nonzero()[:samples, 0]
     pool = (data.train.images[:500], data.train.labels[:500])

@@ -5,11 +5,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.norms import Norm
+from bench.contracts.norms import NormName
 from bench.contracts.threat import distance
 
 LADDER = [0.02 * 1.12**k for k in range(46)]
-"""46 epsilons from 0.02 to 3.3, that a script would try with a bounded attack; neighbours are 12 % apart."""
+"""46 epsilons from 0.02 to 3.3, that a script would try with a bounded attack; neighbors are 12 % apart."""
 SALT_AND_PEPPER = foolbox.attacks.SaltAndPepperNoiseAttack(steps=1000)
 
 
@@ -18,7 +18,7 @@ def foolbox_distances(
     x: Tensor,
     y: Tensor,
     attack: foolbox.attacks.base.Attack,
-    norm: Norm,
+    norm: NormName,
     epsilons: list[float] | None = None,
 ) -> Tensor:
     """Distance (N,) of what a foolbox attack finds: the nearest of its results over ``epsilons``, if bounded."""

@@ -50,7 +50,7 @@ def test_salt_and_pepper_is_at_least_as_strong(small_net):
 
 @pytest.mark.parametrize(("norm", "constraint"), [("L2", "l2"), ("Linf", "linf")])
 def test_hopskipjump_at_the_same_steps(small_net, norm, constraint):
-    """Of as many random directions each. Foolbox normalises its gradients by the batch's length: one by one."""
+    """Of as many random directions each. Foolbox normalizes its gradients by the batch's length: one by one."""
     alone = foolbox.attacks.HopSkipJumpAttack(steps=8, initial_gradient_eval_steps=50, constraint=constraint)
     expected = torch.cat([
         foolbox_distances(small_net.defense, small_net.x[i : i + 1], small_net.y[i : i + 1], alone, norm)

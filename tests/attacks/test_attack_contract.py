@@ -196,16 +196,16 @@ def test_a_defense_without_gradient_gets_a_perturbed_failure(name, norm):
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
-def test_colour_images(name, norm):
+def test_color_images(name, norm):
     """Three channels: L0 counts pixels, not values."""
     weight = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
 
-    class Colour(Stubborn):
+    class Color(Stubborn):
         def logits(self, x):
             return x.flatten(1) @ weight.T
 
     x = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    problem = Problem(Colour(), x, Colour().logits(x).argmax(1), 3, (x, Colour().logits(x).argmax(1)))
+    problem = Problem(Color(), x, Color().logits(x).argmax(1), 3, (x, Color().logits(x).argmax(1)))
     outcome = run(problem, name, norm, **short(name))
     if card_of(ATTACKS[name]).access != "latent":
         assert outcome.found.all()

@@ -1,4 +1,4 @@
-"""Attacks on a randomised defense end where fresh draws agree, near the exact optimum of what it is on average."""
+"""Attacks on a randomized defense end where fresh draws agree, near the exact optimum of what it is on average."""
 
 from dataclasses import replace
 

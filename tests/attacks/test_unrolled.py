@@ -1,4 +1,4 @@
-"""What going through a defense's own optimisation finds that holding its end fixed does not."""
+"""What going through a defense's own optimization finds that holding its end fixed does not."""
 
 from attack_problems import Problem, run
 

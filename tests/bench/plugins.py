@@ -47,7 +47,7 @@ def quantized(dataset):
 
 
 class Quantized(torch.nn.Module):
-    """Masks its gradients: three shades of grey are all that it sees."""
+    """Masks its gradients: three shades of gray are all that it sees."""
 
     def __init__(self, net):
         super().__init__()

@@ -44,10 +44,10 @@ class Plain:
         return cls(decoders, starts, grids)
 
     def logits(self, x: Tensor) -> Tensor:
-        energies = [self._minimise(c, x) for c in range(10)]
+        energies = [self._minimize(c, x) for c in range(10)]
         return -torch.stack(energies, 1) / 784
 
-    def _minimise(self, c: int, x: Tensor) -> Tensor:
+    def _minimize(self, c: int, x: Tensor) -> Tensor:
         decoder, variance = self.decoders[c], SETTING.search.variance
         prior = variance * self.starts.square().sum(1)
         nearest = (torch.cdist(x.flatten(1), self.grids[c]).square() + prior).argmin(1)

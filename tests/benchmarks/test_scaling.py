@@ -43,12 +43,12 @@ def test_classes(benchmark, report, device):
         card = DefenseCard(name="linear", datasets=("digits",))
         defense = ModuleDefense(card, nn.Sequential(nn.Flatten(), nn.Linear(64, classes)).to(device))
         logits = defense.logits(dataset.test.images.to(device)).cpu()
-        relabelled = Split(dataset.test.images, logits.argmax(1))
-        labelled = SimpleNamespace(classes=classes, train=dataset.train, test=relabelled)
+        relabeled = Split(dataset.test.images, logits.argmax(1))
+        labeled = SimpleNamespace(classes=classes, train=dataset.train, test=relabeled)
         cell = make_cell("deepfool", "L2", budget=10**6)
-        run_cell(cell, defense, function, labelled, device)
-        spent.append(seconds(run_cell, cell, defense, function, labelled, device))
-    benchmark.pedantic(run_cell, (cell, defense, function, labelled, device), rounds=1)
+        run_cell(cell, defense, function, labeled, device)
+        spent.append(seconds(run_cell, cell, defense, function, labeled, device))
+    benchmark.pedantic(run_cell, (cell, defense, function, labeled, device), rounds=1)
     report(f"deepfool L2, {device.type}: 4 times the classes take", f"{spent[1] / spent[0]:.1f} times as long")
     assert spent[1] < 5 * spent[0]
 

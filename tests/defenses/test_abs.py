@@ -190,7 +190,7 @@ def test_the_clip_shortens_long_latents_and_keeps_their_signs():
 # Binary ABS.
 
 
-def test_binary_abs_sees_the_binarised_image_and_scales_the_energies():
+def test_binary_abs_sees_the_binarized_image_and_scales_the_energies():
     binary = scrambled(DIGITS, binary=True)
     binary.gamma.copy_(torch.linspace(0.9, 1.1, 10))
     plain = scrambled(DIGITS)

@@ -69,7 +69,7 @@ def test_scaled_energies_by_hand():
 
 
 def test_linf_of_two_points():
-    """Classes that can draw one image each, without penalties: black and white, seen from grey .25 with 4 pixels.
+    """Classes that can draw one image each, without penalties: black and white, seen from gray .25 with 4 pixels.
 
     Class y loses at epsilon where (.25 + epsilon)^2 = (.75 - epsilon)^2.
     """

@@ -1,4 +1,4 @@
-"""The convolutional baselines, plain and binarised."""
+"""The convolutional baselines, plain and binarized."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_binarize_puts_the_threshold_itself_at_one_and_passes_gradients_unchange
     assert torch.equal(torch.autograd.grad(bits, x, cotangent)[0], cotangent)
 
 
-def test_the_gradient_of_the_binary_net_is_that_of_the_plain_net_at_the_binarised_image():
+def test_the_gradient_of_the_binary_net_is_that_of_the_plain_net_at_the_binarized_image():
     binary, x = binary_cnn(DIGITS).eval(), images(4, 8)
     plain = cnn(DIGITS).eval()
     plain.load_state_dict(binary.state_dict())
@@ -82,7 +82,7 @@ def test_training_depends_on_the_seed_alone(monkeypatch):
 
 @pytest.mark.parametrize(("name", "accuracy"), [("cnn", 0.97), ("binary_cnn", 0.93)])
 def test_accuracy_on_digits(name, accuracy):
-    """Binarised 8x8 digits have lost much: a support vector machine reaches 0.96 on them."""
+    """Binarized 8x8 digits have lost much: a support vector machine reaches 0.96 on them."""
     net = bench.load_defense(name, dataset="digits", device="cpu")
     assert clean_accuracy(net, bench.load_dataset("digits").test, CPU) >= accuracy
 

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 DIGITS, MNIST = Dataset("digits", 10, (1, 8, 8)), Dataset("mnist", 10, (1, 28, 28))
 SVHN = Dataset("svhn", 10, (3, 32, 32))
 GTSRB = Dataset("gtsrb_top10", 10, (3, 32, 32))
-FEW = dataclasses.replace(search_for(SETTINGS[8], from_encoder=False), starts=20, iterations=6, minimising=0)
+FEW = dataclasses.replace(search_for(SETTINGS[8], from_encoder=False), starts=20, iterations=6, minimizing=0)
 FAMILY = ["eabs", "abs:ju2020", "a_abs", "d_abs", "v_abs", "ad_abs", "av_abs", "dv_abs"]
 VARIATIONAL = {"eabs", "v_abs", "av_abs", "dv_abs"}
 
@@ -185,8 +185,8 @@ def test_minima_for_bounds_are_searched_for_longer_than_decisions(name):
         model.search = dataclasses.replace(FEW, **iterations)
         return model.minima(x)[0]
 
-    assert torch.equal(minima(iterations=6, minimising=8), minima(iterations=8))
-    assert not torch.equal(minima(iterations=6, minimising=8), minima(iterations=6))
+    assert torch.equal(minima(iterations=6, minimizing=8), minima(iterations=8))
+    assert not torch.equal(minima(iterations=6, minimizing=8), minima(iterations=6))
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -347,7 +347,7 @@ def test_training_goes_through_the_stages_of_its_kind_of_device(device, discrimi
     """Each has its share of the progress; only a step whose shapes do not depend on what is drawn can be recorded."""
     options, drawn = [], []
 
-    def minimise(self, parameters, loss, data, **given):
+    def minimize(self, parameters, loss, data, **given):
         loss(data.images[:4], data.labels[:4], 0.0)
         options.append(given)
 
@@ -355,8 +355,8 @@ def test_training_goes_through_the_stages_of_its_kind_of_device(device, discrimi
         drawn.append(rivals)
         return torch.zeros(())
 
-    monkeypatch.setattr(Trainer, "initialise", lambda self, module: None)
-    monkeypatch.setattr(Trainer, "minimise", minimise)
+    monkeypatch.setattr(Trainer, "initialize", lambda self, module: None)
+    monkeypatch.setattr(Trainer, "minimize", minimize)
     monkeypatch.setattr(Autoencoders, "loss", recorded)
     model = Trained(DIGITS, adversarial=True, discriminative=discriminative)
     model.fit(Split(images(DIGITS, 20), torch.arange(20) % 10), Trainer(torch.device(device), 0, Silent()))
@@ -377,7 +377,7 @@ def test_training_with_a_shared_encoder_ends_on_all_classes(size):
     assert all(stage.rivals is None for stage in setting.shared_on_gpu)
 
 
-def test_the_cnn_normalises_by_the_statistics_of_images_without_noise(monkeypatch):
+def test_the_cnn_normalizes_by_the_statistics_of_images_without_noise(monkeypatch):
     monkeypatch.setitem(SETTINGS, 8, dataclasses.replace(SETTINGS[8], cnn=Stage(1)))
     model, x = EncoderCNN(DIGITS), images(DIGITS, 200)
     model.fit(Split(x, torch.arange(200) % 10), Trainer(CPU, 0, Silent()))

@@ -154,7 +154,7 @@ def test_the_base_is_named_behind_the_colon_and_lends_its_datasets():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("randomized_smoothing:randomized_smoothing:cnn", "'randomized_smoothing:cnn' is randomised itself"),
+        ("randomized_smoothing:randomized_smoothing:cnn", "'randomized_smoothing:cnn' is randomized itself"),
         ("variational_smoothing:abs", "'abs' has no derivative that torch could take"),
         ("variational_smoothing:cnm", "unknown defense 'cnm'; did you mean 'cnn'"),
         ("variational_smoothing", "unknown defense 'variational_smoothing'; did you mean"),

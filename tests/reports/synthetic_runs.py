@@ -343,7 +343,7 @@ def studied():
     maker.bound("cnn", "L2", [0.0, 1.1, 1.0, 1.0], certificate=True, note="1000 draws, wrong with probability 0.001")
     maker.bound("nearest_neighbour", "L2", [0.0, 0.5, 0.75, 3.0], certificate=True)
     maker.bound("abs", "L2", [0.0, 0.9, 2.5, 3.0], note="5 starts for each class")
-    maker.member("abs", "ABS*", "generation", "optimisation")
+    maker.member("abs", "ABS*", "generation", "optimization")
     maker.member("nearest_neighbour", "ABS*", "generation")
     maker.distal("cnn", [0.95] * 9 + [0.5], steps=20)
     maker.distal("abs", [0.91] * 10, steps=35, alpha=440.0, log_eta=-10.2)

@@ -366,8 +366,8 @@ def test_the_readmes_plugin_runs_as_it_stands(tmp_path):
 def test_the_readmes_attack_passes_the_checks(tmp_path):
     code = re.search(r"```python\n(from bench import attack\n.*?)```", README.read_text(), re.DOTALL)
     assert code is not None
-    (tmp_path / "towards_grey.py").write_text(code[1])
-    result = assay("check", "towards_grey.py", cwd=tmp_path)
+    (tmp_path / "toward_gray.py").write_text(code[1])
+    result = assay("check", "toward_gray.py", cwd=tmp_path)
     assert result.returncode == 0, result.stdout
 
 

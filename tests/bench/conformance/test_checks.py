@@ -25,7 +25,7 @@ class Faulty(nn.Module):
 
 
 class Unrolled(Faulty):
-    """Class means, with so many times the derivative as the one through their optimisation."""
+    """Class means, with so many times the derivative as the one through their optimization."""
 
     def __init__(self, times):
         super().__init__(lambda means, x, rng: means.logits(x))
@@ -118,7 +118,7 @@ def test_a_fault_fails_its_check(name):
 
 
 @pytest.mark.parametrize("name", ["eabs", "ad_abs"])
-def test_a_gradient_at_fixed_latents_is_none_through_the_optimisation(name, monkeypatch):
+def test_a_gradient_at_fixed_latents_is_none_through_the_optimization(name, monkeypatch):
     dataset = load_dataset("digits")
     loaded = load_trained(name, dataset, Registry(), 0, torch.device("cpu"))
     check = "unrolled gradients agree with finite differences"
@@ -161,7 +161,7 @@ def test_differences_are_taken_inside_the_pixel_range():
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_derivative_through_an_optimisation_is_checked_too(times):
+def test_a_derivative_through_an_optimization_is_checked_too(times):
     failed = [check.name for check in checks_of(lambda: Unrolled(times)) if not check.passed]
     assert failed == ([] if times == 1 else ["unrolled gradients agree with finite differences"])
 

@@ -86,7 +86,7 @@ def test_no_offset_where_the_median_confidence_is_low_without():
 
 @settings(deadline=None)
 @given(SEEDS)
-def test_alpha_minimises_the_cross_entropy_and_the_median_confidence_is_as_demanded(seed):
+def test_alpha_minimizes_the_cross_entropy_and_the_median_confidence_is_as_demanded(seed):
     logits, labels = noisy_classifier(seed)
     calibration = calibrate(logits, labels)
 

@@ -40,7 +40,7 @@ def test_draws_are_float32_in_their_range():
     assert abs(streams.normal(torch.arange(100), (100,)).std() - 1) < 0.05
 
 
-def test_rows_of_a_randomised_defense_draw_from_their_samples_streams():
+def test_rows_of_a_randomized_defense_draw_from_their_samples_streams():
     rows = Streams(3, [5, 6], "noise").rows(torch.tensor([1, 0]))
     direct = Streams(3, [5, 6], "noise").normal(torch.tensor([1, 0]), (4,))
     assert torch.equal(rows.normal((4,)), direct)

@@ -62,7 +62,7 @@ def test_a_threat_model_without_epsilon_allows_every_finite_distance():
 
 @fast
 @given(images, images)
-def test_snapping_keeps_the_binarised_image_and_is_nearest_among_those_that_do(candidate, x):
+def test_snapping_keeps_the_binarized_image_and_is_nearest_among_those_that_do(candidate, x):
     snapped = snap_to_threshold(candidate, x, 0.5)
     assert torch.equal(snapped >= 0.5, candidate >= 0.5)
     for norm in NORMS:

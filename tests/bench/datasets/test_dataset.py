@@ -206,7 +206,7 @@ def test_an_unknown_dataset_is_refused_with_a_suggestion():
     assert str(error.value) == f"unknown dataset 'mnits'; did you mean 'mnist'? Allowed: {allowed}"
 
 
-# Colour images
+# Color images
 
 
 X = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
@@ -230,7 +230,7 @@ def write_npz(folder: Path, part: str = "test", **arrays: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar10"), ("gtsrb_top10", "gtsrb-top10"), ("svhn", "svhn")])
-def test_colour_images_are_read_from_npz_files(tmp_path, no_data, name, folder):
+def test_color_images_are_read_from_npz_files(tmp_path, no_data, name, folder):
     write_npz(tmp_path / folder)
     test = load_dataset(name, tmp_path).test
     assert test.images.shape == (6, 3, 32, 32)
@@ -296,7 +296,7 @@ def fake_torchvision(monkeypatch, calls):
     monkeypatch.setattr(torchvision.datasets, "SVHN", svhn)
 
 
-def test_without_npz_files_torchvision_reads_colour_images(tmp_path, no_data, monkeypatch):
+def test_without_npz_files_torchvision_reads_color_images(tmp_path, no_data, monkeypatch):
     calls = []
     fake_torchvision(monkeypatch, calls)
     for name, there, download, part in (
@@ -311,7 +311,7 @@ def test_without_npz_files_torchvision_reads_colour_images(tmp_path, no_data, mo
         assert calls[-1] == (root, part, download)
 
 
-def test_colour_images_that_are_nowhere_say_where_they_should_be(tmp_path, no_data, monkeypatch):
+def test_color_images_that_are_nowhere_say_where_they_should_be(tmp_path, no_data, monkeypatch):
     with pytest.raises(UserError, match=r"'svhn': no svhn/test.npz under .*, nor intact files of torchvision's; set"):
         _ = load_dataset("svhn", tmp_path).test
     for folder in (tmp_path, None):

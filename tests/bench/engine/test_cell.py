@@ -220,7 +220,7 @@ def test_a_timeout_fails_the_cell():
     assert records["reason"].tolist() == ["timeout: more than 0.05 s"] * 4
 
 
-def test_a_binarised_defense_gets_post_processed_candidates():
+def test_a_binarized_defense_gets_post_processed_candidates():
     class Bits(Brightness):
         def forward(self, x, rng=None):
             return super().forward((x >= 0.5).float() * 0.8 + 0.1 * (x.sum() * 0))

@@ -94,7 +94,7 @@ def test_access_that_the_card_does_not_declare_is_denied(access, forbidden):
 
 @pytest.mark.parametrize("randomized", [False, True])
 @pytest.mark.parametrize(("access", "expected"), [("gradient", 1), ("unrolled", 2)])
-def test_gradients_go_through_the_defenses_own_optimisation_where_the_card_says_so(access, expected, randomized):
+def test_gradients_go_through_the_defenses_own_optimization_where_the_card_says_so(access, expected, randomized):
     """Averaged over draws, where there are any: each draw's product is its number."""
 
     class Inner(Linear):
@@ -257,7 +257,7 @@ def test_the_clean_image_is_never_adversarial(threshold):
     assert oracle.gradient(X[:2], Y[:2], cross_entropy, oracle.ids[:2])[1].argmax(1).tolist() == [0, 0]
     assert not oracle.found.any()
     oracle.decision(X[:1] + 0.1, oracle.ids[:1])
-    assert oracle.found.tolist() == [threshold is None, False, False]  # binarised, it is the clean image
+    assert oracle.found.tolist() == [threshold is None, False, False]  # binarized, it is the clean image
 
 
 @pytest.mark.parametrize("randomized", [False, True])
@@ -277,7 +277,7 @@ def test_logits_that_are_not_finite_are_answered_with_the_true_class(bad, random
     assert not oracle.found.any()
 
 
-def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
+def test_a_randomized_defense_is_averaged_over_draws_and_every_draw_counts():
     oracle = make(randomized=True, budget=10**6)
     oracle.draws = 1
     few = oracle.scores(X, oracle.ids)
@@ -292,7 +292,7 @@ def test_a_randomised_defense_is_averaged_over_draws_and_every_draw_counts():
     assert oracle.backwards.tolist() == [5] * 3
 
 
-def test_of_a_randomised_defense_only_what_further_draws_confirm_is_remembered():
+def test_of_a_randomized_defense_only_what_further_draws_confirm_is_remembered():
     """At a sum of 2.06 a draw errs with probability .21, at 1.8 with .69; the boundary is at 1.9."""
     oracle = make(randomized=True, budget=10**6)
     oracle.draws = 1

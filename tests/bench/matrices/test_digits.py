@@ -27,7 +27,7 @@ def matrix():
     return build_matrix(*read_matrix("digits"), Registry())
 
 
-def test_it_has_a_detector_an_ablation_and_sweeps_of_a_randomised_and_another_defense(matrix):
+def test_it_has_a_detector_an_ablation_and_sweeps_of_a_randomized_and_another_defense(matrix):
     dataset, registry = load_dataset("digits"), Registry()
     made = {label: make_defense(label, dataset, registry) for label in matrix.labels}
     assert set(matrix.studies) == set(KINDS)

@@ -223,7 +223,7 @@ def test_each_image_and_seed_has_noise_of_its_own():
     assert torch.equal(start, ascend(Linear(), steps=0).images)
 
 
-# Randomised defenses.
+# Randomized defenses.
 
 
 def test_what_arrives_by_luck_is_measured_on_fresh_draws():
@@ -241,7 +241,7 @@ def test_what_arrives_by_luck_is_measured_on_fresh_draws():
     torch.testing.assert_close(found.confidences, first.index_copy(0, arrived, again))
 
 
-def test_a_randomised_defense_is_reached_on_average():
+def test_a_randomized_defense_is_reached_on_average():
     found = ascend(Noisy(), randomized=True)
     assert found.reached.all()
     streams = Streams(9, range(12), "fresh")

@@ -40,9 +40,9 @@ class Linear(torch.nn.Module):
         return self.layer(x.flatten(1))
 
     def fit(self, data, trainer):
-        trainer.initialise(self)
+        trainer.initialize(self)
         loss = lambda x, y, done: torch.nn.functional.cross_entropy(self.logits(x), y)
-        trainer.minimise(self.parameters(), loss, data, epochs=2, batch_size=100, learning_rate=0.1)
+        trainer.minimize(self.parameters(), loss, data, epochs=2, batch_size=100, learning_rate=0.1)
 
 @defense("linear", datasets=["digits"], version=VERSION)
 def linear():

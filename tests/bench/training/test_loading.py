@@ -27,9 +27,9 @@ class Linear(torch.nn.Module):
     def fit(self, data, trainer):
         if self.dies:
             os._exit(9)
-        trainer.initialise(self)
+        trainer.initialize(self)
         loss = lambda x, y, done: torch.nn.functional.cross_entropy(self.logits(x), y)
-        trainer.minimise(self.parameters(), loss, data, epochs=1, batch_size=100, learning_rate=0.1)
+        trainer.minimize(self.parameters(), loss, data, epochs=1, batch_size=100, learning_rate=0.1)
 
 @defense("first", datasets=["digits"])
 def first():

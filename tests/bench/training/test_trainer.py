@@ -1,4 +1,4 @@
-"""The training loop: what it minimises, and that an interruption changes nothing."""
+"""The training loop: what it minimizes, and that an interruption changes nothing."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.adversary = nn.Linear(2, 1)
 
     def fit(self, data, trainer, stop_after=10**9):
-        trainer.initialise(self)
+        trainer.initialize(self)
         calls = []
 
         def loss(x, y, done):
@@ -40,7 +40,7 @@ class Net(nn.Module):
             return -self.adversary(self.net(x).detach()).mean() + self.adversary.weight.square().sum()
 
         adversary = (self.adversary.parameters(), adversary_loss)
-        trainer.minimise(
+        trainer.minimize(
             self.net.parameters(), loss, data, epochs=4, batch_size=10, learning_rate=0.01, adversary=adversary
         )
         return calls
@@ -83,7 +83,7 @@ def test_stages_share_the_progress(data):
 
     net, trainer = nn.Linear(5, 2), Trainer(CPU, 0, Seen())
     for share in (0.25, 0.75):
-        trainer.minimise(
+        trainer.minimize(
             net.parameters(),
             lambda x, y, share: nn.functional.cross_entropy(net(x.flatten(1)), y),
             data,
@@ -97,10 +97,10 @@ def test_stages_share_the_progress(data):
 
 
 class InPhases(Net):
-    """Pretrains, then trains on with fewer steps: two calls of ``minimise``."""
+    """Pretrains, then trains on with fewer steps: two calls of ``minimize``."""
 
     def fit(self, data, trainer, stop_after=10**9):
-        trainer.initialise(self)
+        trainer.initialize(self)
         calls = []
 
         def loss(x, y, done):
@@ -110,7 +110,7 @@ class InPhases(Net):
             return nn.functional.cross_entropy(self.net(x), y)
 
         for epochs in (2, 3):
-            trainer.minimise(self.net.parameters(), loss, data, epochs=epochs, batch_size=10, learning_rate=0.01)
+            trainer.minimize(self.net.parameters(), loss, data, epochs=epochs, batch_size=10, learning_rate=0.01)
         return calls
 
 
@@ -130,7 +130,7 @@ def test_a_training_in_two_phases_resumes_each(data, seen, tmp_path, monkeypatch
 def test_without_a_module_to_go_on_with_nothing_is_kept(data, tmp_path, monkeypatch):
     monkeypatch.setattr(bench.training.trainer, "KEEP_EVERY", 0)
     layer = nn.Linear(5, 2)
-    Trainer(CPU, 0, Silent(), tmp_path / "kept").minimise(
+    Trainer(CPU, 0, Silent(), tmp_path / "kept").minimize(
         layer.parameters(), lambda x, y, done: layer(x).sum(), data, epochs=2, batch_size=10, learning_rate=0.1
     )
     assert not list(tmp_path.iterdir())
@@ -149,7 +149,7 @@ def test_the_adversary_descends_its_own_loss_and_nothing_else(data):
     """Its loss alone would leave its bias free to rise; the net's loss would lower it."""
     net = Net()
     with reproducible(0):
-        Trainer(CPU, 0, Silent()).initialise(net)
+        Trainer(CPU, 0, Silent()).initialize(net)
     before = net.adversary.bias.detach().clone()
     with reproducible(0):  # draws the same parameters again
         net.fit(data, Trainer(CPU, 0, Silent()))
@@ -166,7 +166,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_single(data):
 
     layer = nn.Linear(5, 2)
     for mixed in (False, True):
-        Trainer(CPU, 0, Silent()).minimise(
+        Trainer(CPU, 0, Silent()).minimize(
             layer.parameters(), loss, data, epochs=1, batch_size=10, learning_rate=0.1, mixed_precision=mixed
         )
     assert seen == {torch.float32, torch.bfloat16}
@@ -176,7 +176,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_single(data):
 def test_a_loss_that_stops_being_finite_ends_the_training(data):
     layer = nn.Linear(5, 2)
     with pytest.raises(FloatingPointError, match="training diverged"):
-        Trainer(CPU, 0, Silent()).minimise(
+        Trainer(CPU, 0, Silent()).minimize(
             layer.parameters(), lambda x, y, done: layer(x).sum() / 0, data, epochs=1, batch_size=10, learning_rate=0.1
         )
 
@@ -197,8 +197,8 @@ def test_recorded_steps_are_those_taken_one_by_one(data):
         judge = nn.Linear(2, 1)
         with reproducible(0):
             trainer = Trainer(torch.device("cuda"), 0, Silent())
-            trainer.initialise(nn.ModuleList([net, judge]))
-            trainer.minimise(
+            trainer.initialize(nn.ModuleList([net, judge]))
+            trainer.minimize(
                 net.parameters(),
                 lambda x, y, done: ramp(done, 0.5) * nn.functional.cross_entropy(net(x), y) + judge(net(x)).mean(),
                 data,

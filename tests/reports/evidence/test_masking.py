@@ -80,7 +80,7 @@ def test_images_count_by_the_derivatives_that_were_asked_of_them():
         ("score", 1.0, "L0", False),
     ],
 )
-def test_a_defense_that_optimises_wants_an_attack_that_goes_through_that(access, distances, norm, doubted):
+def test_a_defense_that_optimizes_wants_an_attack_that_goes_through_that(access, distances, norm, doubted):
     maker = RunMaker(["eabs", "cnn"], 2)
     maker.families = {"eabs": {"unrolled": True}}
     maker.attack("eot_pgd", [norm])

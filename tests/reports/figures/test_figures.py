@@ -85,7 +85,7 @@ def test_l0_is_in_pixels():
     assert curve_figure(every_status(), "L0").axes[0].get_xlabel() == "L0 distance ε (pixels)"
 
 
-def test_curves_differ_in_colour_and_in_line_style():
+def test_curves_differ_in_color_and_in_line_style():
     lines = curves(curve_figure(every_defense(), "L2")).values()
     assert len({line.get_color() for line in lines}) == 7
     assert len({line.get_linestyle() for line in lines}) >= 4
