@@ -98,7 +98,7 @@ def write_run_report(
             (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
     if "csv" in formats:
         _write_brackets(run, sections, out_dir)
-        options = {"norms": run.norms, "attacks": run.manifest.get("chosen"), "baseline": baseline}
+        options = {"norms": run.norms, "attacks": run.chosen, "baseline": baseline}
         (out_dir / OPTIONS).write_text(json.dumps(options, indent=1), encoding="utf-8")
     shown = {name: figure for section in sections for name, figure in section.figures.items()}
     figures = dict(shown)

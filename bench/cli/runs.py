@@ -96,8 +96,7 @@ def plan(
 
     from bench.contracts.work import Work
     from bench.execution.execute import default_out
-    from bench.ledger.manifest import load_manifest
-    from bench.ledger.schema import ledger_dir
+    from bench.ledger.manifest_file import manifest_there
     from bench.planning.changes import reasons
     from bench.planning.plan import cost, prepare
     from bench.training.loading import changed_since_training
@@ -105,7 +104,7 @@ def plan(
     built, registry = chosen_matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
     folder = out or default_out(built)
     planned = prepare(built, registry, folder, data_dir, torch.device("cpu"), trainers=0, check=check)
-    why = reasons(planned, load_manifest(folder) if (ledger_dir(folder) / "manifest.json").exists() else {})
+    why = reasons(planned, manifest_there(folder))
 
     def state(work: Work) -> tuple[str, str]:
         if work.defense in planned.untrained:
@@ -148,16 +147,16 @@ def plan(
 
 def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")]) -> None:
     """Show the progress of runs."""
-    from bench.ledger.manifest import load_manifest, works
+    from bench.ledger.manifest_file import load_manifest
     from bench.ledger.reader import reader
 
     rows = []
     for folder in runs:
         manifest = load_manifest(folder)
-        files, planned = reader(folder, manifest), works(manifest)
+        files, planned = reader(folder, manifest), manifest.works
         statuses = [set(files.read(work).table["status"].to_pylist()) for work in planned if files.is_there(work)]
         failed, violated = (sum(what in each for each in statuses) for what in (Status.FAILED, Status.VIOLATION))
-        rows.append((str(folder), manifest["matrix"], f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
+        rows.append((str(folder), manifest.matrix, f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
     print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
 
 

@@ -15,8 +15,6 @@ SCHEMA_VERSION = 3
 """Version of the ledger's files. It is part of every identity."""
 ALPHA = 0.001
 """Maximum probability that a sample is recorded as broken by an image with P(misclassified) below one half."""
-ENTRY = ("id", "kind", "defense", "norm", "epsilon", "file", "identity")
-"""The attributes of a study that a manifest stores."""
 PASSES = 200
 """Estimated cost of a study per sample, in forward passes. It is needed because the longest work runs first."""
 

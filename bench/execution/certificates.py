@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from bench.contracts.norms import NormName
-from bench.contracts.work import ENTRY, Study
+from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.ledger.files import write_study
-from bench.ledger.manifest import load_manifest, write_manifest
+from bench.ledger.manifest import StudyEntry
+from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.schema import ledger_dir
 from bench.studies.catalog import state_of
 from bench.studies.refutation import DRAWS, KIND, SCHEMA, contested, errors_on
@@ -37,16 +38,16 @@ def put_to_test(
     for name, loaded in defenses.items():
         if not loaded.card.randomized:
             continue
-        for norm in manifest["thresholds"]:
+        for norm in manifest.thresholds:
             rows = contested(run, name, norm)
             if len(rows):
                 study = _study(name, loaded, norm, rows, dataset, seed)
                 if not (ledger_dir(run) / study.file).exists():
                     _measure(run, study, loaded, rows, dataset, device, provenance)
-                entries.append({key: getattr(study, key) for key in ENTRY})
-    others = [study for study in manifest["studies"] if study["kind"] != KIND]
-    if [*others, *entries] != manifest["studies"]:
-        write_manifest(run, {**manifest, "studies": [*others, *entries]})
+                entries.append(StudyEntry.of(study))
+    tested = manifest.with_studies(KIND, entries)
+    if tested != manifest:
+        write_manifest(run, tested)
 
 
 def _study(name: str, loaded: LoadedDefense, norm: NormName, rows: pd.DataFrame, dataset: Dataset, seed: int) -> Study:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +18,24 @@ from bench.contracts.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
-from bench.execution.importing import attack_entries
 from bench.execution.runners import run_processes, run_serial
 from bench.execution.worker import Failures, Job
 from bench.ledger.bundles import plugin_entry
-from bench.ledger.manifest import load_manifest, write_manifest
+from bench.ledger.manifest import (
+    AttackEntry,
+    CellEntry,
+    DatasetEntry,
+    DefenseEntry,
+    GapEntry,
+    Manifest,
+    StudyEntry,
+    attacks_of_imports,
+)
+from bench.ledger.manifest_file import load_manifest, manifest_there, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean
 from bench.planning.matrix import Matrix
-from bench.planning.plan import Planned, cost, entry_of, manifest_there
+from bench.planning.plan import Planned, cost
 from bench.studies.catalog import code_of
 from bench.studies.refutation import KIND as REFUTATION
 
@@ -140,76 +149,74 @@ def _remarks(planned: Planned) -> list[str]:
     ]
 
 
-def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> dict[str, Any]:
-    """Returns the content of a run's manifest, including imported cells, for `bench.ledger.manifest.write_manifest`.
-
-    It also writes the clean images that the manifest names.
-    """
+def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> Manifest:
+    """Returns a run's manifest, including imported cells. It also writes the clean images that the manifest names."""
     matrix, dataset = planned.matrix, planned.dataset
     images = dataset.test.images[: matrix.samples].numpy()
     labels = dataset.test.labels[: matrix.samples].numpy()
-    cards = {entry.label: planned.registry.get("attacks", entry.name).attack_card for entry in matrix.attacks}
-    first = {entry.label: entry for entry in reversed(matrix.attacks)}
-    norms = {
-        label: [n for e in matrix.attacks if e.label == label for n in matrix.norms_of(e, cards[label])]
-        for label in cards
-    }
+    before = manifest_there(run)
     # Kept provisionally: `put_to_test` decides later which of them still hold.
-    refutations = [study for study in manifest_there(run).get("studies", []) if study["kind"] == REFUTATION]
-    imported = [entry for entry in planned.imported if entry["id"] not in planned.left_out]
-    return {
-        "matrix": matrix.name,
-        "definition": matrix.model_dump(mode="json"),
-        "plugins": [plugin_entry(Path(plugin)) for plugin in planned.registry.plugins],
-        "dataset": {"name": dataset.name, "classes": dataset.classes, "shape": list(dataset.shape)},
-        "samples": list(range(matrix.samples)),
-        "images": write_clean(run, images, labels),
-        "seed": matrix.seed,
-        "thresholds": dict(matrix.thresholds),
-        "estimation_draws": matrix.estimation_draws,
-        "resubmissions": matrix.resubmissions,
-        "defenses": [_defense_entry(planned, name) for name in matrix.labels],
-        "attacks": [
-            {
-                "name": label,
-                "norms": [norm for norm in matrix.thresholds if norm in norms[label]],
-                "kind": first[label].kind,
-                "access": card.access,
-                "parameters": first[label].effective(card, norms[label]),
-                "budget": first[label].budget or card.budget,
-                "citation": card.citation,
-            }
-            for label, card in cards.items()
-        ]
-        + attack_entries(imported),
-        "cells": [entry_of(cell) for cell in planned.cells] + imported,
-        "studies": [*(entry_of(study) for study in planned.studies), *refutations],
-        "imported": planned.imported,
-        "turns": manifest_there(run).get("turns", []),
-        "modules": modules(planned),
-        "not_applicable": [asdict(place) for place in planned.not_applicable],
-        "provenance": origin,
-    }
+    refutations = [study for study in before.studies if study.kind == REFUTATION] if before is not None else []
+    imported = [entry for entry in planned.imported if entry.id not in planned.left_out]
+    return Manifest(
+        matrix=matrix.name,
+        definition=matrix.model_dump(mode="json"),
+        plugins=tuple(plugin_entry(Path(plugin)) for plugin in planned.registry.plugins),
+        dataset=DatasetEntry(name=dataset.name, classes=dataset.classes, shape=dataset.shape),
+        samples=tuple(range(matrix.samples)),
+        images=write_clean(run, images, labels),
+        seed=matrix.seed,
+        thresholds=dict(matrix.thresholds),
+        estimation_draws=matrix.estimation_draws,
+        resubmissions=matrix.resubmissions,
+        defenses=tuple(_defense_entry(planned, name) for name in matrix.labels),
+        attacks=(*_attack_entries(planned), *attacks_of_imports(imported)),
+        cells=(*map(CellEntry.of, planned.cells), *imported),
+        studies=(*map(StudyEntry.of, planned.studies), *refutations),
+        imported=planned.imported,
+        turns=before.turns if before is not None else (),
+        modules=modules(planned),
+        not_applicable=tuple(GapEntry(**asdict(place)) for place in planned.not_applicable),
+        provenance=origin,
+    )
 
 
-def _defense_entry(planned: Planned, name: str) -> dict[str, Any]:
+def _defense_entry(planned: Planned, name: str) -> DefenseEntry:
     """Returns the manifest's entry of a defense. A defense that could not be built has empty ``weights``."""
     loaded = planned.defenses.get(name)
     card = planned.registry.get("defenses", name).defense_card
     plugin, parameters = planned.matrix.variants.get(name, ("", {}))
-    return {
-        "name": name,
-        "citation": card.citation,
-        "randomized": card.randomized,
-        "unrolled": loaded is not None
+    return DefenseEntry(
+        name=name,
+        citation=card.citation,
+        randomized=card.randomized,
+        unrolled=loaded is not None
         and all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
-        "parameters": card.parameters,
-        "family": card.family,
-        "parts": list(card.parts),
-        "weights": "" if loaded is None else loaded.fingerprint,
-        "plugin": plugin,
-        "set": parameters,
-    }
+        parameters=card.parameters,
+        family=card.family,
+        parts=card.parts,
+        weights="" if loaded is None else loaded.fingerprint,
+        plugin=plugin,
+        set=dict(parameters),
+    )
+
+
+def _attack_entries(planned: Planned) -> Iterator[AttackEntry]:
+    """Yields the manifest's entries of the matrix's attacks, each with all its norms."""
+    matrix = planned.matrix
+    for label in dict.fromkeys(entry.label for entry in matrix.attacks):
+        entries = [entry for entry in matrix.attacks if entry.label == label]
+        card = planned.registry.get("attacks", entries[0].name).attack_card
+        norms = [norm for entry in entries for norm in matrix.norms_of(entry, card)]
+        yield AttackEntry(
+            name=label,
+            norms=tuple(norm for norm in matrix.thresholds if norm in norms),
+            kind=entries[0].kind,
+            access=card.access,
+            parameters=entries[0].effective(card, norms),
+            budget=entries[0].budget or card.budget,
+            citation=card.citation,
+        )
 
 
 def modules(planned: Planned) -> dict[str, str]:

@@ -13,10 +13,9 @@ import re
 import secrets
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,8 @@ from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import CellResult, run_cell
 from bench.engine.oracle import DefenseOracle
 from bench.ledger.files import read_provenance, write_cell
-from bench.ledger.manifest import is_finished, load_manifest, write_manifest
+from bench.ledger.manifest import CellEntry, Manifest, Turn
+from bench.ledger.manifest_file import is_finished, load_manifest, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.schema import Status, ledger_dir
 from bench.planning.imported import state_of_import
@@ -134,25 +134,24 @@ def import_adversarials(
             the defense has other weights or answers than in the run; or when the file does not fit.
     """
     manifest = load_manifest(run)
-    if manifest["schema"] != SCHEMA_VERSION:
+    if manifest.schema_version != SCHEMA_VERSION:
         raise UserError(
-            f"run {run}: schema version {manifest['schema']}; run its matrix again before importing into it"
+            f"run {run}: schema version {manifest.schema_version}; run its matrix again before importing into it"
         )
-    if manifest["dataset"]["name"] != dataset:
-        raise UserError(f"--dataset {dataset}: run {run} is on {manifest['dataset']['name']}")
-    entries = {entry["name"]: entry for entry in manifest["defenses"]}
-    if defense not in entries:
-        raise unknown("defense", defense, entries, f"run {run}")
-    variants = {name: (entry["plugin"], entry["set"]) for name, entry in entries.items() if entry.get("plugin")}
+    if manifest.dataset.name != dataset:
+        raise UserError(f"--dataset {dataset}: run {run} is on {manifest.dataset.name}")
+    names = [entry.name for entry in manifest.defenses]
+    if defense not in names:
+        raise unknown("defense", defense, names, f"run {run}")
     data = load_dataset(dataset, data_dir)
-    samples = len(manifest["samples"])
+    samples = len(manifest.samples)
     candidates = read_candidates(path, data, samples, stretched=stretch)
-    loaded = load_trained(defense, data, Registry(plugins, variants), manifest["seed"], device)
-    if entries[defense].get("weights") != loaded.fingerprint:
+    loaded = load_trained(defense, data, Registry(plugins, manifest.variants), manifest.seed, device)
+    if manifest.defense(defense).weights != loaded.fingerprint:
         raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
     logits = answers(loaded.defense, data, device)
-    for entry in manifest["cells"]:
-        file = ledger_dir(run) / entry["file"]
+    for entry in manifest.cells:
+        file = ledger_dir(run) / entry.file
         before = read_provenance(file).get("logits", {}) if file.exists() else {}
         if defense in before:
             found = difference(before[defense], logits)
@@ -161,19 +160,19 @@ def import_adversarials(
                     f"run {run} was made when {defense} gave other logits ({found}); repeat the assay run that made it "
                     "first"
                 )
-    origin = provenance(str(device), manifest["seed"])
+    origin = provenance(str(device), manifest.seed)
     results, cells = {}, []
     state = {**state_of_import(loaded, data, samples), "attack": candidates.digest}
     turn = _turn(manifest, candidates, defense, state) if loaded.card.randomized else None
-    if turn is not None and turn not in manifest.get("turns", []):
+    if turn is not None and turn not in manifest.turns:
         # Written before judging, because an interrupted import must count as a turn.
-        manifest = {**manifest, "turns": [*manifest.get("turns", []), turn]}
+        manifest = manifest.with_turn(turn)
         write_manifest(run, manifest, finished=is_finished(run, manifest))
-    for norm, threshold in manifest["thresholds"].items():
+    for norm, threshold in manifest.thresholds.items():
         judging = None
         if turn is not None:
-            judging = Judging(tuple(turn["alpha"]), manifest["estimation_draws"], threshold, turn["seed"])
-        cell = _cell(candidates, loaded, data, norm, samples, manifest["seed"], state, judging)
+            judging = Judging(turn.alpha, manifest.estimation_draws, threshold, turn.seed)
+        cell = _cell(candidates, loaded, data, norm, samples, manifest.seed, state, judging)
         results[norm] = _judged(cell, candidates, loaded, data, device)
         facts = {
             **origin,
@@ -186,52 +185,30 @@ def import_adversarials(
         path_of_cell = ledger_dir(run) / cell.file
         write_cell(path_of_cell, results[norm].records, results[norm].adversarials, facts, results[norm].likeliest)
         cells.append(cell)
-    entered = _with(manifest, cells, sorted(candidates.images))
+    entered = manifest.with_imports([CellEntry.of_import(cell, sorted(candidates.images)) for cell in cells])
     write_manifest(run, entered, finished=is_finished(run, entered))
     return candidates, results
 
 
-def attack_entries(cells: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Returns the manifest's entries of the attacks of imported cells."""
-    norms: dict[str, list[str]] = {}
-    for cell in cells:
-        of_label = norms.setdefault(cell["attack"], [])
-        of_label += [cell["norm"]] if cell["norm"] not in of_label else []
-    return [
-        {
-            "name": label,
-            "norms": of_label,
-            "kind": "minimal",
-            "access": "imported",
-            "parameters": {},
-            "budget": 1,
-            "citation": "",
-        }
-        for label, of_label in norms.items()
-    ]
-
-
-def _turn(
-    manifest: Mapping[str, Any], candidates: Candidates, defense: str, state: Mapping[str, str]
-) -> dict[str, Any]:
-    """Returns the key and the shares of alpha of an import to a randomized defense, as the manifest stores them.
+def _turn(manifest: Manifest, candidates: Candidates, defense: str, state: dict[str, str]) -> Turn:
+    """Returns the key and the shares of alpha of an import to a randomized defense.
 
     An earlier import of the same file and state is reused.
     """
-    turns = [turn for turn in manifest.get("turns", []) if turn["defense"] == defense]
+    turns = [turn for turn in manifest.turns if turn.defense == defense]
     for turn in turns:
-        if turn["attack"] == candidates.label and turn["state"] == state:
-            return dict(turn)
-    earlier = Counter(sample for turn in turns for sample in turn["samples"])
-    shares = [6 / (math.pi * (1 + earlier[i])) ** 2 for i in range(len(manifest["samples"]))]
-    return {
-        "defense": defense,
-        "attack": candidates.label,
-        "state": state,
-        "samples": sorted(candidates.images),
-        "seed": secrets.randbits(63),
-        "alpha": [ALPHA * share for share in shares],
-    }
+        if turn.attack == candidates.label and turn.state == state:
+            return turn
+    earlier = Counter(sample for turn in turns for sample in turn.samples)
+    shares = [6 / (math.pi * (1 + earlier[i])) ** 2 for i in range(len(manifest.samples))]
+    return Turn(
+        defense=defense,
+        attack=candidates.label,
+        state=state,
+        samples=tuple(sorted(candidates.images)),
+        seed=secrets.randbits(63),
+        alpha=tuple(ALPHA * share for share in shares),
+    )
 
 
 def _cell(
@@ -292,38 +269,3 @@ def _judged(
     moved = [i for i in found if not any(np.array_equal(result.adversarials[i], image) for image in handed_in)]
     records.loc[moved, "reason"] = "stretched"
     return result
-
-
-def _with(manifest: dict[str, Any], cells: list[Cell], samples: list[int]) -> dict[str, Any]:
-    """Returns the manifest with imported cells that have candidates for these samples.
-
-    The manifest also lists the imported cells separately. Cells that the run does not use now remain in that list.
-    """
-    entries = [
-        {
-            "id": cell.id,
-            "defense": cell.defense,
-            "attack": cell.attack,
-            "norm": cell.norm,
-            "epsilon": None,
-            "file": cell.file,
-            "parameters": {},
-            "budget": 1,
-            "alpha": cell.judging and ALPHA,
-            "estimation_draws": cell.judging and cell.judging.estimation_draws,
-            "imported": {key: value for key, value in cell.state.items() if key != "attack"},
-            "judging": cell.judging and asdict(cell.judging),
-            "samples": samples,
-        }
-        for cell in cells
-    ]
-    new = [entry for entry in entries if entry["id"] not in {cell["id"] for cell in manifest["cells"]}]
-    known = [entry for entry in manifest.get("imported", []) if entry["id"] not in {cell.id for cell in cells}]
-    labels = {attack["name"] for attack in manifest["attacks"]}
-    attacks = [attack for attack in attack_entries(new) if attack["name"] not in labels]
-    return {
-        **manifest,
-        "attacks": [*manifest["attacks"], *attacks],
-        "cells": [*manifest["cells"], *new],
-        "imported": [*known, *entries],
-    }

@@ -28,7 +28,8 @@ from typing import Any
 from bench.contracts.errors import UserError
 from bench.contracts.source import PACKAGES, ROOT, Sources
 from bench.ledger.atomic import write_atomically
-from bench.ledger.manifest import file_hashes, is_finished, load_manifest
+from bench.ledger.manifest import Manifest, PluginEntry
+from bench.ledger.manifest_file import file_hashes, is_finished, load_manifest
 from bench.ledger.schema import ledger_dir
 
 MAX_BYTES = 16 * 2**30
@@ -67,15 +68,15 @@ def write_bundle(run: Path, out: Path, checkpoints: Mapping[str, Iterable[Path]]
     if not is_finished(run, manifest):
         raise UserError(f"run {run}: not finished, a bundle would lack results; repeat the assay run that made it")
     members: dict[str, bytes | Path] = {
-        "README.md": README.format(matrix=manifest["matrix"]).encode(),
+        "README.md": README.format(matrix=manifest.matrix).encode(),
         "bundle.json": _json(_about(manifest)),
-        "matrix.json": _json(manifest.get("definition", {})),
+        "matrix.json": _json(manifest.definition),
         "ledger/manifest.json": ledger_dir(run) / "manifest.json",
     }
     members |= {f"ledger/{name}": ledger_dir(run) / name for name in sorted(file_hashes(run, manifest))}
     report = [*sorted((run / "report").glob("*.csv")), run / "report" / "options.json"]
     members |= {f"report/{path.name}": path for path in report if path.exists()}
-    for number, plugin in enumerate(manifest.get("plugins", [])):
+    for number, plugin in enumerate(manifest.plugins):
         members |= {f"plugins/{number}/{name}": content for name, content in unchanged_sources(plugin).items()}
     for folder, paths in (checkpoints or {}).items():
         members |= {f"weights/{folder}/{path.name}": path for path in paths}
@@ -93,13 +94,13 @@ def write_bundle(run: Path, out: Path, checkpoints: Mapping[str, Iterable[Path]]
     return out
 
 
-def _about(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _about(manifest: Manifest) -> dict[str, Any]:
     return {
         "format": 1,
-        "run": manifest["matrix"],
-        "schema": manifest["schema"],
-        "versions": manifest.get("provenance", {}).get("versions", {}),
-        "weights": {defense["name"]: defense.get("weights") for defense in manifest["defenses"]},
+        "run": manifest.matrix,
+        "schema": manifest.schema_version,
+        "versions": manifest.provenance.get("versions", {}),
+        "weights": {defense.name: defense.weights for defense in manifest.defenses},
     }
 
 
@@ -121,23 +122,24 @@ def plugin_sources(path: Path) -> dict[str, bytes]:
     return {place.name: place.read_bytes(), **own}
 
 
-def plugin_entry(path: Path) -> dict[str, Any]:
+def plugin_entry(path: Path) -> PluginEntry:
     """Returns a plugin's entry in a manifest: its file, and the SHA-256 hashes of its sources."""
-    return {"file": str(path), "sha256": {name: _sha256(content) for name, content in plugin_sources(path).items()}}
+    hashes = {name: _sha256(content) for name, content in plugin_sources(path).items()}
+    return PluginEntry(file=str(path), sha256=hashes)
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def unchanged_sources(plugin: Mapping[str, Any]) -> dict[str, bytes]:
+def unchanged_sources(plugin: PluginEntry) -> dict[str, bytes]:
     """Returns the sources of a plugin. Raises `UserError` unless they are the sources that were run."""
-    path = Path(plugin["file"])
+    path = Path(plugin.file)
     try:
         sources = plugin_sources(path)
     except OSError:
         raise UserError(f"plugin {path}: not there any more; a bundle needs its source") from None
-    if {name: _sha256(content) for name, content in sources.items()} != plugin["sha256"]:
+    if {name: _sha256(content) for name, content in sources.items()} != plugin.sha256:
         raise UserError(f"plugin {path}: changed since the run; repeat the assay run, then bundle it")
     return sources
 
@@ -170,13 +172,13 @@ def opened(path: Path, trust: bool) -> Iterator[tuple[Path, list[Path]]]:
                 os.environ["ASSAY_CACHE"] = before
 
 
-def _trusted(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Path]:
+def _trusted(folder: Path, manifest: Manifest) -> Iterator[Path]:
     """Yields the plugin files of an unpacked bundle. Their folder must hold exactly the sources that were run."""
-    for number, plugin in enumerate(manifest.get("plugins", [])):
+    for number, plugin in enumerate(manifest.plugins):
         place = folder / "plugins" / str(number)
         files = {path.relative_to(place).as_posix(): path for path in place.rglob("*") if path.is_file()}
-        name = PurePath(plugin["file"]).name
-        if {key: _sha256(path.read_bytes()) for key, path in files.items()} != plugin["sha256"] or name not in files:
+        name = PurePath(plugin.file).name
+        if {key: _sha256(path.read_bytes()) for key, path in files.items()} != plugin.sha256 or name not in files:
             raise UserError(f"bundle: plugin {name} is not the one that was run; its manifest has another hash")
         yield files[name]
 

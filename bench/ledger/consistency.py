@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bench.contracts.norms import within
+from bench.ledger.manifest import CellEntry, StudyEntry, WorkEntry
 from bench.ledger.schema import Status
 
 _DISTANCES = ("l0", "l2", "linf")
@@ -87,23 +88,21 @@ class Images:
     randomized: Mapping[str, bool] = field(default_factory=dict)
 
 
-def cell_violations(file: str, table: pa.Table, entry: Mapping[str, Any], images: Images) -> Iterator[Violation]:
+def cell_violations(file: str, table: pa.Table, entry: CellEntry, images: Images) -> Iterator[Violation]:
     """Yields the violations in the records of a cell. ``entry`` is the cell's entry in the manifest.
 
     The table must have the ledger's columns. If its records belong to another cell or to other samples, only these
     violations are reported.
     """
-    found = list(_foreign(file, table, {**_identity(entry, images), "attack": entry["attack"]}))
+    found = list(_foreign(file, table, {**_identity(entry, images), "attack": entry.attack}))
     found += _other_samples(file, table, images)
     if found:
         yield from found
         return
-    yield from _Rules(
-        file, table, images, bool(images.randomized.get(str(entry["defense"]), False)), entry
-    ).violations()
+    yield from _Rules(file, table, images, images.randomized.get(entry.defense, False), entry).violations()
 
 
-def study_violations(file: str, table: pa.Table, entry: Mapping[str, Any], images: Images) -> Iterator[Violation]:
+def study_violations(file: str, table: pa.Table, entry: StudyEntry, images: Images) -> Iterator[Violation]:
     """Yields the violations in the records of a study. ``entry`` is the study's entry in the manifest."""
     identity = _identity(entry, images)
     missing = [name for name in (*identity, "sample", "status", "reason", "seconds") if name not in table.column_names]
@@ -112,13 +111,13 @@ def study_violations(file: str, table: pa.Table, entry: Mapping[str, Any], image
         return
     yield from _foreign(file, table, identity)
     own = table["sample"].to_pylist()
-    if entry["kind"] == "refutation":  # it tests only some of the run's images
+    if entry.kind == "refutation":  # it tests only some of the run's images
         if not set(own) <= set(images.samples) or own != sorted(set(own)):
             yield Violation(file, "sample", "out of order", "records are of samples of the run, each once")
     elif own != list(range(len(table))):
         yield Violation(file, "sample", "out of order", f"records are numbered from 0 to {len(table) - 1}")
     statuses = table["status"].to_pylist()
-    allowed = _STUDY_STATUSES.get(str(entry["kind"]))
+    allowed = _STUDY_STATUSES.get(entry.kind)
     for row, status in enumerate(statuses):
         if allowed is not None and status not in allowed:
             yield Violation(file, "status", repr(status), f"allowed: {', '.join(allowed)}", row, row)
@@ -148,12 +147,12 @@ def image_violations(file: str, images: NDArray[Any], broken: NDArray[np.bool_],
         yield Violation(file, "image", "an image", text, row, about.samples[row])
 
 
-def _identity(entry: Mapping[str, Any], images: Images) -> dict[str, str]:
+def _identity(entry: WorkEntry, images: Images) -> dict[str, str]:
     return {
-        "cell": str(entry["id"]),
+        "cell": entry.id,
         "dataset": images.dataset,
-        "defense": str(entry["defense"]),
-        "norm": str(entry["norm"] or ""),
+        "defense": entry.defense,
+        "norm": entry.norm or "",
     }
 
 
@@ -179,7 +178,7 @@ def _other_samples(file: str, table: pa.Table, images: Images) -> Iterator[Viola
 class _Rules:
     """The rules for the records of one cell. Each rule is a mask of the rows that break it."""
 
-    def __init__(self, file: str, table: pa.Table, images: Images, randomized: bool, entry: Mapping[str, Any]) -> None:
+    def __init__(self, file: str, table: pa.Table, images: Images, randomized: bool, entry: CellEntry) -> None:
         self._file, self._images, self._randomized, self._entry = file, images, randomized, entry
         self._columns: dict[str, NDArray[Any]] = {
             name: table[name].to_numpy() for name in table.column_names if not pa.types.is_string(table[name].type)
@@ -213,7 +212,7 @@ class _Rules:
         yield "broken", unbroken & broken, "a sample of this status is not broken"
         reasons = np.array([bool(text) for text in self._texts["reason"].to_pylist()])
         yield "reason", status(Status.VIOLATION, Status.FAILED) & ~reasons, "a violation or a failure has a reason"
-        epsilon, wanted = self._columns["epsilon"], self._entry["epsilon"]
+        epsilon, wanted = self._columns["epsilon"], self._entry.epsilon
         other = ~np.isnan(epsilon) if wanted is None else epsilon != wanted
         yield "epsilon", other, f"the manifest says {wanted}"
 
@@ -235,7 +234,7 @@ class _Rules:
             yield "linf", moved & (linf > 1), "pixels lie in [0, 1]"
             yield "l2", moved & (l2 < linf / slack), "L2 is at least Linf"
             yield "l2", moved & (l2 > linf * np.sqrt(channels * l0) * slack), "L2 is at most Linf times the root of L0"
-        epsilon, norm = self._entry["epsilon"], str(self._entry["norm"]).lower()
+        epsilon, norm = self._entry.epsilon, self._entry.norm.lower()
         if epsilon is not None:
             yield norm, moved & ~within(self._columns[norm], epsilon), f"the ball's radius is {epsilon}"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest import Manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import clean_arrays, reader
 from bench.ledger.schema import CELL_SCHEMA
 
@@ -37,7 +36,7 @@ def _read_all(tables: list[pa.Table]) -> pd.DataFrame:
     return pd.DataFrame(columns, copy=False)
 
 
-def load_ledger(run: Path | str, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def load_ledger(run: Path | str, manifest: Manifest | None = None) -> pd.DataFrame:
     """Returns all records of a run's current cells that are done: one row per cell and sample, columns `COLUMNS`.
 
     Without ``manifest``, the run's manifest is loaded.
@@ -46,14 +45,14 @@ def load_ledger(run: Path | str, manifest: Mapping[str, Any] | None = None) -> p
         UserError: when there is no ledger, or a result does not verify.
     """
     known = load_manifest(run) if manifest is None else manifest
-    if not known["cells"]:
+    if not known.cells:
         return pd.DataFrame(CELL_SCHEMA.empty_table().to_pandas())
     files = reader(run, known)
-    records = _read_all([files.cell(cell).table for cell in known["cells"] if files.is_there(cell)])
+    records = _read_all([files.cell(cell).table for cell in known.cells if files.is_there(cell)])
     return records if len(records.columns) else pd.DataFrame(CELL_SCHEMA.empty_table().to_pandas())
 
 
-def load_studies(run: Path | str, kind: str, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def load_studies(run: Path | str, kind: str, manifest: Manifest | None = None) -> pd.DataFrame:
     """Returns all records of a run's current studies of one kind that are done.
 
     Without such studies, the frame is empty and has no columns. Without ``manifest``, the run's manifest is loaded.
@@ -62,12 +61,12 @@ def load_studies(run: Path | str, kind: str, manifest: Mapping[str, Any] | None 
         UserError: when there is no ledger, or a result does not verify.
     """
     known = load_manifest(run) if manifest is None else manifest
-    studies = [study for study in known.get("studies", []) if study["kind"] == kind]
+    studies = [study for study in known.studies if study.kind == kind]
     files = reader(run, known)
     return _read_all([files.study(study).table for study in studies if files.is_there(study)])
 
 
-def load_study_images(run: Path | str, study_id: str, manifest: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+def load_study_images(run: Path | str, study_id: str, manifest: Manifest | None = None) -> NDArray[np.float32]:
     """Returns the images (M, C, H, W) of a study, in the order of its records.
 
     Without ``manifest``, the run's manifest is loaded.
@@ -75,7 +74,7 @@ def load_study_images(run: Path | str, study_id: str, manifest: Mapping[str, Any
     Raises:
         UserError: when the run has no such study, or its files are missing or corrupt.
     """
-    return _images_of(run, manifest, "studies", study_id, "study")
+    return _images_of(run, manifest, study_id, "study")
 
 
 def load_clean(run: Path | str) -> NDArray[np.float32]:
@@ -83,7 +82,7 @@ def load_clean(run: Path | str) -> NDArray[np.float32]:
     return clean_arrays(run, load_manifest(run))["images"]
 
 
-def load_adversarials(run: Path | str, cell_id: str, manifest: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+def load_adversarials(run: Path | str, cell_id: str, manifest: Manifest | None = None) -> NDArray[np.float32]:
     """Returns a cell's adversarial images (S, C, H, W), float32 in [0, 1]; zeros for samples that are not broken.
 
     Without ``manifest``, the run's manifest is loaded.
@@ -91,14 +90,12 @@ def load_adversarials(run: Path | str, cell_id: str, manifest: Mapping[str, Any]
     Raises:
         UserError: when the run has no such cell, or its files are missing or corrupt.
     """
-    return _images_of(run, manifest, "cells", cell_id, "adversarial")
+    return _images_of(run, manifest, cell_id, "adversarial")
 
 
-def _images_of(
-    run: Path | str, manifest: Mapping[str, Any] | None, what: str, wanted: str, array: str
-) -> NDArray[np.float32]:
+def _images_of(run: Path | str, manifest: Manifest | None, id: str, array: str) -> NDArray[np.float32]:
     known = manifest or load_manifest(run)
-    for entry in known.get(what, []):
-        if entry["id"] == wanted:
-            return reader(run, known).adversarials(entry)[array]
-    raise UserError(f"run {run}: no {wanted} among its {what}")
+    entry = known.work(id)
+    if entry is None:
+        raise UserError(f"run {run}: no {id} among its cells and studies")
+    return reader(run, known).adversarials(entry)[array]

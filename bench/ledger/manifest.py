@@ -1,95 +1,396 @@
-"""The manifest: the contents of a run, and the hash of each of its files."""
+"""The manifest: the typed contents of a run, its selections and its combinations."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from bench.contracts.errors import UserError
-from bench.contracts.work import SCHEMA_VERSION
-from bench.ledger.atomic import write_atomically
-from bench.ledger.schema import READABLE, ledger_dir
-from bench.ledger.seals import SEAL, altered_key, sealed
+from bench.contracts.norms import NormName
+from bench.contracts.work import ALPHA, SCHEMA_VERSION, Cell, Judging, Study, Work
+
+Item = TypeVar("Item")
 
 
-def write_manifest(run: Path, manifest: Mapping[str, Any], *, finished: bool = False) -> None:
-    """Writes the run's manifest (see `bench.ledger`).
+class Entry(BaseModel):
+    """A part of the manifest. Keys that it does not know are refused."""
 
-    An existing file stays as it is if its seal holds and it differs only in its provenance.
-
-    A finished run's manifest holds the hash of every file.
-    """
-    path = ledger_dir(run) / "manifest.json"
-    content = {**manifest, "schema": SCHEMA_VERSION}
-    content.pop("files", None)
-    if finished:
-        content["files"] = file_hashes(run, content)
-    new = sealed(content)
-    if path.exists():
-        old = _parsed(path)
-        aside = dict.fromkeys(("provenance", SEAL))
-        if altered_key(old) is None and {**old, **aside} == {**new, **aside}:
-            return
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(new, indent=1)))
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-def file_hashes(run: Path | str, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the SHA-256 of each existing file of a run's ledger, by file name."""
-    names = [manifest["images"]] if "images" in manifest else []
-    for work in works(manifest):
-        names += [work["file"], str(Path(work["file"]).with_suffix(".npz"))]
-    paths = [ledger_dir(run) / name for name in dict.fromkeys(names)]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+class DatasetEntry(Entry):
+    """The dataset of a run."""
+
+    name: str
+    classes: int
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
 
 
-def is_finished(run: Path | str, manifest: Mapping[str, Any]) -> bool:
-    """Returns whether every cell and study of a manifest has a result."""
-    return all((ledger_dir(run) / work["file"]).exists() for work in works(manifest))
+class DefenseEntry(Entry):
+    """A defense of a run."""
+
+    name: str
+    """Its name or label, unique in the run."""
+    citation: str = ""
+    randomized: bool
+    unrolled: bool = False
+    """Whether it offers gradients through its optimization at inference."""
+    parameters: dict[str, Any] = {}
+    family: str = ""
+    """The ablation family that it belongs to; empty for none."""
+    parts: tuple[str, ...] = ()
+    """The family's components that it includes."""
+    weights: str = ""
+    """Fingerprint of its tensors; empty if it could not be built."""
+    plugin: str = ""
+    """Registered name of a defense whose parameters the matrix sets; empty for others."""
+    set: dict[str, Any] = {}
+    """The parameters that the matrix sets."""
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The fields that the defense's numbers depend on."""
+        return self.model_dump(exclude={"citation", "unrolled", "family", "parts"})
 
 
-def works(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Returns the entries of a manifest's cells and studies."""
-    return [*manifest["cells"], *manifest.get("studies", [])]
+class AttackEntry(Entry):
+    """An attack of a run, in all its norms."""
+
+    name: str
+    """Its name, with its variant after a colon."""
+    norms: tuple[NormName, ...]
+    kind: Literal["minimal", "bounded"]
+    access: str
+    """An `bench.contracts.cards.Access`, or ``imported``."""
+    parameters: dict[str, Any] = {}
+    budget: int
+    """Maximum number of forward plus backward passes per sample."""
+    citation: str = ""
 
 
-def load_manifest(run: Path | str) -> dict[str, Any]:
-    """Loads the manifest of a run. Its ``schema`` is the version in which it was written.
+class JudgingEntry(Entry):
+    """How the candidates of an import were judged (`bench.contracts.work.Judging`)."""
+
+    alpha: float | tuple[float, ...]
+    estimation_draws: int
+    threshold: float
+    seed: int | None
+
+
+class CellEntry(Entry):
+    """A cell of a run: the fields with which its file must agree."""
+
+    id: str
+    """Hash of everything that can change the result: 16 hexadecimal digits."""
+    defense: str
+    attack: str
+    """The attack's name, with its variant after a colon."""
+    norm: NormName
+    epsilon: float | None
+    """Radius in the norm's unit; None for a minimal attack."""
+    file: str
+    """Name of its Parquet file in the ledger's folder."""
+    parameters: dict[str, Any]
+    budget: int
+    """Maximum number of forward plus backward passes per sample."""
+    identity: dict[str, Any] | None = None
+    """What the id is made of; None for an imported cell, and before schema version 3."""
+    alpha: float | None = None
+    """Maximum probability of a mistaken verdict per sample; None for a deterministic defense."""
+    estimation_draws: int | None = None
+    """Number of draws that estimate success rates; None for a deterministic defense."""
+    imported: dict[str, str] | None = None
+    """State of an imported cell besides its candidates; None for others."""
+    judging: JudgingEntry | None = None
+    """How an imported cell on a randomized defense was judged; None for others."""
+    samples: tuple[int, ...] | None = None
+    """The samples for which an import has candidates; None for other cells."""
+
+    @classmethod
+    def of(cls, cell: Cell) -> CellEntry:
+        """Returns the entry of a planned cell."""
+        return cls(
+            **_common(cell),
+            attack=cell.attack,
+            parameters=cell.parameters,
+            budget=cell.budget,
+            identity=cell.identity,
+            **_terms(cell.judging),
+        )
+
+    @classmethod
+    def of_import(cls, cell: Cell, samples: Iterable[int]) -> CellEntry:
+        """Returns the entry of an imported cell with candidates for ``samples``."""
+        return cls(
+            **_common(cell),
+            attack=cell.attack,
+            parameters=cell.parameters,
+            budget=cell.budget,
+            **{**_terms(cell.judging), "alpha": ALPHA if cell.judging else None},
+            imported={key: value for key, value in cell.state.items() if key != "attack"},
+            judging=None if cell.judging is None else JudgingEntry(**asdict(cell.judging)),
+            samples=tuple(samples),
+        )
+
+    @property
+    def place(self) -> tuple[str, str, str, float | None]:
+        """The position of its number in the tables; only one cell of a run has it."""
+        return self.defense, self.attack, self.norm, self.epsilon
+
+    @property
+    def title(self) -> str:
+        """The title for people."""
+        return f"{self.defense} · {self.attack} · {self.norm}"
+
+
+class StudyEntry(Entry):
+    """A study of a run: the fields with which its file must agree."""
+
+    id: str
+    """Hash of everything that can change the result: 16 hexadecimal digits."""
+    kind: str
+    defense: str
+    norm: NormName | None
+    """None if the norm makes no difference."""
+    epsilon: float | None = None
+    """Radius in the norm's unit; None if it makes no difference."""
+    file: str
+    """Name of its Parquet file in the ledger's folder."""
+    identity: dict[str, Any] | None = None
+    """What the id is made of; None before schema version 3."""
+
+    @classmethod
+    def of(cls, study: Study) -> StudyEntry:
+        """Returns the entry of a study."""
+        return cls(**_common(study), kind=study.kind, identity=study.identity)
+
+    @property
+    def place(self) -> tuple[str, str, str | None]:
+        """What it measures; only one study of a run has it."""
+        return self.defense, self.kind, self.norm
+
+    @property
+    def title(self) -> str:
+        """The title for people."""
+        return " · ".join(filter(None, (self.defense, self.kind, self.norm)))
+
+
+WorkEntry = CellEntry | StudyEntry
+
+
+def entry_of(work: Work) -> WorkEntry:
+    """Returns the entry of a planned cell or of a study."""
+    return StudyEntry.of(work) if isinstance(work, Study) else CellEntry.of(work)
+
+
+class GapEntry(Entry):
+    """An attack that cannot be run against a defense, and why."""
+
+    defense: str
+    attack: str
+    norm: NormName
+    reason: str
+
+
+class PluginEntry(Entry):
+    """A plugin's file, and the SHA-256 hashes of its sources by relative path."""
+
+    file: str
+    sha256: dict[str, str]
+
+
+class Turn(Entry):
+    """An import to a randomized defense: the key of its draws and its shares of alpha (`bench.execution.importing`)."""
+
+    defense: str
+    attack: str
+    state: dict[str, str]
+    samples: tuple[int, ...]
+    """The samples for which the file has candidates."""
+    seed: int
+    alpha: tuple[float, ...]
+    """One share for each sample of the run."""
+
+
+class Manifest(Entry):
+    """The contents of a run, and the hashes of its files once it is finished."""
+
+    schema_version: int = Field(default=SCHEMA_VERSION, alias="schema")
+    """The version in which it was written."""
+    matrix: str
+    """Name of the matrix."""
+    definition: dict[str, Any] = {}
+    """The matrix itself (`bench.planning.matrix.Matrix`)."""
+    plugins: tuple[PluginEntry, ...] = ()
+    """Files of code that is not Assay's."""
+    dataset: DatasetEntry
+    samples: tuple[int, ...]
+    """Indices in the dataset's test set."""
+    images: str
+    """Name of the file of the clean images in the ledger's folder."""
+    seed: int
+    thresholds: dict[NormName, float]
+    """The radius in each norm at which accuracies are stated, in the norm's unit."""
+    estimation_draws: int = 0
+    """Number of draws that estimate success rates; 0 before schema version 3, which does not record it."""
+    resubmissions: int = 0
+    """Number N of the protocol "best of N draws"; 0 before schema version 3, which does not have it."""
+    defenses: tuple[DefenseEntry, ...]
+    attacks: tuple[AttackEntry, ...]
+    cells: tuple[CellEntry, ...]
+    studies: tuple[StudyEntry, ...] = ()
+    imported: tuple[CellEntry, ...] = ()
+    """All imported cells, including those that the run does not use now."""
+    turns: tuple[Turn, ...] = ()
+    """The imports to randomized defenses, first to last."""
+    modules: dict[str, str] = {}
+    """Digests of all modules that the results depend on."""
+    not_applicable: tuple[GapEntry, ...]
+    provenance: dict[str, Any] = {}
+    """Versions, machine, device and command of the run that wrote it."""
+    files: dict[str, str] | None = None
+    """SHA-256 of every file, by name; None if the run is not finished."""
+
+    @property
+    def works(self) -> tuple[WorkEntry, ...]:
+        """The cells and studies."""
+        return (*self.cells, *self.studies)
+
+    def work(self, id: str) -> WorkEntry | None:
+        """Returns the cell or study with an id, or None."""
+        return next((work for work in self.works if work.id == id), None)
+
+    def defense(self, name: str) -> DefenseEntry:
+        """Returns a defense by name. Raises `KeyError` if the run does not have it."""
+        return {defense.name: defense for defense in self.defenses}[name]
+
+    @property
+    def variants(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """The registered names and parameters of the defenses whose parameters the matrix sets, by label."""
+        return {each.name: (each.plugin, each.set) for each in self.defenses if each.plugin}
+
+    def with_studies(self, kind: str, studies: Iterable[StudyEntry]) -> Manifest:
+        """Returns the manifest with other studies of one kind."""
+        others = (study for study in self.studies if study.kind != kind)
+        return self.model_copy(update={"studies": (*others, *studies)})
+
+    def with_turn(self, turn: Turn) -> Manifest:
+        """Returns the manifest with one more turn, unless it has the turn already."""
+        return self if turn in self.turns else self.model_copy(update={"turns": (*self.turns, turn)})
+
+    def with_imports(self, entries: Sequence[CellEntry]) -> Manifest:
+        """Returns the manifest with imported cells."""
+        added, present = {entry.id for entry in entries}, {cell.id for cell in self.cells}
+        new = [entry for entry in entries if entry.id not in present]
+        labels = {attack.name for attack in self.attacks}
+        return self.model_copy(
+            update={
+                "attacks": (*self.attacks, *(a for a in attacks_of_imports(new) if a.name not in labels)),
+                "cells": (*self.cells, *new),
+                "imported": (*(entry for entry in self.imported if entry.id not in added), *entries),
+            }
+        )
+
+    def selected(self, norms: Collection[str], attacks: Collection[str]) -> Manifest:
+        """Returns the manifest restricted to some norms and attacks."""
+        return self.model_copy(
+            update={
+                "thresholds": {norm: radius for norm, radius in self.thresholds.items() if norm in norms},
+                "attacks": tuple(attack for attack in self.attacks if attack.name in attacks),
+                "cells": tuple(c for c in self.cells if c.attack in attacks and c.norm in norms),
+                "not_applicable": tuple(g for g in self.not_applicable if g.attack in attacks and g.norm in norms),
+                "studies": tuple(study for study in self.studies if study.norm is None or study.norm in norms),
+            }
+        )
+
+
+def combined(manifests: Sequence[Manifest]) -> Manifest:
+    """Combines the manifests of runs on the same images into one, with the defenses and attacks of all.
 
     Raises:
-        UserError: when the manifest is missing, is corrupt, was altered, names a file in another folder, or has a
-            schema version that is not readable.
+        UserError: when the runs have different datasets, seeds or thresholds, define a defense differently, or measured
+            the same thing in two ways.
     """
-    path = ledger_dir(run) / "manifest.json"
-    try:
-        manifest = _parsed(path)
-    except FileNotFoundError:
-        raise UserError(f"run {run}: no ledger there ({path} is missing); make one with: assay run") from None
-    if manifest.get("schema") not in READABLE:
-        raise UserError(
-            f"manifest {path}: schema version {manifest.get('schema')}, this assay reads "
-            f"{' and '.join(map(str, READABLE))}; delete the run's folder or choose another with --out"
-        )
-    key = altered_key(manifest) if manifest["schema"] == SCHEMA_VERSION else None
-    if key is not None:
-        raise UserError(
-            f"manifest {path}: its key {key!r} was altered: it differs from its seal; "
-            "delete the manifest and repeat the assay run that made it"
-        )
-    names = [manifest.get("images", ""), *(work["file"] for work in works(manifest)), *manifest.get("files", {})]
-    for name in names:
-        if Path(name).name != name:
-            raise UserError(f"manifest {path}: its file {name!r} lies in another folder; repeat the assay run")
-    return manifest
+    first, *others = manifests
+    for other in others:
+        _check_equal(first, other)
+    cells = _once((cell for manifest in manifests for cell in manifest.cells), lambda cell: cell.id)
+    studies = _once((study for manifest in manifests for study in manifest.studies), lambda study: study.id)
+    works: list[WorkEntry] = [*cells, *studies]
+    times = Counter(work.place for work in works)
+    for work in works:
+        if times[work.place] > 1:
+            raise UserError(f"the runs have {work.title} in two ways")
+    measured = {cell.place[:3] for cell in cells}
+    gaps = _once((gap for m in manifests for gap in m.not_applicable), lambda gap: (gap.defense, gap.attack, gap.norm))
+    norms: dict[str, dict[NormName, None]] = {}
+    for attack in (attack for manifest in manifests for attack in manifest.attacks):
+        norms.setdefault(attack.name, {}).update(dict.fromkeys(attack.norms))
+    attacks = _once((attack for manifest in manifests for attack in manifest.attacks), lambda attack: attack.name)
+    # The draws of every run suffice for the fewest resubmissions.
+    resubmissions = [manifest.resubmissions for manifest in manifests if manifest.resubmissions]
+    return first.model_copy(
+        update={
+            "matrix": " + ".join(dict.fromkeys(manifest.matrix for manifest in manifests)),
+            "thresholds": {norm: radius for m in reversed(manifests) for norm, radius in m.thresholds.items()},
+            "resubmissions": min(resubmissions, default=0),
+            "defenses": _once((d for manifest in manifests for d in manifest.defenses), lambda defense: defense.name),
+            "attacks": tuple(a.model_copy(update={"norms": tuple(norms[a.name])}) for a in attacks),
+            "cells": cells,
+            "studies": studies,
+            "not_applicable": tuple(gap for gap in gaps if (gap.defense, gap.attack, gap.norm) not in measured),
+        }
+    )
 
 
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"manifest {path}: corrupt ({error}); delete it and repeat the assay run") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"manifest {path}: corrupt (not an object); delete it and repeat the assay run")
-    return manifest
+def attacks_of_imports(cells: Iterable[CellEntry]) -> list[AttackEntry]:
+    """Returns the entries of the attacks of imported cells."""
+    norms: dict[str, dict[NormName, None]] = {}
+    for cell in cells:
+        norms.setdefault(cell.attack, {})[cell.norm] = None
+    return [
+        AttackEntry(name=label, norms=tuple(own), kind="minimal", access="imported", budget=1)
+        for label, own in norms.items()
+    ]
+
+
+def _common(work: Work) -> dict[str, Any]:
+    return {key: getattr(work, key) for key in ("id", "defense", "norm", "epsilon", "file")}
+
+
+def _terms(judging: Judging | None) -> dict[str, Any]:
+    if judging is None:
+        return {"alpha": None, "estimation_draws": None}
+    return {"alpha": judging.alpha, "estimation_draws": judging.estimation_draws}
+
+
+def _check_equal(first: Manifest, other: Manifest) -> None:
+    if first.dataset.name != other.dataset.name:
+        raise UserError(f"the runs are of different datasets: {first.dataset.name} and {other.dataset.name}")
+    if first.samples != other.samples:
+        raise UserError(f"the runs are on different images ({len(first.samples)} and {len(other.samples)} samples)")
+    if first.seed != other.seed:
+        raise UserError(f"the runs have different seeds: {first.seed} and {other.seed}")
+    known = {defense.name: defense.measured for defense in first.defenses}
+    for defense in other.defenses:
+        if known.get(defense.name, defense.measured) != defense.measured:
+            raise UserError(f"the runs have defense {defense.name!r} with different parameters or weights")
+    for norm in set(first.thresholds) & set(other.thresholds):
+        if first.thresholds[norm] != other.thresholds[norm]:
+            raise UserError(
+                f"the runs have different thresholds in {norm}: "
+                f"{first.thresholds[norm]:g} and {other.thresholds[norm]:g}"
+            )
+
+
+def _once(items: Iterable[Item], key: Callable[[Item], object]) -> tuple[Item, ...]:
+    """Returns the first item of each key, in order."""
+    found: dict[object, Item] = {}
+    for item in items:
+        found.setdefault(key(item), item)
+    return tuple(found.values())

@@ -26,6 +26,7 @@ from bench.ledger.files import (
     read_result,
     unreadable,
 )
+from bench.ledger.manifest import CellEntry, Manifest, StudyEntry, WorkEntry
 from bench.ledger.schema import NON_FINITE, Status, ledger_dir, sample_hash
 
 
@@ -45,7 +46,7 @@ class Reader:
     files: Mapping[str, str]
     schema: int = SCHEMA_VERSION
 
-    def cell(self, entry: Mapping[str, Any]) -> Result:
+    def cell(self, entry: CellEntry) -> Result:
         """Reads a cell by its entry in the manifest.
 
         Raises:
@@ -56,7 +57,7 @@ class Reader:
         _refuse(cell_violations(str(result.path), result.table, entry, self.images))
         return result
 
-    def study(self, entry: Mapping[str, Any]) -> Result:
+    def study(self, entry: StudyEntry) -> Result:
         """Reads a study by its entry in the manifest.
 
         Raises:
@@ -66,11 +67,11 @@ class Reader:
         _refuse(study_violations(str(result.path), result.table, entry, self.images))
         return result
 
-    def read(self, entry: Mapping[str, Any]) -> Result:
+    def read(self, entry: WorkEntry) -> Result:
         """Reads a cell or a study by its entry in the manifest."""
-        return self.cell(entry) if "attack" in entry else self.study(entry)
+        return self.cell(entry) if isinstance(entry, CellEntry) else self.study(entry)
 
-    def adversarials(self, entry: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    def adversarials(self, entry: WorkEntry) -> dict[str, NDArray[np.float32]]:
         """Returns the arrays of images beside a cell or a study, by name.
 
         Raises:
@@ -78,24 +79,24 @@ class Reader:
         """
         result = self.read(entry)
         arrays = images_beside(result)
-        if "attack" in entry:
+        if isinstance(entry, CellEntry):
             broken, path = result.table["broken"].to_numpy(), str(result.path.with_suffix(".npz"))
             _refuse(image_violations(path, arrays["adversarial"], broken, self.images))
         return arrays
 
-    def is_there(self, entry: Mapping[str, Any]) -> bool:
+    def is_there(self, entry: WorkEntry) -> bool:
         """Returns whether a result's file exists.
 
         Raises:
             UserError: when the file is missing and the manifest has its hash.
         """
-        path = self.folder / str(entry["file"])
+        path = self.folder / entry.file
         if not path.exists() and path.name in self.files:
             raise UserError(f"result {path}: missing, and the manifest has its hash; repeat the assay run that made it")
         return path.exists()
 
-    def _whole(self, entry: Mapping[str, Any]) -> Result:
-        result = read_result(self.folder / entry["file"])
+    def _whole(self, entry: WorkEntry) -> Result:
+        result = read_result(self.folder / entry.file)
         if result.facts["schema"] != self.schema:
             versions = f"schema version {result.facts['schema']}, its run has {self.schema}"
             raise unreadable(result.path, versions)
@@ -111,7 +112,7 @@ def _refuse(violations: Iterator[Violation]) -> None:
         raise UserError(f"result {first}; delete the file to run its cell again")
 
 
-def reader(run: Path | str, manifest: Mapping[str, Any]) -> Reader:
+def reader(run: Path | str, manifest: Manifest) -> Reader:
     """Returns the reader of a run's files, given the run's manifest.
 
     Raises:
@@ -119,18 +120,18 @@ def reader(run: Path | str, manifest: Mapping[str, Any]) -> Reader:
     """
     arrays = clean_arrays(run, manifest)
     images = Images(
-        dataset=manifest["dataset"]["name"],
-        classes=manifest["dataset"]["classes"],
-        shape=tuple(manifest["dataset"]["shape"]),
-        samples=manifest["samples"],
+        dataset=manifest.dataset.name,
+        classes=manifest.dataset.classes,
+        shape=manifest.dataset.shape,
+        samples=manifest.samples,
         hashes=[sample_hash(image) for image in arrays["images"]],
         labels=arrays["labels"],
-        randomized={defense["name"]: defense["randomized"] for defense in manifest["defenses"]},
+        randomized={defense.name: defense.randomized for defense in manifest.defenses},
     )
-    return Reader(ledger_dir(run), images, manifest.get("files") or {}, manifest["schema"])
+    return Reader(ledger_dir(run), images, manifest.files or {}, manifest.schema_version)
 
 
-def is_done(work: Mapping[str, Any], within: Reader) -> bool:
+def is_done(work: WorkEntry, within: Reader) -> bool:
     """Returns whether a result exists and verifies, with its images, and has no failed samples.
 
     Failed cells and studies are run again because the cause of the failure may be gone. Failures due to non-finite
@@ -139,7 +140,7 @@ def is_done(work: Mapping[str, Any], within: Reader) -> bool:
     Raises:
         UserError: when the result exists but does not verify.
     """
-    if not (within.folder / str(work["file"])).exists():
+    if not (within.folder / work.file).exists():
         return False
     result = within.read(work)
     if "images_sha256" in result.facts:
@@ -158,10 +159,10 @@ def write_clean(run: Path, images: NDArray[np.float32], labels: NDArray[np.int64
     return name
 
 
-def clean_arrays(run: Path | str, manifest: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def clean_arrays(run: Path | str, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """Returns the run's clean ``images`` and ``labels``, and checks them against the hash in their file's name."""
-    path = ledger_dir(run) / manifest["images"]
-    arrays = read_arrays(path, manifest.get("files", {}).get(path.name))
+    path = ledger_dir(run) / manifest.images
+    arrays = read_arrays(path, (manifest.files or {}).get(path.name))
     if set(arrays) != {"images", "labels"} or _clean_name(arrays["images"], arrays["labels"]) != path.name:
         raise UserError(f"images {path}: altered: they differ from the hash in their name; repeat the assay run")
     return arrays

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.contracts.source import Closure, changed_modules, engine_code
 from bench.contracts.work import Cell, Study, Work
+from bench.ledger.manifest import Manifest, StudyEntry, WorkEntry
 from bench.planning.plan import Planned
 from bench.studies.catalog import code_of
 
@@ -17,22 +18,23 @@ _NAMES = {"weights": "weights", "train": "training images", "test": "test images
 """Names of other keys of a state, as users see them."""
 
 
-def reasons(planned: Planned, before: Mapping[str, Any]) -> dict[str, str]:
+def reasons(planned: Planned, before: Manifest | None) -> dict[str, str]:
     """Returns the reason why each unfinished cell and study would run, by id.
 
     Args:
         planned: the plan.
-        before: the existing manifest, or an empty mapping.
+        before: the existing manifest, or None.
     """
-    entries = [*before.get("cells", []), *before.get("studies", [])]
+    entries = before.works if before is not None else ()
+    modules = before.modules if before is not None else {}
     known = {_place(entry): entry for entry in entries}
-    ids = {entry["id"] for entry in entries}
+    ids = {entry.id for entry in entries}
     found = {}
     works: list[Work] = [*planned.cells, *planned.studies]
     for work in works:
         if work.id in planned.done:
             continue
-        entry = known.get(_place(vars(work)))
+        entry = known.get(_place(work))
         if work.id in planned.stale:
             found[work.id] = planned.stale[work.id]
         elif work.id in ids:
@@ -40,13 +42,13 @@ def reasons(planned: Planned, before: Mapping[str, Any]) -> dict[str, str]:
         elif entry is None:
             found[work.id] = "new"
         else:
-            found[work.id] = _difference(work, planned, entry.get("identity", {}), before.get("modules", {}))
+            found[work.id] = _difference(work, planned, entry.identity or {}, modules)
     return found
 
 
-def _place(of: Mapping[str, Any]) -> tuple[Any, ...]:
+def _place(of: Work | WorkEntry) -> tuple[str, str, str | None]:
     """Returns the key that a cell or study shares with the one it replaces."""
-    return of["defense"], of.get("attack", of.get("kind")), of["norm"]
+    return of.defense, of.kind if isinstance(of, Study | StudyEntry) else of.attack, of.norm
 
 
 def _difference(work: Work, planned: Planned, before: Mapping[str, Any], modules: Mapping[str, str]) -> str:

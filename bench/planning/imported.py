@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from bench.contracts.source import engine_code
 from bench.datasets.dataset import Dataset
+from bench.ledger.manifest import CellEntry
 from bench.training.loading import LoadedDefense
 
 
 def outdated(
-    entries: Sequence[Mapping[str, Any]], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
+    entries: Sequence[CellEntry], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
 ) -> dict[str, str]:
     """Returns, by id, the reasons why imported cells of a manifest no longer belong to the run.
 
@@ -20,12 +20,12 @@ def outdated(
     current = {name: state_of_import(loaded, data, samples) for name, loaded in defenses.items()}
     reasons = {}
     for entry in entries:
-        before, now = entry["imported"], current.get(entry["defense"])
+        before, now = entry.imported or {}, current.get(entry.defense)
         if now is None:
-            reasons[entry["id"]] = f"{entry['defense']} is not in the run"
+            reasons[entry.id] = f"{entry.defense} is not in the run"
         elif before != now:
             keys = [key for key in now if before.get(key) != now[key]]
-            reasons[entry["id"]] = f"judged with other {', '.join(keys)}; import the file again"
+            reasons[entry.id] = f"judged with other {', '.join(keys)}; import the file again"
     return reasons
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench.contracts.errors import DefenseFault, UserError
 from bench.contracts.guard import refuse_unguarded
 from bench.contracts.protocols import HasInnerSteps
-from bench.contracts.work import ENTRY, SCHEMA_VERSION, Cell, Study, Work
+from bench.contracts.work import Cell, Study, Work
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.ledger.consistency import Images
 from bench.ledger.files import read_provenance
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest import CellEntry, Manifest, entry_of
+from bench.ledger.manifest_file import manifest_there
 from bench.ledger.reader import Reader, is_done
 from bench.ledger.schema import ledger_dir, sample_hash
 from bench.planning.cells import NotApplicable, plan, transfers
@@ -53,7 +53,7 @@ class Planned:
     substitute: LoadedDefense | None
     done: set[str]
     stale: dict[str, str]
-    imported: list[Any]
+    imported: tuple[CellEntry, ...]
     left_out: dict[str, str]
     untrained: set[str]
     broken: dict[str, str]
@@ -109,12 +109,12 @@ def prepare(
     before = manifest_there(run)
     files = _reader(run, before, matrix, dataset, tested)
     done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
-    imported = before.get("imported", [])
+    imported = before.imported if before is not None else ()
     left_out = outdated(imported, tested, dataset, matrix.samples)
     stale: dict[str, str] = {}
     if check:
-        current = [entry for entry in imported if entry["id"] not in left_out]
-        kept = {entry["id"]: entry["file"] for entry in current if (ledger_dir(run) / entry["file"]).exists()}
+        current = [entry for entry in imported if entry.id not in left_out]
+        kept = {entry.id: entry.file for entry in current if (ledger_dir(run) / entry.file).exists()}
         stale = _stale({**done, **kept}, run, defenses, dataset, device)
     return Planned(
         matrix,
@@ -150,25 +150,10 @@ def _stale(
     return reasons
 
 
-def entry_of(work: Work) -> dict[str, Any]:
-    """Returns the manifest's entry of a cell or study: the fields with which its file must agree."""
-    if isinstance(work, Study):
-        return {key: getattr(work, key) for key in ENTRY}
-    keys = ("id", "defense", "attack", "norm", "epsilon", "file", "parameters", "budget", "identity")
-    judging = {key: work.judging and getattr(work.judging, key) for key in ("alpha", "estimation_draws")}
-    return {**{key: getattr(work, key) for key in keys}, **judging}
-
-
-def manifest_there(run: Path) -> dict[str, Any]:
-    """Returns the existing manifest of a run, or an empty one if there is none of this schema version."""
-    known = load_manifest(run) if (ledger_dir(run) / "manifest.json").exists() else {}
-    return known if known.get("schema") == SCHEMA_VERSION else {}
-
-
 def _reader(
-    run: Path, known: Mapping[str, Any], matrix: Matrix, dataset: Dataset, defenses: Mapping[str, LoadedDefense]
+    run: Path, known: Manifest | None, matrix: Matrix, dataset: Dataset, defenses: Mapping[str, LoadedDefense]
 ) -> Reader:
-    """Returns a reader of the existing results of a run with the manifest ``known``."""
+    """Returns a reader of the existing results of a run with the manifest ``known``, if there is one."""
     images = Images(
         dataset=dataset.name,
         classes=dataset.classes,
@@ -178,7 +163,7 @@ def _reader(
         labels=dataset.test.labels[: matrix.samples].numpy(),
         randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
     )
-    return Reader(ledger_dir(run), images, known.get("files", {}))
+    return Reader(ledger_dir(run), images, (known.files if known is not None else None) or {})
 
 
 def _all_but(

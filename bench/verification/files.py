@@ -14,58 +14,60 @@ from bench.contracts.source import identity_hash
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.consistency import Images, Violation, cell_violations, image_violations, study_violations
 from bench.ledger.files import Result, cell_table, images_beside, read_result
-from bench.ledger.manifest import is_finished, works
+from bench.ledger.manifest import CellEntry, Manifest, WorkEntry
+from bench.ledger.manifest_file import is_finished
 from bench.ledger.reader import Reader
 from bench.verification.report import Verification
 
 
-def file_faults(run: Path, manifest: Mapping[str, Any], files: Reader, missing: list[str]) -> Iterator[str]:
+def file_faults(run: Path, manifest: Manifest, files: Reader, missing: list[str]) -> Iterator[str]:
     """Yields the differences between the ledger and its manifest. Adds the results not there yet to ``missing``."""
     finished = is_finished(run, manifest)
-    for work in works(manifest):
-        name = str(work["file"])
+    for work in manifest.works:
+        name = work.file
         if not (files.folder / name).exists():
             if name in files.files:
                 yield f"{files.folder / name}: missing, and the manifest has its hash"
             else:
                 missing.append(f"{files.folder / name}")
-    if finished and manifest["schema"] == SCHEMA_VERSION and "files" not in manifest:
+    if finished and manifest.schema_version == SCHEMA_VERSION and manifest.files is None:
         missing.append(f"{files.folder / 'manifest.json'}: the hashes of the files; repeat the assay run")
     for name, digest in files.files.items():
         path = files.folder / name
         if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             yield f"{path}: its SHA-256 is not the one that the manifest has"
-    for entry in [*works(manifest), *manifest.get("imported", [])]:
+    for entry in [*manifest.works, *manifest.imported]:
         yield from _entry_faults(files.folder / "manifest.json", entry, manifest)
 
 
-def _entry_faults(path: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any]) -> Iterator[str]:
+def _entry_faults(path: Path, entry: WorkEntry, manifest: Manifest) -> Iterator[str]:
     """Yields the contradictions between an entry of the manifest and the rest of the manifest."""
-    names = [defense["name"] for defense in manifest["defenses"]]
-    if entry["defense"] not in names:
-        yield f"{path}: entry {entry['id']} defense is {entry['defense']!r}; the run has {', '.join(names)}"
-    identity = entry.get("identity")
-    if identity is not None and identity_hash(identity) != entry["id"]:
-        yield f"{path}: entry {entry['id']} identity is not what its id is made of"
-    threshold = manifest["thresholds"].get(entry["norm"])
-    if entry.get("epsilon") is not None and entry["epsilon"] != threshold:
-        yield f"{path}: thresholds.{entry['norm']} is {threshold}; cell {entry['id']} has epsilon {entry['epsilon']}"
+    names = [defense.name for defense in manifest.defenses]
+    if entry.defense not in names:
+        yield f"{path}: entry {entry.id} defense is {entry.defense!r}; the run has {', '.join(names)}"
+    if entry.identity is not None and identity_hash(entry.identity) != entry.id:
+        yield f"{path}: entry {entry.id} identity is not what its id is made of"
+    threshold = None if entry.norm is None else manifest.thresholds.get(entry.norm)
+    if entry.epsilon is not None and entry.epsilon != threshold:
+        yield f"{path}: thresholds.{entry.norm} is {threshold}; cell {entry.id} has epsilon {entry.epsilon}"
 
 
 def read_results(
-    manifest: Mapping[str, Any], files: Reader, found: Verification
+    manifest: Manifest, files: Reader, found: Verification
 ) -> dict[str, tuple[Result, dict[str, NDArray[Any]]]]:
     """Returns the results whose files hold, with their images, by id. The faults of the others are recorded."""
     results = {}
-    for entry in works(manifest):
-        path = files.folder / str(entry["file"])
+    for entry in manifest.works:
+        path = files.folder / entry.file
         if not path.exists():
             continue
         try:
             result = read_result(path)
-            if result.facts["schema"] != manifest["schema"]:
-                raise UserError(f"{path}: schema version {result.facts['schema']}, its run has {manifest['schema']}")
-            if "attack" in entry:
+            if result.facts["schema"] != manifest.schema_version:
+                raise UserError(
+                    f"{path}: schema version {result.facts['schema']}, its run has {manifest.schema_version}"
+                )
+            if isinstance(entry, CellEntry):
                 cell_table(result)
             arrays = images_beside(result)
         except UserError as error:
@@ -74,15 +76,15 @@ def read_results(
         faults = list(violations_of(entry, result, arrays, files.images))
         found.faults += map(str, faults)
         if not faults:
-            results[str(entry["id"])] = (result, arrays)
+            results[entry.id] = (result, arrays)
     return results
 
 
 def violations_of(
-    entry: Mapping[str, Any], result: Result, arrays: Mapping[str, NDArray[Any]], images: Images
+    entry: WorkEntry, result: Result, arrays: Mapping[str, NDArray[Any]], images: Images
 ) -> Iterator[Violation]:
     """Yields the contradictions within a result's records and images, and between the result and the run."""
-    if "attack" not in entry:
+    if not isinstance(entry, CellEntry):
         yield from study_violations(str(result.path), result.table, entry, images)
         return
     yield from cell_violations(str(result.path), result.table, entry, images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from bench.contracts.errors import UserError
 from bench.contracts.protocols import Trainable
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.ledger.bundles import unchanged_sources
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest import Manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.plugins.registry import Registry
 from bench.training.checkpoints import find_checkpoint
 from bench.training.loading import LoadedDefense, load_trained, make_defense, needs_training
@@ -44,10 +45,10 @@ class Laboratory:
             self._datasets[name] = load_dataset(name, self._data_dir)
         return self._datasets[name]
 
-    def defense(self, name: str, manifest: Mapping[str, Any]) -> LoadedDefense | str:
+    def defense(self, name: str, manifest: Manifest) -> LoadedDefense | str:
         """Returns a defense of a run, or the reason why it is not available. Nothing is trained."""
         registry = _registry(manifest, self._plugins)
-        seed, dataset = manifest["seed"], self.dataset(manifest["dataset"]["name"])
+        seed, dataset = manifest.seed, self.dataset(manifest.dataset.name)
         key = json.dumps([name, registry.variants, seed, dataset.name], sort_keys=True)
         if key not in self._defenses:
             self._defenses[key] = self._load(name, registry, seed, dataset)
@@ -69,23 +70,21 @@ def checkpoints_of(run: Path, data_dir: Path | None) -> dict[str, list[Path]]:
         UserError: when a plugin is not the one that was run, or a defense cannot be built here or is not trained.
     """
     manifest = load_manifest(run)
-    dataset = load_dataset(manifest["dataset"]["name"], data_dir)
-    plugins = manifest.get("plugins", [])
-    for plugin in plugins:
+    dataset = load_dataset(manifest.dataset.name, data_dir)
+    for plugin in manifest.plugins:
         unchanged_sources(plugin)  # before any of them runs
-    registry = _registry(manifest, [plugin["file"] for plugin in plugins])
+    registry = _registry(manifest, [plugin.file for plugin in manifest.plugins])
     files: dict[str, None] = {}
-    for entry in manifest["defenses"]:
-        learner = make_defense(entry["name"], dataset, registry).learner
+    for entry in manifest.defenses:
+        learner = make_defense(entry.name, dataset, registry).learner
         if isinstance(learner.defense, Trainable):
-            found = find_checkpoint(learner.defense, dataset, manifest["seed"], learner.plugin.recipe)
+            found = find_checkpoint(learner.defense, dataset, manifest.seed, learner.plugin.recipe)
             if found is None:
-                raise UserError(f"defense {entry['name']!r}: not trained here; there are no weights to pack")
+                raise UserError(f"defense {entry.name!r}: not trained here; there are no weights to pack")
             files |= dict.fromkeys(map(str, (found.path, found.path.with_suffix(".json"))))
     return {f"checkpoints/{dataset.name}": [Path(file) for file in files]}
 
 
-def _registry(manifest: Mapping[str, Any], plugins: Sequence[str | Path]) -> Registry:
+def _registry(manifest: Manifest, plugins: Sequence[str | Path]) -> Registry:
     """Returns the registry from which a run's defenses are built."""
-    entries = manifest["defenses"]
-    return Registry(plugins, {each["name"]: (each["plugin"], each["set"]) for each in entries if each.get("plugin")})
+    return Registry(plugins, manifest.variants)

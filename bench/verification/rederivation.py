@@ -20,6 +20,7 @@ from bench.datasets.dataset import Dataset
 from bench.engine.ballot import classify
 from bench.ledger.consistency import Violation
 from bench.ledger.files import Result
+from bench.ledger.manifest import Manifest, StudyEntry
 from bench.ledger.provenance import kind_of_machine
 from bench.ledger.schema import Status
 from bench.studies.catalog import kind_of
@@ -38,13 +39,13 @@ SAME_MACHINE, OTHER_MACHINE = 1e-6, 1e-3
 
 def rederived(
     run: Path,
-    entry: Mapping[str, Any],
+    entry: StudyEntry,
     result: Result,
     arrays: Mapping[str, NDArray[Any]],
     defense: Defense,
     dataset: Dataset,
     device: torch.device,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     memory: dict[Any, Any],
 ) -> list[str]:
     """Returns the faults of a study's records and images (M, C, H, W), one line each.
@@ -52,24 +53,25 @@ def rederived(
     ``memory`` keeps the measurements for another copy of the same study.
     """
     records = result.table.to_pandas()
-    if entry["kind"] == REFUTATION:
-        found = _refutations(run, entry, result, records, defense, dataset, device, manifest["seed"])
+    if entry.kind == REFUTATION and entry.norm is not None:
+        rows = contested(run, entry.defense, entry.norm)
+        found = _refutations(run, rows, result, records, defense, dataset, device, manifest.seed)
         return [str(violation) for violation in found]
     if records["status"].eq(Status.FAILED).any() or not len(records):
         return []
     study = Study(
-        kind=entry["kind"],
+        kind=entry.kind,
         dataset=dataset.name,
-        defense=entry["defense"],
-        norm=entry["norm"],
-        epsilon=entry.get("epsilon"),
-        seed=manifest["seed"],
+        defense=entry.defense,
+        norm=entry.norm,
+        epsilon=entry.epsilon,
+        seed=manifest.seed,
         samples=len(records),
         batch_size=defense.card.batch_size,
         timeout=None,
         state=result.facts.get("state", {}),
     )
-    expected_count = kind_of(study).samples_of(dataset, len(manifest["samples"]))
+    expected_count = kind_of(study).samples_of(dataset, len(manifest.samples))
     if len(records) != expected_count:
         return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected_count}"))]
     same = result.facts.get("kind_of_machine") == kind_of_machine(str(device))
@@ -90,7 +92,7 @@ def rederived(
 
 def _refutations(
     run: Path,
-    entry: Mapping[str, Any],
+    rows: pd.DataFrame,
     result: Result,
     records: pd.DataFrame,
     defense: Defense,
@@ -98,8 +100,10 @@ def _refutations(
     device: torch.device,
     seed: int,
 ) -> Iterator[Violation]:
-    """Yields the faults of a study of contested certificates, after repeating its draws on the same kind of machine."""
-    rows = contested(run, entry["defense"], entry["norm"])
+    """Yields the faults of a study of the contested certificates ``rows``.
+
+    On the same kind of machine its draws are repeated.
+    """
     if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
         yield Violation(str(result.path), "sample", str(records["sample"].tolist()), "other certificates are contested")
         return

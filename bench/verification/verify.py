@@ -22,7 +22,8 @@ from bench.contracts.errors import UserError
 from bench.contracts.work import SCHEMA_VERSION
 from bench.engine.ballot import classify
 from bench.ledger.files import Result
-from bench.ledger.manifest import load_manifest, works
+from bench.ledger.manifest import CellEntry, Manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import Reader, clean_arrays, reader
 from bench.ledger.schema import ledger_dir
 from bench.training.loading import LoadedDefense
@@ -63,8 +64,8 @@ def _verify(
 ) -> None:
     manifest = load_manifest(run)
     files = reader(run, manifest)
-    if manifest["schema"] != SCHEMA_VERSION:
-        found.remarks.append(f"{run}: schema version {manifest['schema']}, which carries no seal")
+    if manifest.schema_version != SCHEMA_VERSION:
+        found.remarks.append(f"{run}: schema version {manifest.schema_version}, which carries no seal")
     found.faults += file_faults(run, manifest, files, found.missing)
     results = read_results(manifest, files, found)
     if laboratory is not None:
@@ -79,7 +80,7 @@ class _Session:
     def __init__(
         self,
         run: Path,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
         files: Reader,
         results: Mapping[str, tuple[Result, dict[str, NDArray[Any]]]],
         laboratory: Laboratory,
@@ -91,7 +92,7 @@ class _Session:
     def judge_again(self) -> None:
         """Adds the faults to the verification."""
         try:
-            self._dataset = self._laboratory.dataset(self._manifest["dataset"]["name"])
+            self._dataset = self._laboratory.dataset(self._manifest.dataset.name)
         except UserError as error:
             self._found.unjudged.append(str(error))
             return
@@ -100,20 +101,20 @@ class _Session:
             self._found.faults += faults
             self._found.unjudged.append("all cells: the data are not those of the run")
             return
-        indices = torch.tensor(self._manifest["samples"], dtype=torch.int64)
+        indices = torch.tensor(self._manifest.samples, dtype=torch.int64)
         device, classes = self._laboratory.device, self._dataset.classes
         images, labels = self._dataset.test.images[indices].to(device), self._dataset.test.labels[indices].to(device)
-        self._clean = Chunk(images, labels, self._manifest["samples"], classes)
-        for name in dict.fromkeys(work["defense"] for work in works(self._manifest)):
+        self._clean = Chunk(images, labels, self._manifest.samples, classes)
+        for name in dict.fromkeys(work.defense for work in self._manifest.works):
             try:
-                self._judge_defense(str(name))
+                self._judge_defense(name)
             except (UserError, RuntimeError, ValueError, ArithmeticError) as error:  # raised by the defense
                 self._found.unjudged.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
 
     def _data_faults(self) -> Iterator[str]:
         """Yields the differences between the run's clean images and the dataset that the run names."""
-        path, test = ledger_dir(self._run) / self._manifest["images"], self._dataset.test
-        samples = self._manifest["samples"]
+        path, test = ledger_dir(self._run) / self._manifest.images, self._dataset.test
+        samples = list(self._manifest.samples)
         if samples and not 0 <= min(samples) <= max(samples) < len(test.labels):
             yield f"{path}: samples go to {max(samples)}; the test set has {len(test.labels)} images"
             return
@@ -128,9 +129,9 @@ class _Session:
             for row in np.flatnonzero(differing).tolist():
                 where = f"{path}: row {row} (sample {samples[row]})"
                 yield f"{where} {what} differ from the test set of {self._dataset.name}"
-        if (self._manifest["dataset"]["classes"], self._manifest["dataset"]["shape"]) != (
+        if (self._manifest.dataset.classes, self._manifest.dataset.shape) != (
             self._dataset.classes,
-            list(self._dataset.shape),
+            tuple(self._dataset.shape),
         ):
             yield f"{ledger_dir(self._run) / 'manifest.json'}: dataset has other classes or another shape than here"
 
@@ -139,31 +140,31 @@ class _Session:
         if isinstance(loaded, str):
             self._found.unjudged.append(loaded)
             return
-        entry = next(defense for defense in self._manifest["defenses"] if defense["name"] == name)
+        entry = self._manifest.defense(name)
         manifest = ledger_dir(self._run) / "manifest.json"
-        stored = {str(manifest): entry.get("weights")}
-        own = [work for work in works(self._manifest) if work["defense"] == name and work["id"] in self._results]
+        stored = {str(manifest): entry.weights}
+        own = [work for work in self._manifest.works if work.defense == name and work.id in self._results]
         for work in own:
-            result = self._results[work["id"]][0]
+            result = self._results[work.id][0]
             stored[str(result.path)] = result.facts.get("state", {}).get("weights", loaded.fingerprint)
         others = {path: weights for path, weights in stored.items() if weights not in (None, loaded.fingerprint)}
         for path, weights in others.items():
             self._found.faults.append(f"{path}: weights of {name} are {weights}; here they are {loaded.fingerprint}")
-        if entry["randomized"] != loaded.card.randomized:
-            self._found.faults.append(f"{manifest}: randomized of {name} is {entry['randomized']}; its card differs")
+        if entry.randomized != loaded.card.randomized:
+            self._found.faults.append(f"{manifest}: randomized of {name} is {entry.randomized}; its card differs")
             return
         if others:
             self._found.unjudged.append(f"{name}: its weights are not those of the run")
             return
         for work in own:
-            result, arrays = self._results[work["id"]]
+            result, arrays = self._results[work.id]
             data = {"train": self._dataset.train.hash, "test": self._dataset.test.hash}
             state = result.facts.get("state", {})
             differing = [key for key, digest in data.items() if state.get(key, digest) != digest]
             if differing:
                 what = f"state.{differing[0]} is {state[differing[0]]}; {self._dataset.name} has {data[differing[0]]}"
                 self._found.faults.append(f"{result.path}: {what}")
-            elif "attack" in work:
+            elif isinstance(work, CellEntry):
                 self._judge_cell(loaded, work, result, arrays["adversarial"], arrays.get("likeliest"))
             else:
                 device, memory = self._laboratory.device, self._laboratory.memory
@@ -174,16 +175,16 @@ class _Session:
     def _judge_cell(
         self,
         loaded: LoadedDefense,
-        entry: Mapping[str, Any],
+        entry: CellEntry,
         result: Result,
         adversarials: NDArray[np.float32],
         likeliest: NDArray[np.float32] | None,
     ) -> None:
-        cell = StoredCell(str(result.path), result, self._manifest["samples"], self._found)
+        cell = StoredCell(str(result.path), result, self._manifest.samples, self._found)
         images = torch.from_numpy(adversarials).to(self._clean.images)
         cell.check_distances(images, self._clean.images)
         if loaded.card.randomized:
-            drawn = DrawnVerdicts(cell, loaded.defense, self._clean, self._manifest["seed"])
+            drawn = DrawnVerdicts(cell, loaded.defense, self._clean, self._manifest.seed)
             drawn.check(
                 images,
                 None if likeliest is None else torch.from_numpy(likeliest).to(self._clean.images),

@@ -93,7 +93,7 @@ def cell_doubts(run: Run, row: AttackRow, defense: str) -> list[Doubt]:
         if row.epsilon is not None:
             found.append(found_late(valid))
     if row.epsilon is None and row.access in GRADIENTS and not run.facts[cell].breaks:
-        found.append(never_succeeds(run, run.cells[cell]["norm"], defense, _valid(records[_COLUMNS])))
+        found.append(never_succeeds(run, run.cells[cell].norm, defense, _valid(records[_COLUMNS])))
     fallen = (falling(run, cell, smaller) for smaller in _smaller_settings(run).get(cell, ()))
     found.append(next((doubt for doubt in fallen if doubt is not None), None))
     return [doubt for doubt in found if doubt is not None]
@@ -142,7 +142,7 @@ def judged_before(run: Run, defense: str, cells: Collection[str]) -> Doubt | Non
     if defense not in run.randomized:
         return None
     done = [cell for cell in cells if cell in run.facts]
-    old = [cell for cell in done if not run.cells[cell].get("alpha")]
+    old = [cell for cell in done if not run.cells[cell].alpha]
     return Doubt(OLD_RULE, f"{len(old)} of {len(done)} cells") if old else None
 
 
@@ -152,7 +152,7 @@ def not_unrolled(run: Run, norm: NormName, defense: str) -> Doubt | None:
     The caller has checked that no attack with a result used these gradients. In L0 there is no attack that could, so
     the result is None.
     """
-    offered = {entry["name"] for entry in run.manifest["defenses"] if entry.get("unrolled", False)}
+    offered = {entry.name for entry in run.manifest.defenses if entry.unrolled}
     return Doubt(NOT_UNROLLED, "gradients hold its end fixed") if defense in offered and norm != "L0" else None
 
 
@@ -262,7 +262,7 @@ def falling(run: Run, cell: str, smaller: str) -> Doubt | None:
     found = [run.cell_records(each) for each in (smaller, cell)]
     if any(records is None for records in found):
         return None
-    norm, bounded = run.cells[cell]["norm"], run.cells[cell]["epsilon"] is not None
+    norm, bounded = run.cells[cell].norm, run.cells[cell].epsilon is not None
     less, more = (_valid(records).set_index("sample")[norm.lower()] for records in found if records is not None)
     both = less.index.intersection(more.index)
     before, after = (
@@ -281,28 +281,28 @@ def _smaller_settings(run: Run) -> dict[str, list[str]]:
     A smaller setting is a smaller epsilon or fewer steps.
     """
     alike: dict[str, list[tuple[float, str]]] = {}
-    for cell in run.manifest["cells"]:
-        place = [cell["attack"].partition(":")[0], cell["defense"], cell["norm"], cell["budget"]]
-        epsilon, parameters = cell["epsilon"], cell["parameters"]
+    for cell in run.manifest.cells:
+        place = [cell.attack.partition(":")[0], cell.defense, cell.norm, cell.budget]
+        epsilon, parameters = cell.epsilon, cell.parameters
         if epsilon is not None:
-            alike.setdefault(json.dumps([*place, parameters]), []).append((epsilon, cell["id"]))
+            alike.setdefault(json.dumps([*place, parameters]), []).append((epsilon, cell.id))
         if isinstance(steps := parameters.get("steps"), int):
             rest = {**parameters, "steps": None}
-            alike.setdefault(json.dumps([*place, rest, epsilon], sort_keys=True), []).append((steps, cell["id"]))
+            alike.setdefault(json.dumps([*place, rest, epsilon], sort_keys=True), []).append((steps, cell.id))
     smaller: dict[str, list[str]] = {}
     for settings in alike.values():
-        for size, cell in settings:
+        for size, id in settings:
             if others := [other for less, other in settings if less < size]:
-                smaller.setdefault(cell, []).extend(others)
+                smaller.setdefault(id, []).extend(others)
     return smaller
 
 
 def _difference(run: Run, smaller: str, cell: str) -> str:
     """Describes what is smaller in the first of two cells."""
     less, more = run.cells[smaller], run.cells[cell]
-    if less["epsilon"] != more["epsilon"]:
-        return f"epsilon {less['epsilon']:g} instead of {more['epsilon']:g}"
-    return f"{less['parameters']['steps']} steps instead of {more['parameters']['steps']}"
+    if less.epsilon != more.epsilon:
+        return f"epsilon {less.epsilon:g} instead of {more.epsilon:g}"
+    return f"{less.parameters['steps']} steps instead of {more.parameters['steps']}"
 
 
 @once_per_run

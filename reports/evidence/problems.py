@@ -27,11 +27,11 @@ def problems(run: Run) -> list[str]:
 
 def _study_problems(run: Run) -> list[str]:
     lines = []
-    for study in run.manifest.get("studies", []):
-        records = run.study_records(study["kind"])
-        own = records[records["cell"] == study["id"]] if len(records) else records
-        norm = f", {NORM_LABELS[study['norm']]}" if study["norm"] else ""
-        place = f"{study['defense']}{norm}: {study['kind'].replace('_', ' ')}"
+    for study in run.manifest.studies:
+        records = run.study_records(study.kind)
+        own = records[records["cell"] == study.id] if len(records) else records
+        norm = f", {NORM_LABELS[study.norm]}" if study.norm else ""
+        place = f"{study.defense}{norm}: {study.kind.replace('_', ' ')}"
         if own.empty:
             lines.append(f"{place} not run yet")
             continue

@@ -23,14 +23,14 @@ UNKNOWN = (np.nan,) * 3 * len(PROTOCOLS)
 
 def quantity_names(run: Run) -> list[str]:
     """Returns `PROTOCOLS` with the run's number of resubmissions in place of N."""
-    return [name.replace("N", str(run.manifest["resubmissions"])) for name in PROTOCOLS]
+    return [name.replace("N", str(run.manifest.resubmissions)) for name in PROTOCOLS]
 
 
 @once_per_run
 def with_protocols(run: Run, norm: NormName) -> bool:
     """True if a randomized defense has records of draws on its likeliest images in a norm."""
     draws = run.records["likely_draws"] > 0
-    return "resubmissions" in run.manifest and bool((draws & (run.records["norm"] == norm)).any())
+    return run.manifest.resubmissions > 0 and bool((draws & (run.records["norm"] == norm)).any())
 
 
 @once_per_run
@@ -59,13 +59,13 @@ def protocols(run: Run, norm: NormName, defense: str, row: AttackRow | None) -> 
         return UNKNOWN
     chosen = likeliest(records.dropna(subset=[norm.lower()]))
     errors, draws = chosen["likely_errors"], chosen["likely_draws"]
-    shares = (survival(errors, draws, submissions) for submissions in (1, run.manifest["resubmissions"]))
+    shares = (survival(errors, draws, submissions) for submissions in (1, run.manifest.resubmissions))
     return tuple(number for share in shares for number in share_interval(share))
 
 
 def protocols_note(run: Run) -> str:
     """Returns what the protocols mean, for captions."""
-    times = run.manifest["resubmissions"]
+    times = run.manifest.resubmissions
     return (
         "For randomized defenses, accuracy is by majority: an image is broken where most answers are wrong. Two more "
         "accuracies follow it, each on the likeliest image within ε: one draw is the expected share of right answers "
@@ -76,14 +76,11 @@ def protocols_note(run: Run) -> str:
 
 @once_per_run
 def bounded_cells(run: Run, norm: NormName, defense: str) -> list[float]:
-    """Returns alpha of each cell of a randomized defense in a norm that has run and states one.
-
-    The largest alpha counts if the samples of a cell have different ones.
-    """
+    """Returns alpha of each cell of a randomized defense in a norm that has run and states one."""
     if defense not in run.randomized:
         return []
     own = (run.cells[cell] for cell in run.cells_of(defense, norm) if cell in run.facts)
-    return [float(np.max(cell["alpha"])) for cell in own if cell.get("alpha")]
+    return [cell.alpha for cell in own if cell.alpha]
 
 
 def bound_note(run: Run, norms: Sequence[NormName]) -> str:

@@ -41,7 +41,7 @@ def leaderboard(run: Run, norm: NormName) -> dict[str, Any]:
         "decimals": DECIMALS[norm],
         "percent_decimals": accuracy_quantity(run).decimals,
         "undecided": UNDECIDED,
-        "resubmissions": run.manifest["resubmissions"] if with_protocols(run, norm) else None,
+        "resubmissions": run.manifest.resubmissions if with_protocols(run, norm) else None,
         "defenses": [
             {
                 "name": name,

@@ -11,6 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from bench.contracts.norms import NormName
+from bench.ledger.manifest import Manifest
 from reports.evidence.problems import problems
 from reports.figures.figures import Plot
 from reports.figures.gallery import Gallery
@@ -122,9 +123,9 @@ def svg_uri(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
 
 
-def _provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
+def _provenance(manifest: Manifest) -> dict[str, str]:
     """Returns the name and value of everything that says where the results come from."""
-    facts = {"matrix": manifest["matrix"], "cells": len(manifest["cells"]), **manifest["provenance"]}
+    facts = {"matrix": manifest.matrix, "cells": len(manifest.cells), **manifest.provenance}
     return {name: _fact(value) for name, value in facts.items() if value not in ("", None)}
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from bench.contracts.norms import NormName
 from bench.ledger.loading import load_clean, load_ledger, load_studies
-from bench.ledger.manifest import load_manifest, works
+from bench.ledger.manifest import CellEntry, GapEntry, Manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import reader
 from reports.statistics.brackets import brackets
 from reports.statistics.records import CellFacts, cell_facts, clean_distances, smallest_adversarials
@@ -48,63 +49,66 @@ class Run:
         adversarials: maps a cell's id to its adversarial images, (S, C, H, W) float32; zeros if none was found.
         studies: maps a kind of study (`bench.studies.study`) to its records.
         study_images: maps a study's id to its images, (M, C, H, W) float32.
+        chosen: the attacks that a selection kept; None for a whole run.
         memory: the cache of `once_per_run`.
     """
 
     records: pd.DataFrame
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     clean: NDArray[np.float32]
     adversarials: Callable[[str], NDArray[np.float32]]
     studies: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     study_images: Callable[[str], NDArray[np.float32]] = lambda study: np.empty((0, 1, 1, 1), np.float32)
+    chosen: tuple[str, ...] | None = None
     memory: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def dataset(self) -> str:
         """The dataset's name."""
-        return str(self.manifest["dataset"]["name"])
+        return self.manifest.dataset.name
 
     @property
     def samples(self) -> list[int]:
         """Indices of the samples in the dataset's test set, in the run's order."""
-        return list(self.manifest["samples"])
+        return list(self.manifest.samples)
 
     @property
     def defenses(self) -> list[str]:
         """Names of the defenses, in the run's order."""
-        return [defense["name"] for defense in self.manifest["defenses"]]
+        return [defense.name for defense in self.manifest.defenses]
 
     @property
     def randomized(self) -> list[str]:
         """Names of the defenses whose answers are random, in the run's order."""
-        return [defense["name"] for defense in self.manifest["defenses"] if defense["randomized"]]
+        return [defense.name for defense in self.manifest.defenses if defense.randomized]
 
     @property
     def norms(self) -> list[NormName]:
         """The norms with planned or not applicable cells, in the order of the run's thresholds."""
-        planned = {entry["norm"] for entry in [*self.manifest["cells"], *self.manifest["not_applicable"]]}
-        return [norm for norm in self.manifest["thresholds"] if norm in planned]
+        places: tuple[CellEntry | GapEntry, ...] = (*self.manifest.cells, *self.manifest.not_applicable)
+        planned = {place.norm for place in places}
+        return [norm for norm in self.manifest.thresholds if norm in planned]
 
     def threshold(self, norm: NormName) -> float:
         """Returns the epsilon at which accuracies are stated."""
-        return float(self.manifest["thresholds"][norm])
+        return self.manifest.thresholds[norm]
 
     @once_per_run
     def attack_rows(self, norm: NormName) -> list[AttackRow]:
         """Returns the rows of a table of ``norm``: each attack once, but a bounded attack once per epsilon."""
         cells: dict[str, dict[float | None, dict[str, str]]] = {}
-        for cell in self.manifest["cells"]:
-            if cell["norm"] == norm:
-                cells.setdefault(cell["attack"], {}).setdefault(cell["epsilon"], {})[cell["defense"]] = cell["id"]
+        for cell in self.manifest.cells:
+            if cell.norm == norm:
+                cells.setdefault(cell.attack, {}).setdefault(cell.epsilon, {})[cell.defense] = cell.id
         reasons: dict[str, dict[str, str]] = {}
-        for entry in self.manifest["not_applicable"]:
-            if entry["norm"] == norm:
-                reasons.setdefault(entry["attack"], {})[entry["defense"]] = entry["reason"]
+        for gap in self.manifest.not_applicable:
+            if gap.norm == norm:
+                reasons.setdefault(gap.attack, {})[gap.defense] = gap.reason
         return [
-            AttackRow(attack["name"], attack["access"], epsilon, of_defense, reasons.get(attack["name"], {}))
-            for attack in self.manifest["attacks"]
-            if attack["name"] in cells or attack["name"] in reasons
-            for epsilon, of_defense in cells.get(attack["name"], {None: {}}).items()
+            AttackRow(attack.name, attack.access, epsilon, of_defense, reasons.get(attack.name, {}))
+            for attack in self.manifest.attacks
+            if attack.name in cells or attack.name in reasons
+            for epsilon, of_defense in cells.get(attack.name, {None: {}}).items()
         ]
 
     @once_per_run
@@ -120,14 +124,14 @@ class Run:
         return {str(name): clean_distances(own) for name, own in columns.groupby("defense")}
 
     @cached_property
-    def cells(self) -> dict[str, Mapping[str, Any]]:
+    def cells(self) -> dict[str, CellEntry]:
         """The manifest's entries of cells, keyed by id."""
-        return {cell["id"]: cell for cell in self.manifest["cells"]}
+        return {cell.id: cell for cell in self.manifest.cells}
 
     def cells_of(self, defense: str, norm: NormName | None = None) -> list[str]:
         """Returns the ids of the cells of a defense, in one norm or in all."""
-        own = (cell for cell in self.manifest["cells"] if cell["defense"] == defense)
-        return [cell["id"] for cell in own if norm in (None, cell["norm"])]
+        own = (cell for cell in self.manifest.cells if cell.defense == defense)
+        return [cell.id for cell in own if norm in (None, cell.norm)]
 
     @cached_property
     def facts(self) -> dict[str, CellFacts]:
@@ -214,8 +218,8 @@ def load_run(directory: Path) -> Run:
         UserError: when there is no ledger or it is damaged (`bench.contracts.errors.UserError`).
     """
     manifest = load_manifest(directory)
-    kinds = {study["kind"] for study in manifest.get("studies", [])}
-    files, entries = reader(directory, manifest), {work["id"]: work for work in works(manifest)}
+    kinds = {study.kind for study in manifest.studies}
+    files, entries = reader(directory, manifest), {work.id: work for work in manifest.works}
     return Run(
         records=load_ledger(directory, manifest),
         manifest=manifest,

@@ -71,9 +71,9 @@ def ablation_tables(run: Run, accuracies: Table) -> list[Table]:
         accuracies: its `accuracy_table`.
     """
     families: dict[str, dict[str, list[str]]] = {}
-    for entry in run.manifest["defenses"]:
-        if entry.get("family"):
-            families.setdefault(entry["family"], {})[entry["name"]] = list(entry["parts"])
+    for entry in run.manifest.defenses:
+        if entry.family:
+            families.setdefault(entry.family, {})[entry.name] = list(entry.parts)
 
     def columns_of(members: Collection[str]) -> list[str]:
         return [CLEAN, *(all_attacks(norm) for norm in run.norms if set(members) & set(run.defenses_in(norm)))]

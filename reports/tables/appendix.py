@@ -24,16 +24,16 @@ _COSTS = {
 def attacks_table(run: Run) -> Table:
     """Builds the table of each attack's budget and parameters, one row per setting."""
     settings: dict[tuple[str, str, int], set[str]] = {}
-    for cell in run.manifest["cells"]:
-        key = (cell["attack"], _parameters(cell["parameters"]), cell["budget"])
-        settings.setdefault(key, set()).add(cell["defense"])
+    for cell in run.manifest.cells:
+        key = (cell.attack, _parameters(cell.parameters), cell.budget)
+        settings.setdefault(key, set()).add(cell.defense)
     rows: list[tuple[str, list[Cell]]] = []
-    for attack in run.manifest["attacks"]:
-        own = [(key, defenses) for key, defenses in settings.items() if key[0] == attack["name"]]
+    for attack in run.manifest.attacks:
+        own = [(key, defenses) for key, defenses in settings.items() if key[0] == attack.name]
         for (name, parameters, budget), defenses in own:
             against = "" if len(own) == 1 else ", ".join(d for d in run.defenses if d in defenses)
-            norms = ", ".join(NORM_LABELS[norm] for norm in attack["norms"])
-            texts = [norms, attack["kind"], attack["access"], f"{budget}", parameters, against, attack["citation"]]
+            norms = ", ".join(NORM_LABELS[norm] for norm in attack.norms)
+            texts = [norms, attack.kind, attack.access, f"{budget}", parameters, against, attack.citation]
             rows.append((name, [Cell(text=text) for text in texts]))
     columns = ["norms", "kind", "access", "budget", "parameters", "against", "citation"]
     filled = [i for i, _ in enumerate(columns) if any(cells[i].text for _, cells in rows)]
@@ -74,10 +74,10 @@ def cost_table(run: Run) -> Table:
 def defenses_table(run: Run) -> Table:
     """Builds the table of the defenses: whether each is randomized, its parameters and its citation."""
     columns: dict[str, dict[str, str]] = {"randomized": {}, "parameters": {}, "citation": {}}
-    for entry in run.manifest["defenses"]:
-        columns["randomized"][entry["name"]] = "yes" if entry["randomized"] else "no"
-        columns["parameters"][entry["name"]] = _parameters(entry.get("parameters", {}))
-        columns["citation"][entry["name"]] = entry["citation"]
+    for entry in run.manifest.defenses:
+        columns["randomized"][entry.name] = "yes" if entry.randomized else "no"
+        columns["parameters"][entry.name] = _parameters(entry.parameters)
+        columns["citation"][entry.name] = entry.citation
     filled = [column for column, texts in columns.items() if any(texts.values())]
     rows = {name: [Cell(text=columns[column][name]) for column in filled] for name in run.defenses}
     return Table(

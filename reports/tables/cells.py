@@ -228,11 +228,11 @@ def measured_on(run: Run) -> str:
 
     If attacks were selected, the text also names them.
     """
-    chosen = f", attacks {', '.join(run.manifest['chosen'])} only" if "chosen" in run.manifest else ""
+    chosen = "" if run.chosen is None else f", attacks {', '.join(run.chosen)} only"
     return f"{len(run.samples)} test images of {run.dataset} ({versions_of(run)}{chosen})"
 
 
 def versions_of(run: Run) -> str:
     """Returns the versions that the numbers depend on, for captions."""
-    versions = run.manifest["provenance"]["versions"]
+    versions = run.manifest.provenance["versions"]
     return ", ".join(f"{name} {versions[name]}" for name in ("assay", "torch") if name in versions)

@@ -28,14 +28,14 @@ def sweeps(run: Run, norm: NormName) -> list[tuple[str, Sweep]]:
 
     A sweep holds bounded attacks of one kind that differ only in that parameter, in ascending order of its value.
     """
-    attacks = {attack["name"]: attack for attack in run.manifest["attacks"]}
+    attacks = {attack.name: attack for attack in run.manifest.attacks}
     found: dict[tuple[str, str, str], Sweep] = {}
     rows = [row for row in run.attack_rows(norm) if row.epsilon is not None]
     for row in rows:
-        own = attacks[row.attack]["parameters"]
+        own = attacks[row.attack].parameters
         for name, value in own.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                rest = json.dumps([{**own, name: None}, row.epsilon, attacks[row.attack]["budget"]], sort_keys=True)
+                rest = json.dumps([{**own, name: None}, row.epsilon, attacks[row.attack].budget], sort_keys=True)
                 found.setdefault((row.attack.partition(":")[0], name, rest), []).append((float(value), row))
     longest: dict[tuple[str, str], Sweep] = {}
     for (base, name, _), sweep in found.items():

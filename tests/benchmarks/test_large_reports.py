@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import INF, RunMaker
 
 from bench.ledger.files import write_cell
-from bench.ledger.manifest import write_manifest
+from bench.ledger.manifest_file import write_manifest
 from bench.ledger.reader import write_clean
 from bench.ledger.schema import ledger_dir
 
@@ -42,7 +42,7 @@ def write_ledger(folder, defenses, attacks, samples):
                 write_cell(ledger_dir(folder) / maker.cells[-1]["file"], maker.frames.pop(), images, {})
     maker.frames.append(pd.DataFrame())
     name = write_clean(folder, images, np.arange(samples) % 10)
-    write_manifest(folder, {**maker.make(images).manifest, "images": name})
+    write_manifest(folder, maker.make(images).manifest.model_copy(update={"images": name}))
 
 
 @pytest.mark.parametrize(

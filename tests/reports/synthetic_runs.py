@@ -1,9 +1,20 @@
 """Runs made up for the tests of the reports: no files, no attacks, answers that can be worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
+from bench.ledger.manifest import (
+    AttackEntry,
+    CellEntry,
+    DatasetEntry,
+    DefenseEntry,
+    GapEntry,
+    Manifest,
+    StudyEntry,
+)
 from bench.ledger.schema import sample_hash
 from reports.evidence.masking import GRADIENTS
 from reports.runs.run import Run
@@ -59,7 +70,6 @@ class RunMaker:
             "budget": budget,
             "alpha": 0.001 if self.is_randomized(defense) and self.schema > 2 else None,
             "estimation_draws": 20 if self.is_randomized(defense) else 0,
-            "threshold": self.thresholds[norm] if self.is_randomized(defense) else None,
         }
         self.cells.append(cell)
         if distances is not None:
@@ -156,7 +166,7 @@ class RunMaker:
     def _study(self, kind, defense, norm, count):
         """Enters a study; returns the columns that all kinds have in common."""
         study = "-".join([defense, kind, *([norm] if norm else [])])
-        self.studies.append({"id": study, "kind": kind, "defense": defense, "norm": norm, "file": ""})
+        self.studies.append({"id": study, "kind": kind, "defense": defense, "norm": norm, "file": f"{study}.parquet"})
         return {
             "cell": study,
             "dataset": self.dataset["name"],
@@ -223,34 +233,41 @@ class RunMaker:
     def make(self, clean=None, adversarials=None):
         shape = (self.samples, *self.dataset["shape"])
         images = np.zeros(shape, np.float32) if clean is None else clean
-        manifest = {
-            "schema": self.schema,
-            "matrix": "synthetic",
-            **({"resubmissions": 10} if self.schema > 2 else {}),
-            "dataset": self.dataset,
-            "samples": list(range(self.samples)),
-            "images": "images.npz",
-            "seed": 0,
-            "thresholds": self.thresholds,
-            "defenses": [
-                {"name": name, "citation": f"{name} et al., 2019", "randomized": False, **self.families.get(name, {})}
+        manifest = Manifest(
+            schema_version=self.schema,
+            matrix="synthetic",
+            resubmissions=10 if self.schema > 2 else 0,
+            dataset=DatasetEntry(**self.dataset),
+            samples=tuple(range(self.samples)),
+            images="images.npz",
+            seed=0,
+            thresholds=self.thresholds,
+            defenses=tuple(
+                DefenseEntry(
+                    name=name, citation=f"{name} et al., 2019", **{"randomized": False, **self.families.get(name, {})}
+                )
                 for name in self.defenses
-            ],
-            "attacks": list(self.attacks.values()),
-            "cells": self.cells,
-            "studies": self.studies,
-            "not_applicable": self.not_applicable,
-            "provenance": PROVENANCE,
-        }
+            ),
+            attacks=tuple(AttackEntry(**entry) for entry in self.attacks.values()),
+            cells=tuple(CellEntry(**entry) for entry in self.cells),
+            studies=tuple(StudyEntry(**entry) for entry in self.studies),
+            not_applicable=tuple(GapEntry(**entry) for entry in self.not_applicable),
+            provenance=PROVENANCE,
+        )
         records = pd.concat(self.frames, ignore_index=True)
         studies = {kind: pd.concat(frames, ignore_index=True) for kind, frames in self.measured.items()}
         pictures = np.zeros((20, *self.dataset["shape"]), np.float32)
         return Run(records, manifest, images, adversarials or (lambda cell: images), studies, lambda s: pictures)
 
 
+def replaced(run, **fields):
+    """The run with other fields in its manifest."""
+    return replace(run, manifest=run.manifest.model_copy(update=fields))
+
+
 def lawful(run):
     """The run's records with what a ledger on disk must agree on: distances in all norms, and the images' hashes."""
-    channels, *sides = run.manifest["dataset"]["shape"]
+    channels, *sides = run.manifest.dataset.shape
     assert channels == 1
     pixels = np.prod(sides)
     frames = []

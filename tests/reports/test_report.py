@@ -10,7 +10,7 @@ from synthetic_runs import RunMaker, every_defense, every_status, lawful
 
 from bench.contracts.errors import UserError
 from bench.ledger.files import write_cell
-from bench.ledger.manifest import write_manifest
+from bench.ledger.manifest_file import write_manifest
 from bench.ledger.reader import write_clean
 from bench.ledger.schema import ledger_dir
 from reports import write_report
@@ -39,11 +39,11 @@ def stored(run, directory):
     """``run`` as a ledger on disk."""
     run = replace(run, records=lawful(run))
     name = write_clean(directory, run.clean, run.records["label"].head(len(run.clean)).to_numpy())
-    write_manifest(directory, {**run.manifest, "images": name})
-    for cell in run.manifest["cells"]:
-        records = run.cell_records(cell["id"])
+    write_manifest(directory, run.manifest.model_copy(update={"images": name}))
+    for cell in run.manifest.cells:
+        records = run.cell_records(cell.id)
         if records is not None:
-            write_cell(ledger_dir(directory) / cell["file"], records, run.adversarials(cell["id"]), {})
+            write_cell(ledger_dir(directory) / cell.file, records, run.adversarials(cell.id), {})
     return directory
 
 

@@ -27,6 +27,7 @@ from bench.contracts.streams import Streams
 from bench.contracts.work import Cell
 from bench.datasets.dataset import load_dataset
 from bench.engine.cell import run_cell
+from bench.ledger.manifest_file import load_manifest
 from bench.plugins.registry import Registry
 
 CPU = torch.device("cpu")
@@ -445,10 +446,7 @@ def test_a_bad_defense_is_one_line_and_the_others_are_measured(tmp_path):
     assert "NotImplementedError" in reasons["elsewhere"]
     assert "predictions change from pass to pass" in reasons["moody"]
     assert "predictions depend on the rest of the batch" in reasons["centered"]
-    missing = {
-        place["defense"]: place["reason"]
-        for place in bench.ledger.manifest.load_manifest(tmp_path / "run")["not_applicable"]
-    }
+    missing = {place.defense: place.reason for place in load_manifest(tmp_path / "run").not_applicable}
     assert missing.keys() == set(broken)
     assert "not run: defense 'missing' (file" in missing["missing"]
     assert "cannot be built: " in missing["missing"]

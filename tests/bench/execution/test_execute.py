@@ -20,7 +20,7 @@ from bench.cli.app import app
 from bench.contracts.confidence import Calibration
 from bench.contracts.errors import UserError
 from bench.ledger.loading import load_studies, load_study_images
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.plugins.builtins import BUILTINS
 from bench.plugins.registry import Registry
 
@@ -98,7 +98,7 @@ def test_two_workers_give_the_same_ledger(all_attacks, tmp_path):
     matrix, serial = all_attacks
     run(matrix, tmp_path, runner="process", workers=2, settings=CHEAP)
     pd.testing.assert_frame_equal(results(tmp_path), results(serial), check_exact=True)
-    files = {cell["file"] for cell in load_manifest(tmp_path)["cells"]}
+    files = {cell.file for cell in load_manifest(tmp_path).cells}
     images = [Path(file).with_suffix(".npz") for file in files]
     assert all((tmp_path / "ledger" / i).read_bytes() == (serial / "ledger" / i).read_bytes() for i in images)
 
@@ -168,14 +168,9 @@ def test_a_defense_that_is_built_differently_each_time_is_not_measured(tmp_path)
 def test_what_is_not_applicable_says_why(tmp_path):
     matrix = write_matrix(tmp_path, ["latent_descent"])
     run(matrix, tmp_path / "out", runner="serial", defenses=["class_means", "nearest_neighbour"])
-    assert load_manifest(tmp_path / "out")["not_applicable"] == [
-        {
-            "defense": "nearest_neighbour",
-            "attack": "latent_descent",
-            "norm": "L2",
-            "reason": "has no reconstructions",
-        }
-    ]
+    (gap,) = load_manifest(tmp_path / "out").not_applicable
+    assert (gap.defense, gap.attack, gap.norm) == ("nearest_neighbour", "latent_descent", "L2")
+    assert gap.reason == "has no reconstructions"
 
 
 def test_more_samples_than_the_test_set_has_are_refused(tmp_path):
@@ -206,7 +201,7 @@ def test_only_what_transfers_depends_on_the_substitute(tmp_path):
     for substitute in ("class_means", "nearest_neighbour"):
         out = tmp_path / substitute
         run(matrix, out, runner="serial", settings=[f"substitute={substitute}"])
-        ids[substitute] = {(cell["attack"], cell["norm"]): cell["id"] for cell in load_manifest(out)["cells"]}
+        ids[substitute] = {(cell.attack, cell.norm): cell.id for cell in load_manifest(out).cells}
     changed = {place[0] for place, cell in ids["class_means"].items() if ids["nearest_neighbour"][place] != cell}
     assert changed == {"transfer"}
 
@@ -221,15 +216,15 @@ def test_an_unknown_substitute_is_named(tmp_path):
 
 
 def test_a_run_of_schema_2_is_run_again_and_its_manifest_replaced(tmp_path):
-    shutil.copytree(Path(__file__).parents[1] / "schema2", tmp_path / "out")
+    shutil.copytree(Path(__file__).parents[2] / "stored_runs" / "schema_2", tmp_path / "out")
     (tmp_path / "v2.toml").write_text(OF_SCHEMA_2)
     before = load_manifest(tmp_path / "out")
     frame = run(tmp_path / "v2.toml", tmp_path / "out", runner="serial")
     after = load_manifest(tmp_path / "out")
-    assert (before["schema"], after["schema"]) == (2, 3)
-    assert {cell["id"] for cell in before["cells"]}.isdisjoint(cell["id"] for cell in after["cells"])
-    assert set(frame["cell"]) == {cell["id"] for cell in after["cells"]}
-    assert after["files"]
+    assert (before.schema_version, after.schema_version) == (2, 3)
+    assert {cell.id for cell in before.cells}.isdisjoint(cell.id for cell in after.cells)
+    assert set(frame["cell"]) == {cell.id for cell in after.cells}
+    assert after.files
 
 
 OF_SCHEMA_2 = """
@@ -305,8 +300,8 @@ def test_lower_bounds_are_judged_by_the_adversarials(tmp_path, bound, status, me
     command = ["run", "digits", *options, "--samples", "12", "--runner", runner, "--out", tmp_path / "out"]
     result = CliRunner().invoke(app, [*map(str, command)])
     assert (result.exit_code, message in result.output) == (status, True), result.output
-    studies = load_manifest(tmp_path / "out")["studies"]
-    assert [study["norm"] for study in studies if study["kind"] == "lower_bound"] == ["L2"]
+    studies = load_manifest(tmp_path / "out").studies
+    assert [study.norm for study in studies if study.kind == "lower_bound"] == ["L2"]
     frame = load_studies(tmp_path / "out", "lower_bound")
     assert len(frame) == 12
     assert set(frame["status"]) == ({"bound"} if bound in ("0.01", "50.0") else {"failed"})
@@ -365,5 +360,5 @@ thresholds = {{ L2 = 1.0, Linf = 0.2 }}
     assert set(records.loc[records["attack"] == "gaussian_noise", "defense"]) == {f"{smoothed}:loud"}
     errors = (records["status"] == "clean_error").groupby(records["defense"]).mean()
     assert errors[f"{smoothed}:loud"] >= errors[smoothed] + 0.3
-    listed = {defense["name"]: defense["parameters"] for defense in load_manifest(tmp_path / "run")["defenses"]}
+    listed = {each.name: each.parameters for each in load_manifest(tmp_path / "run").defenses}
     assert listed == {smoothed: {"sigma": 0.2}, f"{smoothed}:loud": {"sigma": 2.0}}

@@ -12,7 +12,7 @@ from bench.cli.app import app
 from bench.contracts.errors import UserError
 from bench.execution.importing import read_candidates
 from bench.ledger.loading import load_adversarials
-from bench.ledger.manifest import load_manifest, write_manifest
+from bench.ledger.manifest_file import load_manifest, write_manifest
 
 PLUGIN = Path(__file__).parents[1] / "plugins.py"
 MATRIX = """
@@ -115,13 +115,13 @@ def test_imports_to_a_randomized_defense_have_keys_of_their_own_and_share_alpha(
     for kept in (slice(0, 6), slice(0, 3), slice(0, 6)):
         np.savez(folder / "mine.npz", adversarials=adversarials[kept])
         assert enter(folder, "--defense", name).exit_code == 0
-    cells = [cell for cell in load_manifest(folder / "run")["cells"] if "imported" in cell]
-    first, second = ([cell["judging"] for cell in cells if cell["samples"] == list(range(n))] for n in (6, 3))
+    cells = [cell for cell in load_manifest(folder / "run").cells if cell.imported is not None]
+    first, second = ([cell.judging for cell in cells if cell.samples == tuple(range(n))] for n in (6, 3))
     assert len(first) == len(second) == 2, "one for each norm; the same file counts once"
-    assert first[0]["seed"] == first[1]["seed"] != second[0]["seed"] == second[1]["seed"]
+    assert first[0].seed == first[1].seed != second[0].seed == second[1].seed
     share = 6 / np.pi**2
-    assert first[0]["alpha"] == pytest.approx([0.001 * share] * 6)
-    assert second[0]["alpha"] == pytest.approx([0.001 * share / 4] * 6)
+    assert first[0].alpha == pytest.approx([0.001 * share] * 6)
+    assert second[0].alpha == pytest.approx([0.001 * share / 4] * 6)
 
 
 def test_they_stay_when_the_run_goes_on_and_go_when_the_defense_has_changed(made):
@@ -143,8 +143,8 @@ def test_another_file_is_another_attack_and_the_same_counts_once(made):
         np.savez(folder / "mine.npz", adversarials=part)
         assert enter(folder).exit_code == 0
     assert imported(folder, "L2")["broken"].sum() == 3
-    cells = [cell for cell in load_manifest(folder / "run")["cells"] if "imported" in cell]
-    assert [cell["norm"] for cell in cells] == ["L2", "L0"] * 2
+    cells = [cell for cell in load_manifest(folder / "run").cells if cell.imported is not None]
+    assert [cell.norm for cell in cells] == ["L2", "L0"] * 2
 
 
 def test_they_are_judged_with_the_runs_parameters(made):
@@ -163,8 +163,8 @@ def test_a_run_made_with_other_weights_is_not_mixed_with_these(made):
     folder, adversarials, _ = made
     np.savez(folder / "mine.npz", adversarials=adversarials)
     manifest = load_manifest(folder / "run")
-    manifest["defenses"][0]["weights"] = "others"
-    write_manifest(folder / "run", manifest)
+    others = tuple(each.model_copy(update={"weights": "others"}) for each in manifest.defenses)
+    write_manifest(folder / "run", manifest.model_copy(update={"defenses": others}))
     result = enter(folder)
     assert result.exit_code != 0
     assert "made with other weights of class_means" in str(result.exception)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import bench
 from bench.cli.app import app
 from bench.ledger import bundles
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest_file import load_manifest
 
 PLUGIN = """
 import pathlib
@@ -126,7 +126,7 @@ def test_weights_are_packed_only_if_asked_for(made, tmp_path):
 
 def test_an_unfinished_run_is_not_packed(made, tmp_path):
     shutil.copytree(made / "run", tmp_path / "run")
-    (tmp_path / "run" / "ledger" / load_manifest(tmp_path / "run")["cells"][0]["file"]).unlink()
+    (tmp_path / "run" / "ledger" / load_manifest(tmp_path / "run").cells[0].file).unlink()
     assert "not finished" in str(command("bundle", tmp_path / "run").exception)
 
 

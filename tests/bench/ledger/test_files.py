@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,8 @@ import pytest
 from bench.contracts.errors import UserError
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.loading import load_adversarials, load_clean, load_ledger, load_studies, load_study_images
-from bench.ledger.manifest import load_manifest, write_manifest
+from bench.ledger.manifest import CellEntry, DatasetEntry, DefenseEntry, Manifest, StudyEntry
+from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import is_done, reader, write_clean
 from bench.ledger.schema import COLUMNS, sample_hash
 
@@ -57,8 +57,10 @@ def records(cell="c1", **columns):
     return frame.assign(**columns)[list(COLUMNS)]
 
 
-def entry(cell="c1", file="one.parquet"):
-    return {"id": cell, "defense": "net", "attack": "pgd", "norm": "L2", "epsilon": None, "file": file}
+def entry(cell="c1", file="one.parquet", epsilon=None):
+    return CellEntry(
+        id=cell, defense="net", attack="pgd", norm="L2", epsilon=epsilon, file=file, parameters={}, budget=9
+    )
 
 
 STUDY_SCHEMA = pa.schema(
@@ -69,7 +71,7 @@ STUDY_SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-STUDY = {"id": "s1", "kind": "lower_bound", "defense": "net", "norm": "L2", "epsilon": None, "file": "study.parquet"}
+STUDY = StudyEntry(id="s1", kind="lower_bound", defense="net", norm="L2", file="study.parquet")
 
 
 def study(**columns):
@@ -88,17 +90,20 @@ def study(**columns):
     )
 
 
-def manifest(folder, cells, studies=()):
-    return {
-        "matrix": "m",
-        "dataset": {"name": "d", "classes": 10, "shape": [1, 4, 4]},
-        "samples": [0, 1, 2, 3],
-        "images": write_clean(folder, IMAGES, LABELS),
-        "thresholds": {"L2": 0.5},
-        "defenses": [{"name": "net", "randomized": False}],
-        "cells": cells,
-        "studies": list(studies),
-    }
+def manifest(folder, cells, studies=(), randomized=False):
+    return Manifest(
+        matrix="m",
+        dataset=DatasetEntry(name="d", classes=10, shape=(1, 4, 4)),
+        samples=(0, 1, 2, 3),
+        images=write_clean(folder, IMAGES, LABELS),
+        seed=0,
+        thresholds={"L2": 0.5},
+        defenses=(DefenseEntry(name="net", randomized=randomized),),
+        attacks=(),
+        cells=tuple(cells),
+        studies=tuple(studies),
+        not_applicable=(),
+    )
 
 
 def one(run):
@@ -127,10 +132,10 @@ def read_all(run):
     load_ledger(run)
     load_studies(run, "lower_bound")
     load_clean(run)
-    for cell in load_manifest(run)["cells"]:
-        load_adversarials(run, cell["id"])
-    for own in load_manifest(run)["studies"]:
-        load_study_images(run, own["id"])
+    for cell in load_manifest(run).cells:
+        load_adversarials(run, cell.id)
+    for own in load_manifest(run).studies:
+        load_study_images(run, own.id)
 
 
 def refusal(run):
@@ -175,7 +180,7 @@ def test_anyone_can_read_a_cell_with_pandas(run):
 
 
 def test_an_empty_ledger_has_its_columns(tmp_path):
-    write_manifest(tmp_path, {"cells": []})
+    write_manifest(tmp_path, manifest(tmp_path, []))
     assert list(load_ledger(tmp_path).columns) == list(COLUMNS)
 
 
@@ -295,15 +300,13 @@ def test_a_record_that_cannot_be_is_named_with_file_row_and_field(run, row, fiel
 
 
 def test_a_distance_outside_the_ball_is_refused(tmp_path):
-    bounded = {**entry(), "epsilon": 0.5}
-    write_manifest(tmp_path, manifest(tmp_path, [bounded]))
+    write_manifest(tmp_path, manifest(tmp_path, [entry(epsilon=0.5)]))
     write_cell(one(tmp_path), records(epsilon=0.5), ADVERSARIALS, {})
     assert "the ball's radius is 0.5" in refusal(tmp_path)
 
 
 def test_a_randomized_defense_may_be_wrong_most_of_the_time_and_answer_the_label_most_often(tmp_path):
-    planned = {**manifest(tmp_path, [entry()]), "defenses": [{"name": "net", "randomized": True}]}
-    write_manifest(tmp_path, planned)
+    write_manifest(tmp_path, manifest(tmp_path, [entry()], randomized=True))
     frame = records(adversarial_prediction=[9, 1, -1, -1], success_rate=[0.6, 0.7, NAN, NAN])
     write_cell(one(tmp_path), frame, ADVERSARIALS, {})
     read_all(tmp_path)
@@ -325,8 +328,7 @@ def test_a_deterministic_defense_has_no_draws(run, field, value):
     [("success_low", 0.8), ("success_high", 0.6), ("likely_errors", 21), ("draws_choosing", -1), ("likely_rate", 2.0)],
 )
 def test_shares_and_counts_of_a_randomized_defense_stay_in_their_ranges(tmp_path, field, value):
-    planned = {**manifest(tmp_path, [entry()]), "defenses": [{"name": "net", "randomized": True}]}
-    write_manifest(tmp_path, planned)
+    write_manifest(tmp_path, manifest(tmp_path, [entry()], randomized=True))
     rates = {"success_rate": [0.6, 0.7, NAN, NAN], "success_low": 0.5, "success_high": 0.9}
     frame = records(**rates, likely_rate=0.5, likely_errors=9, likely_draws=20)
     frame.loc[1, field] = value
@@ -425,23 +427,8 @@ def test_a_column_of_another_type_or_none_is_refused(run, column):
         read_cell(one(run))
 
 
-@pytest.mark.parametrize("change", ["altered", "added", "removed", "unsealed"])
-def test_an_altered_manifest_differs_from_its_seal(run, change):
-    path = run / "ledger" / "manifest.json"
-    content = json.loads(path.read_text())
-    if change == "altered":
-        content["thresholds"]["L2"] = 50
-    elif change == "added":
-        content["thresholdz"] = 50
-    else:
-        del content["thresholds" if change == "removed" else "seal"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"manifest\.json: its key '(threshold.|seal)' was altered"):
-        load_manifest(run)
-
-
 def test_clean_images_are_those_that_their_name_says(run):
-    path = run / "ledger" / load_manifest(run)["images"]
+    path = run / "ledger" / load_manifest(run).images
     altered = IMAGES.copy()
     altered[0, 0, 0, 0] += 0.01
     np.savez_compressed(path, images=altered, labels=LABELS)
@@ -453,7 +440,7 @@ def test_clean_images_are_those_that_their_name_says(run):
 
 def test_a_finished_runs_manifest_holds_the_hash_of_every_file(finished):
     names = {file.name for file in (finished / "ledger").iterdir()}
-    assert set(load_manifest(finished)["files"]) == names - {"manifest.json"}
+    assert set(load_manifest(finished).files) == names - {"manifest.json"}
     read_all(finished)
 
 
@@ -472,16 +459,6 @@ def test_a_file_missing_from_a_finished_run_is_named(finished):
     assert "one.parquet: missing, and the manifest has its hash" in refusal(finished)
 
 
-def test_a_manifest_is_written_again_only_if_it_says_something_else(finished):
-    path = finished / "ledger" / "manifest.json"
-    before = path.stat().st_mtime_ns
-    planned = load_manifest(finished)
-    write_manifest(finished, {**planned, "provenance": {"command": "again"}}, finished=True)
-    assert path.stat().st_mtime_ns == before
-    write_manifest(finished, {**planned, "thresholds": {"L2": 1.0}}, finished=True)
-    assert load_manifest(finished)["thresholds"] == {"L2": 1.0}
-
-
 # Versions.
 
 
@@ -491,37 +468,6 @@ def test_a_result_of_another_schema_version_is_refused(run):
     pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), one(run))
     with pytest.raises(UserError, match="schema version 99, this assay reads 2 and 3"):
         read_cell(one(run))
-
-
-def test_a_missing_or_corrupt_manifest_is_named(tmp_path):
-    with pytest.raises(UserError, match="no ledger there"):
-        load_manifest(tmp_path)
-    (tmp_path / "ledger").mkdir()
-    (tmp_path / "ledger" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="corrupt"):
-        load_manifest(tmp_path)
-    (tmp_path / "ledger" / "manifest.json").write_text(json.dumps({"schema": 0}))
-    with pytest.raises(UserError, match="schema version 0"):
-        load_manifest(tmp_path)
-
-
-SCHEMA_2 = Path(__file__).parents[1] / "schema2"
-
-
-def test_a_run_of_schema_2_stays_readable():
-    """What it has no column for is zero or unknown; the draws of a randomized defense are those that decided."""
-    assert load_manifest(SCHEMA_2)["schema"] == 2
-    frame = load_ledger(SCHEMA_2)
-    assert list(frame.columns) == list(COLUMNS)
-    assert len(frame) == 12
-    assert frame["broken"].all()
-    assert len(load_studies(SCHEMA_2, "lower_bound")) == 6
-    assert load_clean(SCHEMA_2).shape == (3, 1, 8, 8)
-    draws = frame.set_index("defense")["draws_deciding"]
-    assert (draws["nearest_neighbour"] == 0).all()
-    assert (draws["v_abs"] >= 10).all()
-    assert (frame["draws_choosing"] == 0).all()
-    assert frame["success_low"].isna().all()
 
 
 def test_a_file_cannot_shed_its_seal_by_calling_itself_older(run):

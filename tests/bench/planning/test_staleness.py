@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import bench
 from bench.cli.app import app
-from bench.ledger.manifest import load_manifest
+from bench.ledger.manifest_file import load_manifest
 from bench.planning.staleness import difference
 
 MATRIX = """
@@ -92,8 +92,8 @@ def run(folder, **options):
 
 def times(folder):
     """When each result was written, by defense."""
-    cells = load_manifest(folder / "out")["cells"]
-    return {cell["defense"]: (folder / "out" / "ledger" / cell["file"]).stat().st_mtime_ns for cell in cells}
+    cells = load_manifest(folder / "out").cells
+    return {cell.defense: (folder / "out" / "ledger" / cell.file).stat().st_mtime_ns for cell in cells}
 
 
 def plan(folder, *options):
@@ -184,13 +184,13 @@ def test_adversarials_are_not_imported_for_a_defense_that_has_changed(write):
     options = ["--defense", "mine", "--dataset", "digits", "--out", folder / "out", "--plugin", folder / "plugin.py"]
     command = [*map(str, ["import-adversarials", folder / "mine.npz", *options])]
     assert CliRunner().invoke(app, command).exit_code == 0
-    assert any("imported" in cell for cell in load_manifest(folder / "out")["cells"])
+    assert any(cell.imported for cell in load_manifest(folder / "out").cells)
     put(folder, 7.0)
     result = CliRunner().invoke(app, command)
     assert result.exit_code != 0
     assert "was made when mine gave other logits (" in str(result.exception)
     run(folder)
-    assert not any("imported" in cell for cell in load_manifest(folder / "out")["cells"])
+    assert not any(cell.imported for cell in load_manifest(folder / "out").cells)
 
 
 def test_a_transferred_attack_runs_again_when_the_substitute_has_changed(write):
@@ -261,7 +261,7 @@ def test_a_plan_says_why_cells_would_run(write):
 def test_a_manifest_names_the_digest_of_every_module(write):
     folder = write(SOURCES["a constant of a module beside"])
     run(folder)
-    modules = load_manifest(folder / "out")["modules"]
+    modules = load_manifest(folder / "out").modules
     assert {"plugin.py", "helper", "bench.engine.judge", "attacks.noise", "attacks.parts.lines"} <= set(modules)
     assert not {"bench.contracts.progress", "reports.tables.cells"} & set(modules)
     json.dumps(modules)

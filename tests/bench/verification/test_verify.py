@@ -19,15 +19,17 @@ from bench.cli.app import app
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.intervals import wilson_interval
 from bench.ledger.loading import load_clean
-from bench.ledger.manifest import load_manifest, write_manifest
+from bench.ledger.manifest import CellEntry
+from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import write_clean
+from bench.ledger.seals import sealed
 from bench.verification.laboratory import Laboratory
 from bench.verification.verify import verify
 from reports import load_run, not_following, write_run_report
 from reports.following import differences
 
 PLUGIN = Path(__file__).parents[1] / "verified_plugins.py"
-SCHEMA_2 = Path(__file__).parents[1] / "schema2"
+SCHEMA_2 = Path(__file__).parents[2] / "stored_runs" / "schema_2"
 MATRIX = """
 dataset = "digits"
 samples = 8
@@ -65,11 +67,11 @@ def run(original, tmp_path):
 
 
 def cells(run, defense=None):
-    return [cell for cell in load_manifest(run)["cells"] if defense in (None, cell["defense"])]
+    return [cell for cell in load_manifest(run).cells if defense in (None, cell.defense)]
 
 
 def studies(run, kind):
-    return [study for study in load_manifest(run)["studies"] if study["kind"] == kind]
+    return [study for study in load_manifest(run).studies if study.kind == kind]
 
 
 # Our own writer: alters one field, and makes every hash anew.
@@ -77,7 +79,7 @@ def studies(run, kind):
 
 def forge(run, entry, change):
     """Writes a file anew after ``change(records, images)``, and the manifest's hashes with it."""
-    path = run / "ledger" / entry["file"]
+    path = run / "ledger" / entry.file
     records, facts = read_cell(path)
     arrays = {}
     if path.with_suffix(".npz").exists():
@@ -85,7 +87,7 @@ def forge(run, entry, change):
             arrays = {key: file[key].copy() for key in file.files}
     change(records, arrays)
     kept = {key: value for key, value in facts.items() if key not in ("schema", "seal", "columns_sha256")}
-    if "attack" in entry:
+    if isinstance(entry, CellEntry):
         write_cell(path, records, arrays["adversarial"], kept, arrays.get("likeliest"))
     else:
         write_study(path, records, pq.read_schema(path).remove_metadata(), kept, arrays.get("study"))
@@ -95,14 +97,14 @@ def forge(run, entry, change):
 def faults(run, laboratory, entry=None, row=None):
     """What does not hold of a run; only in one file and row, where these are given."""
     found = verify(run, laboratory).faults
-    stem = "" if entry is None else Path(entry["file"]).stem
+    stem = "" if entry is None else Path(entry.file).stem
     return [line for line in found if stem in line and (row is None or f" row {row} " in line)]
 
 
 def place(run, condition, entries=None):
     """A cell and a row whose record fulfills a condition."""
     for entry in entries or cells(run):
-        records, _ = read_cell(run / "ledger" / entry["file"])
+        records, _ = read_cell(run / "ledger" / entry.file)
         rows = np.flatnonzero(condition(records))
         if len(rows):
             return entry, int(rows[0])
@@ -130,12 +132,12 @@ def test_the_command_says_so(run):
 
 def test_an_unfinished_run_says_what_is_not_there_yet(run, laboratory):
     left = cells(run)[0]
-    (run / "ledger" / left["file"]).unlink()
+    (run / "ledger" / left.file).unlink()
     planned = load_manifest(run)
     write_manifest(run, planned)
     result = verify(run, laboratory)
     assert result.faults == []
-    assert [Path(line).name for line in result.missing] == [left["file"]]
+    assert [Path(line).name for line in result.missing] == [left.file]
 
 
 def test_a_run_whose_end_was_interrupted_says_that_its_hashes_are_not_there_yet(run, laboratory):
@@ -313,11 +315,11 @@ def test_a_defense_that_is_not_known_here_is_not_judged(run):
 def test_clean_images_are_those_of_the_dataset(run, laboratory):
     planned = load_manifest(run)
     images = load_clean(run).copy()
-    with np.load(run / "ledger" / planned["images"]) as file:
+    with np.load(run / "ledger" / planned.images) as file:
         labels = file["labels"]
     images[2, 0, 3, 3] = 0.4321
     name = write_clean(run, images, labels)
-    write_manifest(run, {**planned, "images": name}, finished=True)
+    write_manifest(run, planned.model_copy(update={"images": name}), finished=True)
     lines = faults(run, laboratory)
     assert any("row 2 (sample 2) images differ from the test set of digits" in line for line in lines)
 
@@ -328,19 +330,20 @@ def test_a_manifest_made_anew_disagrees_with_the_files(run, laboratory, key):
     altered = {
         "thresholds": {"L2": 50.0},
         "seed": 1,
-        "defenses": [{**each, "weights": "0" * 16} for each in planned["defenses"]],
-        "samples": planned["samples"][::-1],
-        "cells": [{**planned["cells"][0], "epsilon": 0.5}, *planned["cells"][1:]],
+        "defenses": tuple(each.model_copy(update={"weights": "0" * 16}) for each in planned.defenses),
+        "samples": planned.samples[::-1],
+        "cells": (planned.cells[0].model_copy(update={"epsilon": 0.5}), *planned.cells[1:]),
     }
-    write_manifest(run, {**planned, key: altered[key]}, finished=True)
+    write_manifest(run, planned.model_copy(update={key: altered[key]}), finished=True)
     assert faults(run, laboratory)
 
 
 def test_a_manifest_of_another_shape_is_a_fault_and_no_traceback(run, laboratory):
-    planned = load_manifest(run)
-    del planned["dataset"]
-    write_manifest(run, planned, finished=True)
-    assert any("manifest.json: it is not what a run has" in line for line in faults(run, laboratory))
+    path = run / "ledger" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["dataset"]
+    path.write_text(json.dumps(sealed(content)))
+    assert any("manifest.json: dataset: Field required" in line for line in faults(run, laboratory))
 
 
 def test_a_fault_is_exit_status_1(run):
@@ -545,7 +548,7 @@ def test_forgeries_with_new_hashes_are_named_with_row_and_field(original, tmp_pa
 
         forge(tmp_path / "run", entry, change)
         lines = faults(tmp_path / "run", laboratory, entry, row)
-        assert lines, (number, field, entry["file"], row)
+        assert lines, (number, field, entry.file, row)
         if field in ("l0", "l2", "linf", "adversarial_prediction", "label", "success_rate"):
             assert any(f" {field} is " in line for line in lines), (number, field, lines)
         shutil.rmtree(tmp_path / "run")
@@ -592,7 +595,7 @@ def is_number(text):
 
 def chosen(run, condition, entries, random):
     for entry in entries:
-        records, _ = read_cell(run / "ledger" / entry["file"])
+        records, _ = read_cell(run / "ledger" / entry.file)
         rows = np.flatnonzero(condition(records))
         if len(rows):
             return entry, int(random.choice(rows))

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
-from synthetic_runs import INF, NAN, RunMaker, every_status
+from synthetic_runs import INF, NAN, RunMaker, every_status, replaced
 
 from reports.render.leaderboard import leaderboard
 from reports.render.renderers import print_numbers, to_csv
-from reports.runs.selection import combined
 from reports.statistics.protocols import share_interval
 from reports.tables.accuracies import accuracy_table
 from reports.tables.pairwise import baseline_table, mcnemar_table
@@ -104,8 +103,7 @@ def test_without_randomized_defenses_nothing_is_said_of_them():
 
 
 def test_the_protocols_are_explained_with_the_number_of_resubmissions(maker):
-    run = maker.make()
-    run.manifest["resubmissions"] = 5
+    run = replaced(maker.make(), resubmissions=5)
     table = strength_table(run, "L2")
     assert "best of 5 the expected share of samples for which all of 5 submissions are answered right" in table.caption
     assert "eabs best of 5 low" in to_csv(table)
@@ -128,13 +126,6 @@ def test_each_cells_bound_and_that_of_a_row_of_several_are_stated(maker):
     assert summary_table(run, "L2").row(ALL)["eabs"].notes == notes
     assert strength_table(run, "L2").row(ALL)["eabs"].notes == notes
     assert summary_table(run, "L2").row(ALL)["cnn"].notes == ()
-
-
-def test_an_imported_cell_with_an_alpha_for_each_sample_states_the_largest(maker):
-    run = maker.make()
-    run.manifest["cells"][0]["alpha"] = [0.001, 0.002, 0.0005, 0.0005]
-    assert "α = 0.2 %" in summary_table(run, "L2").caption
-    assert "m α = 0.3 % per sample" in summary_table(run, "L2").row(ALL)["eabs"].notes[0]
 
 
 def test_cells_that_have_not_run_are_not_in_the_bound(maker):
@@ -175,14 +166,3 @@ def test_a_run_of_the_old_schema_has_no_protocols_and_no_bound(maker):
     assert [q.name for q in strength_table(run, "L2").quantities] == ["median", "accuracy", "passes", "seconds"]
     assert "α" not in summary_table(run, "L2").caption
     assert leaderboard(run, "L2")["resubmissions"] is None
-
-
-def test_runs_with_different_resubmissions_use_the_fewer(maker):
-    """Draws are as many as the larger number needs."""
-    first, second = maker.make(), made(c=([INF] * 4, {})).make()
-    second.manifest["resubmissions"] = 5
-    second.manifest["cells"] = [{**cell, "id": cell["id"] + "!"} for cell in second.manifest["cells"]]
-    second.records["cell"] += "!"
-    assert combined([first, second]).manifest["resubmissions"] == 5
-    del second.manifest["resubmissions"]
-    assert combined([second, first]).manifest["resubmissions"] == 10

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from dataclasses import replace
 
 import pytest
 from selenium import webdriver
@@ -10,7 +9,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
-from synthetic_runs import RunMaker, every_defense, every_status, random_answers
+from synthetic_runs import RunMaker, every_defense, every_status, random_answers, replaced
 
 from bench.ledger.intervals import wilson_interval
 from reports.render.renderers import print_numbers
@@ -183,8 +182,7 @@ def test_another_epsilon_recomputes_the_accuracies(browser, choosing):
     field = browser.find_element(By.CSS_SELECTOR, "#L2 .controls input[type=number]")
     field.clear()
     field.send_keys("0.5")
-    manifest = {**choosing.manifest, "thresholds": {**choosing.manifest["thresholds"], "L2": 0.5}}
-    expected = printed(replace(choosing, manifest=manifest))
+    expected = printed(replaced(choosing, thresholds={**choosing.manifest.thresholds, "L2": 0.5}))
     assert named(leaderboard_rows(browser)) == expected
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from synthetic_runs import INF, RunMaker, every_status, studied
+from synthetic_runs import INF, RunMaker, every_status, replaced, studied
 
 from bench.contracts.errors import UserError
 from reports.report import FORMATS, write_run_report
@@ -55,7 +55,8 @@ def test_runs_on_the_same_images_are_one():
 
 def test_a_run_from_before_a_defense_offered_more_fits():
     old, new = made("cnn", "pgd", [1.0, INF]), made("cnn", "ddn", [2.0, 2.0])
-    new.manifest["defenses"][0]["unrolled"] = True
+    offering = tuple(defense.model_copy(update={"unrolled": True}) for defense in new.manifest.defenses)
+    new = replaced(new, defenses=offering)
     assert len(combined([old, new]).records) == 4
 
 
@@ -75,7 +76,7 @@ def test_runs_that_do_not_fit_are_refused():
         with pytest.raises(UserError, match=message):
             combined([run, other])
     again = made("cnn", "pgd", [1.0, 1.0])
-    again.manifest["cells"][0]["id"] = "other"
+    again = replaced(again, cells=tuple(cell.model_copy(update={"id": "other"}) for cell in again.manifest.cells))
     with pytest.raises(UserError, match="cnn · pgd · L2 in two ways"):
         combined([run, again])
 
