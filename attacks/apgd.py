@@ -76,13 +76,12 @@ def ascend(
     rows = torch.arange(len(ids), device=ids.device)
     checks, checked = checkpoints(steps), 0
     for k in range(steps + 1):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         function = loss(ids[rows])
         gradient, logits = oracle.gradient(z[rows], y[rows], function, ids[rows])
         now = function(logits, y[rows])
-        wrong = logits.argmax(1) != y[rows]
+        wrong = oracle.reached(logits, ids[rows])
         raised[rows] += (now > value[rows]).to(x.dtype)
         value[rows], last_gradient[rows] = now, gradient
         better = wrong | (now > top[rows])
@@ -158,8 +157,7 @@ def restarted(
         left = torch.arange(len(ids), device=ids.device)
         for loss in losses:
             left = left[oracle.closest_distance[ids[left]] > radii[left]]
-            left = left[oracle.affordable(ids[left])]
-            if not len(left):
+            if not len(left := oracle.working(left, ids)):
                 break
             last[left] = ascend(oracle, x[ids[left]], y[ids[left]], ids[left], radii[left], loss, steps)
         return last

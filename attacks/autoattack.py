@@ -144,7 +144,7 @@ def fab(
                 candidates = library.attack_single_run(x[ids], y[ids], use_rand_start=restart > 0, is_targeted=True)
                 hand_in(oracle, x[ids], candidates, ids)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(x)[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], oracle.closest(x)[hit], hit, binary_search_steps)
     return oracle.closest(farthest(oracle, x))
 
 

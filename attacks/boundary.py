@@ -61,7 +61,7 @@ def boundary(
     start, found = starting_points(oracle, x, y)
     active = oracle.ids[found]
     z = start.clone()
-    z[active] = bisect(oracle, x[active], start[active], y[active], active, START_BISECTIONS)
+    z[active] = bisect(oracle, x[active], start[active], active, START_BISECTIONS)
     spherical = torch.full((len(x),), spherical_step, device=x.device)
     source = torch.full((len(x),), source_step, device=x.device)
     on_sphere = SuccessQueue(len(x), SPHERICAL_QUEUE, x.device)
@@ -69,8 +69,7 @@ def boundary(
     draws = x.new_empty(DRAWS_AT_ONCE, *x.shape)
     for k in range(steps):
         active = active[source[active] >= SMALLEST_SOURCE_STEP]
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         if k % DRAWS_AT_ONCE == 0:
             block = oracle.random.normal(active, (DRAWS_AT_ONCE, *x.shape[1:]))
@@ -81,10 +80,10 @@ def boundary(
         asked = active
         checking = k % CHECK_EVERY == 0
         if checking:
-            still = oracle.decision(sphere_point, active) != y[active]
+            still = oracle.adversarial(sphere_point, active)
             on_sphere.push(active, still)
             asked, candidate = active[still], candidate[still]
-        hit = oracle.decision(candidate, asked) != y[asked]
+        hit = oracle.adversarial(candidate, asked)
         z[asked[hit]] = candidate[hit]
         if checking:
             towards.push(asked, hit)
@@ -106,25 +105,24 @@ def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     nearest = torch.full((len(x),), torch.inf, device=x.device)
     for label in range(oracle.classes):
         ids = oracle.ids[y != label]
-        ids = ids[oracle.affordable(ids)]
+        ids = oracle.working(ids)
         others = images[labels == label]
         if not len(ids) or not len(others):
             continue
         other = torch.stack([others[length(others - image).argmin()] for image in x[ids]])
-        adversarial = oracle.decision(other, ids) != y[ids]
+        adversarial = oracle.adversarial(other, ids)
         ids, other = ids[adversarial], other[adversarial]
-        bisected = bisect(oracle, x[ids], other, y[ids], ids, CLASS_BISECTIONS)
+        bisected = bisect(oracle, x[ids], other, ids, CLASS_BISECTIONS)
         distance = length(bisected - x[ids])
         nearer = distance < nearest[ids]
         ids = ids[nearer]
         start[ids], nearest[ids], found[ids] = bisected[nearer], distance[nearer], True
     for _ in range(NOISE_TRIES):
         ids = oracle.ids[~found]
-        ids = ids[oracle.affordable(ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(ids)):
             break
         start[ids] = oracle.random.uniform(ids, x.shape[1:])
-        found[ids] = oracle.decision(start[ids], ids) != y[ids]
+        found[ids] = oracle.adversarial(start[ids], ids)
     return start, found
 
 

@@ -46,14 +46,13 @@ def cw(
     constants = torch.full((len(x),), constant, device=x.device)
     low, high = torch.zeros_like(constants), torch.full_like(constants, torch.inf)
     for _ in range(searches):
-        ids = oracle.ids[oracle.affordable(oracle.ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(oracle.ids)):
             break
         last[ids], hit = descend(oracle, x[ids], y[ids], ids, constants[ids], steps, learning_rate)
         high[ids[hit]], low[ids[~hit]] = constants[ids[hit]], constants[ids[~hit]]
         constants = torch.where(torch.isfinite(high), (low + high) / 2, constants * GROWTH)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(last)[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], oracle.closest(last)[hit], hit, binary_search_steps)
     return oracle.closest(last)
 
 
@@ -70,8 +69,7 @@ def descend(
     scale = torch.ones_like(constants)
     rows = torch.arange(len(ids), device=ids.device)
     for k in range(1, steps + 1):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         squashed = w[rows].tanh()
         z = (squashed + 1) / 2

@@ -42,16 +42,15 @@ def ddn(
     radii = torch.full((len(x),), radius, device=x.device)
     active = oracle.ids
     for k in range(steps):
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         step = 0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2
         gradient, logits = oracle.gradient(z[active], y[active], wrong_odds, active)
-        wrong = logits.argmax(1) != y[active]
+        wrong = oracle.reached(logits, active)
         radii[active] *= torch.where(wrong, 1 - gamma, 1 + gamma)
         delta = z[active] + step * steepest(gradient, x[active], "L2") - x[active]
         delta *= per_image(radii[active] / length(delta).clamp_min(torch.finfo(x.dtype).tiny))
         z[active] = (x[active] + delta).clamp(0, 1)
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], oracle.closest(z)[hit], hit, binary_search_steps)
     return oracle.closest(z)

@@ -40,17 +40,16 @@ def deepfool(
     classes = torch.arange(oracle.classes, device=x.device)
     active = oracle.ids
     for k in range(1, steps + 1):
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         jacobian, logits = oracle.jacobian(z[active], classes.expand(len(active), -1), active)
         total[active] += boundary_step(jacobian, logits, x[active], y[active], oracle)
         z[active] = (x[active] + (1 + k * overshoot) * total[active]).clamp(0, 1)
-        active = active[oracle.affordable(active)]
+        active = oracle.working(active)
         if len(active):
-            active = active[oracle.decision(z[active], active) == y[active]]
+            active = active[~oracle.adversarial(z[active], active)]
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], z[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], z[hit], hit, binary_search_steps)
     return oracle.closest(z)
 
 

@@ -21,7 +21,7 @@ def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, num_scales: int, b
     gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
     norm = oracle.threat.norm
     direction = steepest(gradient, x, norm)
-    return oracle.closest(climb(oracle, x, y, direction, diameter(x, norm), num_scales, binary_search_steps))
+    return oracle.closest(climb(oracle, x, direction, diameter(x, norm), num_scales, binary_search_steps))
 
 
 @attack("fgm", norms=["L2"], access="gradient", budget=200, citation=CITATION)

@@ -43,8 +43,7 @@ def fmn(
     radii = torch.full((len(x),), torch.inf, device=x.device)
     active = oracle.ids
     for k in range(steps):
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         annealed = (1 + math.cos(math.pi * k / steps)) / 2
         change = 0.001 + (gamma - 0.001) * annealed
@@ -60,5 +59,5 @@ def fmn(
         moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, "L2")
         z[active] = project(moved, clean, "Linf", radii[active])
     hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], y[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], oracle.closest(z)[hit], hit, binary_search_steps)
     return oracle.closest(z)

@@ -37,7 +37,6 @@ class EstimatedGradients(GradientOracle):
 
     Args:
         oracle: grants scores.
-        y: labels (n,) of the oracle's samples.
         method: ``coordinate``, 2 D queries per estimate for images of D values; or ``nes``, 2 ``pairs`` queries.
         pairs: number of directions per estimate by ``nes``.
         full_start: makes a sample's first estimate by ``nes`` coordinate-wise, so that it starts from an exact prior.
@@ -47,13 +46,13 @@ class EstimatedGradients(GradientOracle):
         UserError: for an unknown method.
     """
 
-    def __init__(self, oracle: Oracle, y: Tensor, method: Method, pairs: int, full_start: bool, step: float) -> None:
+    def __init__(self, oracle: Oracle, method: Method, pairs: int, full_start: bool, step: float) -> None:
         if method not in get_args(Method):
             raise unknown("method of gradient estimation", method, get_args(Method))
-        self._oracle, self._y, self._step, self._pairs = oracle, y, step, pairs
+        self._oracle, self._step, self._pairs = oracle, step, pairs
         self._always_full, self._full_start = method == "coordinate", full_start
         self._prior: Tensor | None = None
-        self._fresh = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        self._fresh = torch.ones(len(oracle.ids), dtype=torch.bool, device=oracle.ids.device)
         self.ids, self.threat, self.random, self.classes = oracle.ids, oracle.threat, oracle.random, oracle.classes
 
     @property
@@ -70,9 +69,17 @@ class EstimatedGradients(GradientOracle):
         """See `bench.contracts.oracle.Oracle.closest`."""
         return self._oracle.closest(fallback)
 
-    def affordable(self, ids: Tensor) -> Tensor:
-        """See `bench.contracts.oracle.Oracle.affordable`."""
-        return self._oracle.affordable(ids)
+    def working(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
+        """See `bench.contracts.oracle.Oracle.working`."""
+        return self._oracle.working(rows, ids)
+
+    def reached(self, answers: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.contracts.oracle.Oracle.reached`."""
+        return self._oracle.reached(answers, ids)
+
+    def adversarial(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.contracts.oracle.Oracle.adversarial`."""
+        return self._oracle.adversarial(x, ids)
 
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
         """See `bench.contracts.oracle.Oracle.decision`."""
@@ -100,15 +107,16 @@ class EstimatedGradients(GradientOracle):
         logits = self._oracle.scores(x, ids)
         if self._prior is None:
             self._prior = x.new_zeros(len(self.ids), logits.shape[1], x.shape[1:].numel())
-        wanted = (logits.argmax(1) == self._y[ids]) & self._oracle.affordable(ids)
-        full = wanted & (self._always_full | (self._full_start & self._fresh[ids]))
+        wanted = self._oracle.working(torch.arange(len(ids), device=ids.device), ids)
+        wanted = wanted[~self._oracle.reached(logits[wanted], ids[wanted])]
+        full = self._always_full | (self._full_start & self._fresh[ids[wanted]])
         size = x.shape[1:].numel()
         for chosen, pairs, estimate in (
-            (full, size, self._coordinate_wise),
-            (wanted & ~full, min(self._pairs, size), self._along_random_directions),
+            (wanted[full], size, self._coordinate_wise),
+            (wanted[~full], min(self._pairs, size), self._along_random_directions),
         ):
             # Split, because all the points of a chunk of large images would not fit into memory.
-            for rows in torch.split(chosen.nonzero()[:, 0], max(1, ROWS_AT_ONCE // (2 * pairs))):
+            for rows in torch.split(chosen, max(1, ROWS_AT_ONCE // (2 * pairs))):
                 if len(rows):
                     self._prior[ids[rows]] = estimate(x[rows], ids[rows], self._prior[ids[rows]])
         self._fresh[ids[wanted]] = False
@@ -171,7 +179,7 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         candidates = x
         for repetition in range(step_sizes):
             exponent = (repetition + 1) // 2 * (1 if repetition % 2 else -1)
-            gradients = EstimatedGradients(oracle, y, method, pairs, full_start, estimation_step * 3.0**exponent)
+            gradients = EstimatedGradients(oracle, method, pairs, full_start, estimation_step * 3.0**exponent)
             candidates = base(gradients, x, y, **parameters)
         return candidates
 

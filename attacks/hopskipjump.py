@@ -42,23 +42,22 @@ def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draw
     z, found = starting_points(oracle, x, y)
     norm = oracle.threat.norm
     active = oracle.ids[found]
-    z[active] = to_boundary(oracle, x[active], z[active], y[active], active)
+    z[active] = to_boundary(oracle, x[active], z[active], active)
     for t in range(1, steps + 1):
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         distance = oracle.threat.distance(z[active], x[active]).to(x)
         delta = torch.full_like(distance, FIRST_DELTA) if t == 1 else distance / x[0].numel()
-        gradient = boundary_gradient(oracle, z[active], y[active], active, delta, int(draws * math.sqrt(t)))
+        gradient = boundary_gradient(oracle, z[active], active, delta, int(draws * math.sqrt(t)))
         unit = gradient / per_image(length(gradient).clamp_min(1e-12))
         direction = of_norm(norm, L2=unit, Linf=gradient.sign())
-        stepped, moved = step(oracle, z[active], y[active], active, direction, distance / math.sqrt(t))
+        stepped, moved = step(oracle, z[active], active, direction, distance / math.sqrt(t))
         rows = active[moved]
-        z[rows] = to_boundary(oracle, x[rows], stepped[moved], y[rows], rows)
+        z[rows] = to_boundary(oracle, x[rows], stepped[moved], rows)
     return oracle.closest(z)
 
 
-def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: Tensor, draws: int) -> Tensor:
+def boundary_gradient(oracle: Oracle, z: Tensor, ids: Tensor, delta: Tensor, draws: int) -> Tensor:
     """Estimates the direction (N, C, H, W) into the adversarial side at points ``z`` of the boundary (equation 12).
 
     The estimate is the weighted mean of random directions of length ``delta`` (N,). The weight is 1 where the direction
@@ -74,8 +73,8 @@ def boundary_gradient(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, delta: 
         asked = (z[:, None] + scale * noise).clamp(0, 1)
         # The query was about the clipped direction.
         noise = (asked - z[:, None]) / scale
-        decisions = oracle.decision(asked.flatten(0, 1), ids.repeat_interleave(count)).reshape(-1, count)
-        sign = torch.where(decisions != y[:, None], 1.0, -1.0)
+        hits = oracle.adversarial(asked.flatten(0, 1), ids.repeat_interleave(count)).reshape(-1, count)
+        sign = torch.where(hits, 1.0, -1.0)
         signs += sign.sum(1)
         directions += noise.sum(1)
         signed += (sign[:, :, None, None, None] * noise).sum(1)
@@ -101,7 +100,7 @@ def random_directions(oracle: Oracle, ids: Tensor, count: int, shape: torch.Size
     return directions
 
 
-def step(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, direction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def step(oracle: Oracle, z: Tensor, ids: Tensor, direction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Moves ``z`` by ``size * direction``, with ``size`` (N,) halved until the result is adversarial.
 
     Returns the last images tried (N, C, H, W), and True (N,) for adversarial ones.
@@ -109,17 +108,16 @@ def step(oracle: Oracle, z: Tensor, y: Tensor, ids: Tensor, direction: Tensor, s
     stepped, moved = z.clone(), torch.zeros(len(z), dtype=torch.bool, device=z.device)
     rows = torch.arange(len(z), device=z.device)
     for k in range(HALVINGS):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         stepped[rows] = (z[rows] + per_image(size[rows] / 2**k) * direction[rows]).clamp(0, 1)
-        hit = oracle.decision(stepped[rows], ids[rows]) != y[rows]
+        hit = oracle.adversarial(stepped[rows], ids[rows])
         moved[rows[hit]] = True
         rows = rows[~hit]
     return stepped, moved
 
 
-def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, ids: Tensor) -> Tensor:
     """Runs a binary search between the clean ``x`` and the adversarial ``z`` (N, C, H, W).
 
     Returns the adversarial ends (N, C, H, W). The precision is the paper's theta, as a share of the way: d^(-3/2) for
@@ -131,11 +129,10 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, y: Tensor, ids: Tensor) ->
     low, high = z.new_zeros(len(z)), z.new_ones(len(z))
     rows = torch.arange(len(z), device=z.device)
     for _ in range(binary_search_steps):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         middle = (low[rows] + high[rows]) / 2
-        hit = oracle.decision(shrink(x[rows], z[rows], middle, norm), ids[rows]) != y[rows]
+        hit = oracle.adversarial(shrink(x[rows], z[rows], middle, norm), ids[rows])
         high[rows] = torch.where(hit, middle, high[rows])
         low[rows] = torch.where(hit, low[rows], middle)
     return shrink(x, z, high, norm)

@@ -52,11 +52,10 @@ def ascend(
         if known is not None:
             slope, known = known, None
         else:
-            rows = rows[oracle.affordable(ids[rows])]
-            if not len(rows):
+            if not len(rows := oracle.working(rows, ids)):
                 return rows, z[:0]
             slope, logits = oracle.gradient(z[rows], y[rows], wrong_odds, ids[rows])
-            failed = logits.argmax(1) == y[rows]
+            failed = ~oracle.reached(logits, ids[rows])
             rows, slope = rows[failed], slope[failed]
         if decay is not None:
             slope = torch.nan_to_num(slope)
@@ -68,7 +67,7 @@ def ascend(
     z, rows = ascent.ascend(
         gradient, x, oracle.threat.norm, radii, start=start, lengths=[relative_step_size * radii] * steps
     )
-    rows = rows[oracle.affordable(ids[rows])]
+    rows = oracle.working(rows, ids)
     if len(rows):
         oracle.scores(z[rows], ids[rows])
     return z
@@ -174,8 +173,7 @@ def pgd(
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
     for _ in range(restarts):
         ids = oracle.ids[~oracle.found]
-        ids = ids[oracle.affordable(ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(ids)):
             break
         last[ids] = run(ids, radii[ids])
     return oracle.closest(last)

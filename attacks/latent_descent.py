@@ -44,11 +44,12 @@ def latent_descent(
         before[walking] = z[walking]
         z[walking] = torch.lerp(z[walking], reconstruction, step_size).clamp(0, 1)
         logits = oracle.scores(z[walking], walking)
-        missed = (logits.argmax(1) == y[walking]) & oracle.affordable(walking)
+        rows = oracle.working(torch.arange(len(walking), device=x.device), walking)
+        missed = rows[~oracle.reached(logits[rows], walking[rows])]
         walking, logits = walking[missed], logits[missed]
         if not len(walking):
             break
     hit = oracle.ids[oracle.found]
-    refined = bisect(oracle, before[hit], z[hit], y[hit], hit, binary_search_steps)
-    bisect(oracle, x[hit], refined, y[hit], hit, clean_binary_search_steps)
+    refined = bisect(oracle, before[hit], z[hit], hit, binary_search_steps)
+    bisect(oracle, x[hit], refined, hit, clean_binary_search_steps)
     return oracle.closest(z)

@@ -43,7 +43,7 @@ def gaussian_noise(
     binary_search_steps: Natural = 8,
 ) -> Tensor:
     """Adds Gaussian noise of standard deviations up to 1; see `additive_noise`."""
-    return additive_noise(oracle, x, y, oracle.random.normal, repetitions, num_scales, binary_search_steps)
+    return additive_noise(oracle, x, oracle.random.normal, repetitions, num_scales, binary_search_steps)
 
 
 @attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
@@ -61,11 +61,11 @@ def uniform_noise(
     def draw(ids: Tensor, shape: Sequence[int]) -> Tensor:
         return 2 * oracle.random.uniform(ids, shape) - 1
 
-    return additive_noise(oracle, x, y, draw, repetitions, num_scales, binary_search_steps)
+    return additive_noise(oracle, x, draw, repetitions, num_scales, binary_search_steps)
 
 
 def additive_noise(
-    oracle: Oracle, x: Tensor, y: Tensor, draw: Draw, repetitions: int, num_scales: int, binary_search_steps: int
+    oracle: Oracle, x: Tensor, draw: Draw, repetitions: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
     """Adds noise on a grid of ``num_scales`` scales up to 1 and clips to [0, 1], until the image is adversarial.
 
@@ -78,19 +78,18 @@ def additive_noise(
     climbing = oracle.ids.repeat(repetitions)
     for scale in scales:
         climbing = climbing[scale <= REACH * first[climbing]]
-        climbing = climbing[oracle.affordable(climbing)]
-        if not len(climbing):
+        if not len(climbing := oracle.working(climbing)):
             break
         noisy = (x[climbing] + scale * draw(climbing, x.shape[1:])).clamp(0, 1)
         closer = oracle.threat.distance(noisy, x[climbing]) < oracle.closest_distance[climbing]
         asked = climbing[closer]
         hit = torch.zeros_like(closer)
-        hit[closer] = oracle.decision(noisy[closer], asked) != y[asked]
+        hit[closer] = oracle.adversarial(noisy[closer], asked)
         first[climbing[hit]] = first[climbing[hit]].clamp_max(scale)
         climbing = climbing[~hit]
     loudest = (x + draw(oracle.ids, x.shape[1:])).clamp(0, 1)
     found = oracle.ids[oracle.found]
-    bisect(oracle, x[found], oracle.closest(loudest)[found], y[found], found, binary_search_steps)
+    bisect(oracle, x[found], oracle.closest(loudest)[found], found, binary_search_steps)
     return oracle.closest(loudest)
 
 
@@ -105,7 +104,7 @@ def salt_and_pepper(
     """
     bottom, top = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
     for _ in range(repetitions):
-        _, density = first_hit(oracle, x, y, oracle.ids, bottom, top, num_scales, at_once=AT_ONCE, only_closer=True)
+        _, density = first_hit(oracle, x, oracle.ids, bottom, top, num_scales, at_once=AT_ONCE, only_closer=True)
         hit = torch.isfinite(density)
         bottom = torch.where(hit, density / 2, bottom)
         top = torch.where(hit, (1.2 * density).clamp_max(1), top)
@@ -115,7 +114,6 @@ def salt_and_pepper(
 def first_hit(
     oracle: Oracle,
     x: Tensor,
-    y: Tensor,
     ids: Tensor,
     bottom: Tensor,
     top: Tensor,
@@ -129,7 +127,6 @@ def first_hit(
     Args:
         oracle: answers the queries.
         x: clean images (R, C, H, W).
-        y: labels (R,) of ``x``.
         ids: samples (R,) of ``x``; a sample may have several rows, each with a climb of its own.
         bottom: density below the lowest one tried in each row, in [0, 1).
         top: highest density of each row, in (0, 1].
@@ -144,8 +141,7 @@ def first_hit(
     climbing = torch.arange(len(ids), device=ids.device)
     for steps in torch.split(torch.arange(1, num_scales + 1).to(top), at_once):
         climbing = climbing[~torch.isfinite(density[climbing])]
-        climbing = climbing[oracle.affordable(ids[climbing])]
-        if not len(climbing):
+        if not len(climbing := oracle.working(climbing, ids)):
             break
         rows = climbing.repeat(len(steps))
         now = torch.lerp(bottom[rows], top[rows], steps.repeat_interleave(len(climbing)) / num_scales)
@@ -157,7 +153,7 @@ def first_hit(
         if not worth.any():
             continue
         rows, now, noisy = rows[worth], now[worth], noisy[worth]
-        hit = oracle.decision(noisy, ids[rows]) != y[rows]
+        hit = oracle.adversarial(noisy, ids[rows])
         density.scatter_reduce_(0, rows[hit], now[hit], "amin")
         lowest = hit & (now == density[rows])
         first[rows[lowest]] = noisy[lowest]

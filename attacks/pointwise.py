@@ -47,7 +47,7 @@ def pointwise(
 
     See `undo`.
     """
-    return _pointwise(oracle, x, y, 1, STARTS, num_scales, binary_search_steps)
+    return _pointwise(oracle, x, 1, STARTS, num_scales, binary_search_steps)
 
 
 @attack(
@@ -69,31 +69,31 @@ def pointwise_10x(
     binary_search_steps: Natural = 10,
 ) -> Tensor:
     """Runs ``repetitions`` of Pointwise side by side, each from one draw of noise, and returns the best results."""
-    return _pointwise(oracle, x, y, repetitions, 1, num_scales, binary_search_steps)
+    return _pointwise(oracle, x, repetitions, 1, num_scales, binary_search_steps)
 
 
 def _pointwise(
-    oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, num_scales: int, binary_search_steps: int
+    oracle: Oracle, x: Tensor, repetitions: int, starts: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
     check_norm(oracle.threat.norm, ("L0", "L2"))
     ids = oracle.ids.repeat(repetitions)
     top = torch.ones(len(ids), device=ids.device)
-    noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, num_scales)
+    noisy, density = first_hit(oracle, x[ids], ids, torch.zeros_like(top), top, num_scales)
     found = torch.isfinite(density)
     ids, top, noisy, bottom = ids[found], top[found], noisy[found], BOTTOM * density[found]
-    clean, label = x[ids], y[ids]
-    further = [first_hit(oracle, clean, label, ids, bottom, top, num_scales)[0] for _ in range(starts - 1)]
+    clean = x[ids]
+    further = [first_hit(oracle, clean, ids, bottom, top, num_scales)[0] for _ in range(starts - 1)]
     draws = torch.stack([noisy, *further])
     for fraction in SQUARES:
         rows = torch.arange(len(ids), device=ids.device).repeat(len(draws))
         side = math.ceil(max(x.shape[2:]) / fraction)
-        reset = undo_squares(oracle, clean[rows], label[rows], draws.flatten(0, 1), ids[rows], side)
+        reset = undo_squares(oracle, clean[rows], draws.flatten(0, 1), ids[rows], side)
         draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
-    z = undo(oracle, clean, label, draws[0], ids, binary_search_steps=0)
+    z = undo(oracle, clean, draws[0], ids, binary_search_steps=0)
     if oracle.threat.norm == "L2":
         # Otherwise the first pixels to move would use up all that can be gained.
-        z = bisect(oracle, clean, z, label, ids, LINE_BISECTIONS)
-        undo(oracle, clean, label, z, ids, binary_search_steps=binary_search_steps)
+        z = bisect(oracle, clean, z, ids, LINE_BISECTIONS)
+        undo(oracle, clean, z, ids, binary_search_steps=binary_search_steps)
     return oracle.closest(densest(oracle, x))
 
 
@@ -107,7 +107,7 @@ def _closer_half(oracle: Oracle, x: Tensor, draws: Tensor) -> Tensor:
     return draws[kept, torch.arange(len(x), device=x.device)]
 
 
-def undo_squares(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, side: int) -> Tensor:
+def undo_squares(oracle: Oracle, x: Tensor, adversarial: Tensor, ids: Tensor, side: int) -> Tensor:
     """Resets squares of ``adversarial`` (R, C, H, W) to the clean ``x`` where the image stays adversarial.
 
     One pass, in random order, visits squares of ``side`` pixels on a randomly shifted grid. Only squares with a part of
@@ -129,12 +129,11 @@ def undo_squares(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids:
     order, partial = _in_random_order(oracle, partial, ids)
     for chosen, there in zip(order.T, partial.T, strict=True):
         rows = there.nonzero()[:, 0]
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             return z
         inside = (square[rows] == chosen[rows, None, None])[:, None]
         reset = torch.where(inside, x[rows], z[rows])
-        hit = oracle.decision(reset, ids[rows]) != y[rows]
+        hit = oracle.adversarial(reset, ids[rows])
         z[rows[hit]] = reset[hit]
     return z
 
@@ -151,7 +150,7 @@ def _in_random_order(oracle: Oracle, wanted: Tensor, ids: Tensor) -> tuple[Tenso
     return order.gather(1, first), wanted.gather(1, first)
 
 
-def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor, *, binary_search_steps: int) -> Tensor:
+def undo(oracle: Oracle, x: Tensor, adversarial: Tensor, ids: Tensor, *, binary_search_steps: int) -> Tensor:
     """Moves single pixels of ``adversarial`` (R, C, H, W) back towards the clean ``x``, keeping the image adversarial.
 
     Each changed pixel, in random order, is reset if possible. Otherwise the pixel moves as far back as
@@ -173,8 +172,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
     rows = torch.arange(len(ids), device=ids.device)
     while True:
         rows = rows[untried.any(1)[rows]]
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             return z
         fresh = rows[asked[rows] == 0]
         position[fresh] = next_in_cycle(untried[fresh], position[fresh])
@@ -184,7 +182,7 @@ def undo(oracle: Oracle, x: Tensor, y: Tensor, adversarial: Tensor, ids: Tensor,
         )
         moved = z[rows]
         set_pixels(moved, pixel, moved_back(z, x, rows, pixel, share))
-        hit = oracle.decision(moved, ids[rows]) != y[rows]
+        hit = oracle.adversarial(moved, ids[rows])
         best[rows], worst[rows] = torch.where(hit, share, best[rows]), torch.where(hit, worst[rows], share)
         asked[rows] += 1
 

@@ -49,8 +49,7 @@ def sigma_zero(
     active = oracle.ids
     for k in range(steps):
         active = active[oracle.closest_distance[active] > 1]
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         gradient, missed = descent_gradient(oracle, x[active], z[active], y[active], active)
         mean[active] = DECAYS[0] * mean[active] + (1 - DECAYS[0]) * gradient
@@ -61,9 +60,9 @@ def sigma_zero(
         change = torch.where(missed, -THRESHOLD_STEP, THRESHOLD_STEP) * now
         threshold[active] = (threshold[active] + change).clamp(0, 1)
         z[active] = undo_small(x[active], (z[active] - now * direction).clamp(0, 1), threshold[active])
-    active = active[oracle.affordable(active)]
-    oracle.decision(z[active], active)
-    reset(oracle, x, y)
+    active = oracle.working(active)
+    oracle.adversarial(z[active], active)
+    reset(oracle, x)
     return oracle.closest(z)
 
 
@@ -77,7 +76,7 @@ def descent_gradient(oracle: GradientOracle, x: Tensor, z: Tensor, y: Tensor, id
     of the loss vanishes, the descent leads to the far end of each pixel's range.
     """
     uphill, logits = oracle.gradient(z, y, wrong_odds, ids)
-    missed = logits.argmax(1) == y
+    missed = ~oracle.reached(logits, ids)
     gradient = torch.nan_to_num(-uphill)
     vanished = ~gradient.flatten(1).any(1)
     gradient = torch.where(per_image(vanished), 2 * (x > 0.5).to(x) - 1, gradient)
@@ -102,7 +101,7 @@ def undo_small(x: Tensor, z: Tensor, threshold: Tensor) -> Tensor:
     return torch.where((z - x).abs().amax(1, keepdim=True) < per_image(threshold), x, z)
 
 
-def reset(oracle: GradientOracle, x: Tensor, y: Tensor) -> None:
+def reset(oracle: GradientOracle, x: Tensor) -> None:
     """Resets pixels of each closest adversarial example, least changed first, as long as it stays adversarial.
 
     The changed pixels are first moved to the ends of the pixel range. This move costs no L0 distance and may allow more
@@ -110,20 +109,20 @@ def reset(oracle: GradientOracle, x: Tensor, y: Tensor) -> None:
     """
     best = oracle.closest(x)
     ids = oracle.ids[oracle.closest_distance > 1]
-    ids = ids[oracle.affordable(ids) & oracle.found[ids]]
+    ids = oracle.working(ids)
+    ids = ids[oracle.found[ids]]
     size = (best - x).abs().amax(1).flatten(1)
     order, changed = size.masked_fill(size == 0, torch.inf).argsort(1), (size > 0).sum(1)
     extreme = torch.where(best > x, 1.0, torch.where(best < x, 0.0, x))
-    hit = ids[oracle.decision(extreme[ids], ids) != y[ids]]
+    hit = ids[oracle.adversarial(extreme[ids], ids)]
     best[hit] = extreme[hit]
     for k in range(x.shape[2:].numel()):
         ids = ids[changed[ids] > k]
-        ids = ids[oracle.affordable(ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(ids)):
             break
         pixel = order[ids, k]
         fewer = best[ids]
         rows = torch.arange(len(ids), device=x.device)
         fewer.flatten(2)[rows, :, pixel] = x[ids].flatten(2)[rows, :, pixel]
-        still = oracle.decision(fewer, ids) != y[ids]
+        still = oracle.adversarial(fewer, ids)
         best[ids[still]] = fewer[still]

@@ -47,8 +47,7 @@ def sparse_rs(
     shrink = torch.full((len(x),), shrinkage, dtype=torch.float64, device=x.device)
     active = oracle.ids
     while True:
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             return oracle.closest(z)
         u = oracle.random.uniform(active, (2 + x.shape[1], *x.shape[2:]))
         start = with_pixels(x[active], z[active], k[active], u)

@@ -37,5 +37,5 @@ def transfer(
         # Where the substitute misclassifies the clean image, its minimal perturbation is zero.
         none = steepest(torch.zeros_like(x), x, norm)
         direction = torch.where(per_image(scale > 0), perturbation / per_image(scale), none)
-        last = climb(oracle, x, y, direction, diameter(x, norm), num_scales, binary_search_steps)
+        last = climb(oracle, x, direction, diameter(x, norm), num_scales, binary_search_steps)
     return oracle.closest(last)

@@ -34,11 +34,10 @@ def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: Count = 200, d
     z, free = x.clone(), torch.ones(len(x), x.shape[2:].numel(), dtype=torch.bool, device=x.device)
     active = oracle.ids
     for _ in range(min(pixels, free.shape[1])):
-        active = active[oracle.affordable(active)]
-        if not len(active):
+        if not len(active := oracle.working(active)):
             break
         gradient, _ = oracle.gradient(z[active], y[active], wrong_odds, active)
-        rest = oracle.affordable(active)
+        rest = oracle.working(torch.arange(len(active), device=x.device), active)
         active, gradient = active[rest], torch.nan_to_num(gradient[rest])
         if not len(active):
             break

@@ -41,8 +41,7 @@ def smallest_epsilon(oracle: GradientOracle, x: Tensor, run: Run, *, start: floa
     epsilon, largest = start, 0.0
     while largest < widest:
         ids = oracle.ids[~oracle.found]
-        ids = ids[oracle.affordable(ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(ids)):
             break
         attempt(ids, low.new_full((len(ids),), epsilon))
         epsilon, largest = epsilon * GROWTH, epsilon
@@ -51,8 +50,7 @@ def smallest_epsilon(oracle: GradientOracle, x: Tensor, run: Run, *, start: floa
         # A lucky query can be closer than an epsilon at which the attack failed.
         low = torch.where(low < high, low, high / GROWTH)
         ids = oracle.ids[oracle.found & (high - low > PRECISION * high)]
-        ids = ids[oracle.affordable(ids)]
-        if not len(ids):
+        if not len(ids := oracle.working(ids)):
             break
         attempt(ids, (low[ids] + high[ids]) / 2)
     return oracle.closest(last)

@@ -9,7 +9,7 @@ from attacks.parts.gradients import per_image
 from bench.contracts.oracle import DecisionOracle
 
 
-def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, y: Tensor, ids: Tensor, steps: int) -> Tensor:
+def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, ids: Tensor, steps: int) -> Tensor:
     """Runs a binary search between ``clean`` and ``adversarial`` (N, C, H, W) and returns the adversarial ends.
 
     Each of the ``steps`` halvings keeps one end adversarial and costs one decision per row.
@@ -17,11 +17,10 @@ def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, y: Tensor
     low, high = clean.clone(), adversarial.clone()
     rows = torch.arange(len(ids), device=ids.device)
     for _ in range(steps):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         middle = (low[rows] + high[rows]) / 2
-        hit = per_image(oracle.decision(middle, ids[rows]) != y[rows])
+        hit = per_image(oracle.adversarial(middle, ids[rows]))
         high[rows] = torch.where(hit, middle, high[rows])
         low[rows] = torch.where(hit, low[rows], middle)
     return high
@@ -30,7 +29,6 @@ def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, y: Tensor
 def climb(
     oracle: DecisionOracle,
     x: Tensor,
-    y: Tensor,
     direction: Tensor,
     largest: float,
     num_scales: int,
@@ -44,16 +42,15 @@ def climb(
     """
     ladder = largest * torch.logspace(0, -3, num_scales, dtype=torch.float64).flip(0).to(x)
     low, high = x.clone(), x.clone()
-    climbing, hit = oracle.ids, torch.zeros_like(y, dtype=torch.bool)
+    climbing, hit = oracle.ids, torch.zeros_like(oracle.ids, dtype=torch.bool)
     for epsilon in ladder:
-        climbing = climbing[oracle.affordable(climbing)]
-        if not len(climbing):
+        if not len(climbing := oracle.working(climbing)):
             break
         low[climbing] = high[climbing]
         high[climbing] = (x[climbing] + epsilon * direction[climbing]).clamp(0, 1)
-        wrong = oracle.decision(high[climbing], climbing) != y[climbing]
+        wrong = oracle.adversarial(high[climbing], climbing)
         hit[climbing[wrong]] = True
         climbing = climbing[~wrong]
     found = oracle.ids[hit]
-    high[found] = bisect(oracle, low[found], high[found], y[found], found, binary_search_steps)
+    high[found] = bisect(oracle, low[found], high[found], found, binary_search_steps)
     return high

@@ -38,13 +38,12 @@ def random_search(oracle: Oracle, y: Tensor, ids: Tensor, start: Tensor, steps: 
     lowest = torch.full((len(ids),), torch.inf, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
     for step in range(steps):
-        rows = rows[oracle.affordable(ids[rows])]
-        if not len(rows):
+        if not len(rows := oracle.working(rows, ids)):
             break
         candidate = z[rows] if step == 0 else propose(step, rows, z[rows])
         logits = oracle.scores(candidate, ids[rows])
         reached = -logit_margin(logits, y[rows])
         lower = reached < lowest[rows] - ROUNDING * logits.abs().amax(1)
         z[rows[lower]], lowest[rows[lower]] = candidate[lower], reached[lower]
-        rows = rows[logits.argmax(1) == y[rows]]
+        rows = rows[~oracle.reached(logits, ids[rows])]
     return z

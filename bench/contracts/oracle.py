@@ -47,11 +47,18 @@ class DecisionOracle(Protocol):
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the predicted classes (N,) of images ``x`` (N, C, H, W); the true ones for samples without budget."""
 
-    def affordable(self, ids: Tensor) -> Tensor:
-        """Returns which rows (N,) have a sample with budget left. Marks the other samples as refused.
+    def adversarial(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Returns which images ``x`` (N, C, H, W) are adversarial by one decision each; no sample without budget is."""
 
-        An attack of several phases uses it to shrink its working set. Otherwise a query about spent samples alone would
-        raise `BudgetExhausted`, and the samples that wait for the next phase would miss it.
+    def reached(self, answers: Tensor, ids: Tensor) -> Tensor:
+        """Returns which answers (N,) reach the threat model's goal. ``answers`` are classes (N,) or logits (N, K)."""
+
+    def working(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Returns those of ``rows`` (N,) whose sample has budget left, and marks the other samples as refused.
+
+        The rows are samples, or places in ``ids``. A loop shrinks its working set with it and ends when none is left.
+        Otherwise a query about spent samples alone would raise `BudgetExhausted`, and the samples that wait for the
+        next phase would miss it.
         """
 
 

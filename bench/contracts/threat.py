@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.contracts.goals import MISCLASSIFIED, Goal
 from bench.contracts.norms import NormName, check_norm, of_norm, within
 
 _ROUNDING = 2.0**-24
@@ -18,10 +19,10 @@ _ROUNDING = 2.0**-24
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """A threat model: a norm and, for bounded attacks, the radius of its ball. Pixels stay in [0, 1].
+    """A threat model: a norm, a goal and, for bounded attacks, the radius of a ball. Pixels stay in [0, 1].
 
     ``epsilon`` is in the norm's unit: changed pixels for L0, pixel intensity for L2 and Linf. ``None`` stands for the
-    smallest perturbation.
+    smallest perturbation. Images that reach the ``goal`` are called adversarial.
 
     Raises:
         ValueError: for an unknown norm.
@@ -29,6 +30,7 @@ class ThreatModel:
 
     norm: NormName
     epsilon: float | None = None
+    goal: Goal = MISCLASSIFIED
 
     def __post_init__(self) -> None:
         check_norm(self.norm)

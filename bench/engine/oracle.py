@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.contracts.cards import GRANTS, Access
 from bench.contracts.chunk import Chunk
-from bench.contracts.goals import MISCLASSIFIED, Goal, Misclassified
+from bench.contracts.goals import Misclassified
 from bench.contracts.oracle import AccessDenied, AttackFunction, Loss, Rows
 from bench.contracts.protocols import (
     Defense,
@@ -45,7 +45,6 @@ class Terms:
         threat: the threat model under attack.
         budget: passes per sample, forward and backward, after which queries are refused.
         batch_size: rows that are evaluated together at most.
-        goal: what the attack is after. Images that reach it are called adversarial here.
         deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
     """
 
@@ -53,7 +52,6 @@ class Terms:
     threat: ThreatModel
     budget: int
     batch_size: int
-    goal: Goal = MISCLASSIFIED
     deadline: float | None = None
 
 
@@ -100,7 +98,7 @@ class DefenseOracle:
         noise: Streams,
         resources: Resources = Resources(),
     ) -> None:
-        x, y, goal = chunk.images, chunk.labels, terms.goal
+        x, y, goal = chunk.images, chunk.labels, terms.threat.goal
         self.ids = torch.arange(len(chunk), device=chunk.device)
         self.threat, self.random, self.classes = terms.threat, random, chunk.classes
         self.pool = (x[:0], y[:0]) if resources.pool is None else resources.pool
@@ -212,13 +210,17 @@ class DefenseOracle:
         far, else the row of ``fallback`` (n, C, H, W): what most attacks return."""
         return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest.images, fallback)
 
-    def affordable(self, ids: Tensor) -> Tensor:
-        """Returns True (N,) for rows whose sample still has budget; marks the other samples as refused.
+    def adversarial(self, x: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.contracts.oracle.DecisionOracle.adversarial`."""
+        return self.reached(self.decision(x, ids), ids)
 
-        An attack of several phases shrinks its working set with it. Otherwise `BudgetExhausted`, raised where only
-        spent samples are asked about, would cut short the samples that wait for the next phase.
-        """
-        return self._meter.affordable(ids)
+    def reached(self, answers: Tensor, ids: Tensor) -> Tensor:
+        """See `bench.contracts.oracle.DecisionOracle.reached`."""
+        return self._goal.reached(answers, self._y[ids])
+
+    def working(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
+        """See `bench.contracts.oracle.DecisionOracle.working`."""
+        return rows[self._meter.affordable(rows if ids is None else ids[rows])]
 
     def as_module(self) -> nn.Module:
         """Returns the defense as a ``torch.nn.Module`` for libraries: images to logits, differentiable if granted.

@@ -103,7 +103,7 @@ def evade(
     def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         slope, logits = oracle.gradient(z[rows], y[rows], margin, ids[rows])
         rise, scores = oracle.detection_gradient(z[rows], ids[rows])
-        wrong = logits.argmax(1) != y[rows]
+        wrong = oracle.reached(logits, ids[rows])
         slope = torch.where(wrong.reshape(-1, 1, 1, 1), -detector.weight * rise, slope)
         unfinished = ~wrong | (detector.suspicion(scores) > 0)
         return rows[unfinished], slope[unfinished].nan_to_num(0, 0, 0)

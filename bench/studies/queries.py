@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from bench.contracts.cards import Access
@@ -34,7 +36,7 @@ def study_oracle(
     return DefenseOracle(
         defense,
         chunk.copied(),
-        Terms(access, threat, BUDGET, rows_per_pass(defense.card.batch_size, chunk.device), goal),
+        Terms(access, replace(threat, goal=goal), BUDGET, rows_per_pass(defense.card.batch_size, chunk.device)),
         random=chunk.streams(seed, f"{purpose} start"),
         noise=chunk.streams(seed, f"{purpose} defense"),
     )

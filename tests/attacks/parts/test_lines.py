@@ -70,7 +70,7 @@ def test_bisection_ends_next_to_the_boundary_on_the_adversarial_side(linear):
     oracle = oracle_of(linear)
     target = linear.pool[0][: len(linear.x)]
     rows = (linear.defense.logits(target).argmax(1) != linear.y).nonzero()[:, 0]
-    ends = bisect(oracle, linear.x[rows], target[rows], linear.y[rows], rows, 12)
+    ends = bisect(oracle, linear.x[rows], target[rows], rows, 12)
     back = ends + (linear.x[rows] - target[rows]) / 2**12
     assert (linear.defense.logits(ends).argmax(1) != linear.y[rows]).all()
     assert (linear.defense.logits(back).argmax(1) == linear.y[rows]).all()
@@ -80,7 +80,7 @@ def test_bisection_ends_next_to_the_boundary_on_the_adversarial_side(linear):
 @pytest.mark.parametrize("num_scales", [1, 2, 7])
 def test_climbing_ends_at_the_largest_epsilon(linear, num_scales):
     oracle, direction = oracle_of(linear, access="decision"), torch.zeros_like(linear.x)
-    reached = climb(oracle, linear.x, linear.y, direction + 1, 0.25, num_scales, 0)
+    reached = climb(oracle, linear.x, direction + 1, 0.25, num_scales, 0)
     missed = ~oracle.found
     assert torch.equal(reached[missed], (linear.x + 0.25).clamp(0, 1)[missed])
     assert missed.any()
@@ -148,7 +148,7 @@ def test_pointwise_ends_where_no_pixel_can_be_reset(problems, problem):
     oracle = oracle_of(chosen, "decision", "L0")
     noisy = images(len(chosen.x), 5).round()
     ids = oracle.ids[chosen.defense.logits(noisy).argmax(1) != chosen.y]
-    z = undo(oracle, chosen.x[ids], chosen.y[ids], noisy[ids], ids, binary_search_steps=0)
+    z = undo(oracle, chosen.x[ids], noisy[ids], ids, binary_search_steps=0)
     assert ((z == chosen.x[ids]) | (z == noisy[ids])).all()
     for pixel in range(36):
         reset = z.flatten(1).clone()
@@ -171,8 +171,8 @@ def looks_at_the_middle():
 
 def test_noise_where_the_net_does_not_look_goes_by_squares(looks_at_the_middle):
     oracle = oracle_of(looks_at_the_middle, "decision", "L0")
-    x, y, white = looks_at_the_middle.x, looks_at_the_middle.y, torch.ones_like(looks_at_the_middle.x)
-    z = undo_squares(oracle, x, y, white, oracle.ids, 4)
+    x, white = looks_at_the_middle.x, torch.ones_like(looks_at_the_middle.x)
+    z = undo_squares(oracle, x, white, oracle.ids, 4)
     assert (looks_at_the_middle.defense.logits(z).argmax(1) == 1).all()
     assert ((z == 0) | (z == 1)).all()
     # Only squares that reach into the middle may stay.
@@ -185,7 +185,7 @@ def test_a_square_that_holds_all_the_noise_is_not_asked_about(looks_at_the_middl
     oracle = oracle_of(looks_at_the_middle, "decision", "L0")
     noisy = looks_at_the_middle.x.clone()
     noisy[..., 5, 5] = 1
-    z = undo_squares(oracle, looks_at_the_middle.x, looks_at_the_middle.y, noisy, oracle.ids, 4)
+    z = undo_squares(oracle, looks_at_the_middle.x, noisy, oracle.ids, 4)
     assert torch.equal(z, noisy)
     assert (oracle.forwards == 0).all()
 
@@ -194,7 +194,7 @@ def test_pointwise_l2_ends_where_no_pixel_can_move_by_the_smallest_step(linear):
     oracle = oracle_of(linear, "decision", "L2")
     noisy = images(len(linear.x), 5).round()
     ids = oracle.ids[linear.defense.logits(noisy).argmax(1) != linear.y]
-    z = undo(oracle, linear.x[ids], linear.y[ids], noisy[ids], ids, binary_search_steps=10)
+    z = undo(oracle, linear.x[ids], noisy[ids], ids, binary_search_steps=10)
     assert (linear.defense.logits(z).argmax(1) != linear.y[ids]).all()
     for pixel in range(36):
         moved, clean = z.flatten(1).clone(), linear.x[ids].flatten(1)
@@ -232,7 +232,7 @@ def test_success_queue_gives_a_factor_once_it_is_full():
 def test_estimated_jacobian_of_a_linear_model(linear, method, pairs):
     """Exact from a complete set of directions, at the edges of the pixel range too."""
     oracle = oracle_of(linear, "score")
-    gradients = EstimatedGradients(oracle, linear.y, method, pairs, True, 0.1)
+    gradients = EstimatedGradients(oracle, method, pairs, True, 0.1)
     classes = torch.arange(linear.classes).expand(len(linear.x), -1)
     for x in (linear.x, 0.9 * linear.x + 0.05):
         jacobian, logits = gradients.jacobian(x, classes, oracle.ids)
@@ -247,7 +247,7 @@ def test_estimate_improves_from_point_to_point():
     x = images(1, 3).expand(4, -1, -1, -1).contiguous()
     problem = Problem(defense, x, defense.logits(x).argmax(1), 5, (x[:0], torch.zeros(0, dtype=torch.int64)))
     oracle = oracle_of(problem, "score")
-    gradients = EstimatedGradients(oracle, problem.y, "nes", 6, False, 0.1)
+    gradients = EstimatedGradients(oracle, "nes", 6, False, 0.1)
     classes = torch.arange(5).expand(4, -1)
     errors = []
     for _ in range(12):
@@ -259,7 +259,7 @@ def test_estimate_improves_from_point_to_point():
 
 def test_estimated_gradient_follows_the_loss(prototypes):
     oracle, exact = oracle_of(prototypes, "score"), oracle_of(prototypes)
-    gradients = EstimatedGradients(oracle, prototypes.y, "coordinate", 1, True, 0.01)
+    gradients = EstimatedGradients(oracle, "coordinate", 1, True, 0.01)
     estimate, _ = gradients.gradient(prototypes.x, prototypes.y, wrong_odds, oracle.ids)
     expected, _ = exact.gradient(prototypes.x, prototypes.y, wrong_odds, exact.ids)
     assert torch.allclose(estimate, expected, rtol=0.02, atol=0.02)

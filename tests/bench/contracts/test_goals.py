@@ -35,7 +35,7 @@ def asked(x, y, goal, model=None, budget=100, **card):
     return DefenseOracle(
         as_defense(card, model or Brightness()),
         chunk,
-        Terms("gradient", ThreatModel("L2"), budget, batch_size=64, goal=goal),
+        Terms("gradient", ThreatModel("L2", goal=goal), budget, batch_size=64),
         random=chunk.streams(0, "attack"),
         noise=chunk.streams(0, "queries"),
     )

@@ -45,7 +45,8 @@ def oracle(norm):
         random=STREAMS,
         classes=2,
         found=torch.zeros(2, dtype=torch.bool),
-        affordable=lambda ids: torch.ones(len(ids), dtype=torch.bool),
+        working=lambda rows, ids=None: rows,
+        reached=lambda logits, ids: torch.zeros(len(ids), dtype=torch.bool),
         gradient=lambda x, y, loss, ids: (torch.ones_like(x), net(x)),
         transferred=lambda source: 1 - X,
     )
@@ -69,7 +70,7 @@ FUNCTIONS = {
     "line search": lambda norm: line_search(oracle(norm), X, Y, 1, 1),
     "DeepFool's step": lambda norm: boundary_step(X[:, None].expand(-1, 2, -1, -1, -1), net(X), X, Y, oracle(norm)),
     "random directions": lambda norm: random_directions(oracle(norm), IDS, 2, X.shape[1:]),
-    "binary search": lambda norm: to_boundary(oracle(norm), X, 1 - X, Y, IDS),
+    "binary search": lambda norm: to_boundary(oracle(norm), X, 1 - X, IDS),
     "shrinking": lambda norm: shrink(X, 1 - X, torch.ones(2), norm),
     "Square": lambda norm: square(oracle(norm), X, Y),
     "Square's surface": lambda norm: to_surface(X, 1 - X, torch.ones(2), norm),

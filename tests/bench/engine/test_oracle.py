@@ -175,6 +175,24 @@ def test_a_sample_out_of_budget_is_no_longer_evaluated_and_counts_as_unbroken():
     assert sum(module.rows) == 4
 
 
+def test_a_loop_works_on_the_samples_that_have_budget_left():
+    oracle = make(budget=2)
+    oracle.decision(X[[0, 0, 2]], torch.tensor([0, 0, 2]))
+    assert oracle.working(torch.tensor([2, 0])).tolist() == [2]
+    assert oracle.refused.tolist() == [True, False, False]
+    ids = torch.tensor([0, 2, 0, 1])
+    assert oracle.working(torch.tensor([1, 2, 3]), ids).tolist() == [1, 3]
+
+
+def test_images_and_answers_are_adversarial_where_they_reach_the_threat_models_goal():
+    oracle = make()
+    images, ids = torch.stack([X[0], torch.zeros_like(X[0]), X[0]]), torch.tensor([0, 0, 2])
+    assert oracle.adversarial(images, ids).tolist() == [False, True, False]
+    logits = torch.tensor([[1.0, 0], [0, 1.0], [1.0, 0]])
+    assert oracle.reached(logits, ids).tolist() == [False, True, True]
+    assert oracle.reached(logits.argmax(1), ids).tolist() == [False, True, True]
+
+
 class Suspicious(Linear):
     """Suspects bright images."""
 
