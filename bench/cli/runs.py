@@ -135,8 +135,7 @@ def plan(
         changed = changed_since_training(loaded, planned.dataset, built.seed)
         if changed:
             typer.echo(f"{name}: its weights were trained by other code and are kept (changed: {', '.join(changed)})")
-    works: list[Work] = [*planned.cells, *planned.studies]
-    left = [work for work in works if work.id not in planned.done]
+    left = [work for work in planned.works if work.id not in planned.done]
     passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
     typer.echo(
         f"{len(planned.cells)} cells of {built.samples} samples and {len(planned.studies)} studies: "

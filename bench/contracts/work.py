@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -37,41 +38,44 @@ class Judging:
     seed: int | None = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell: one combination of dataset, defense, attack, threat model, samples and seed.
+@dataclass(frozen=True, kw_only=True)
+class Work(ABC):
+    """Work of a run whose result is stored under an id: a `Cell` or a `Study`.
 
     Attributes:
-        defense, attack: names; the attack's has its variant after a colon.
-        function: the attack's registered name.
-        samples: number N of samples, the first N images of the test set.
-        chunk: number of samples that are attacked together.
+        dataset, defense: names.
+        norm: the norm; None if it makes no difference.
+        epsilon: radius of the ball in this norm; None if there is none.
+        samples: number N of its records. Except in some studies, these are the first N images of the test set.
         batch_size: maximum rows of one forward pass; on a GPU see `bench.contracts.devices.rows_per_pass`.
-        timeout: seconds after which the cell fails. It does not change the result of a finished cell.
+        timeout: seconds after which it fails. It does not change a finished result.
         state: hashes of everything else that can change the result: data, weights, code, versions of libraries.
-        substitute: the defense that a transfer attack uses as its source; None for other attacks.
-        judging: how a randomized defense is judged; None for a deterministic one.
-        as_it_is: whether candidates are judged without post-processing and without being moved outward.
     """
 
     dataset: str
     defense: str
-    attack: str
-    function: str
-    norm: NormName
+    norm: NormName | None
     epsilon: float | None
-    access: Access
-    parameters: dict[str, Any]
-    budget: int
     seed: int
     samples: int
-    chunk: int
     batch_size: int
     timeout: float | None
     state: dict[str, str]
-    substitute: str | None = None
-    judging: Judging | None = None
-    as_it_is: bool = False
+
+    @property
+    @abstractmethod
+    def subject(self) -> str:
+        """The attack, or the kind of a study."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """Maximum number of passes per sample, for estimates of its cost."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The defenses that it queries."""
+        return frozenset({self.defense})
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,8 +91,53 @@ class Cell:
     @property
     def file(self) -> str:
         """The name of the result's file in the ledger's folder."""
-        stem = "--".join((self.defense, self.attack, self.norm, self.id))
+        stem = "--".join(filter(None, (self.defense, self.subject, self.norm, self.id)))
         return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
+
+    @property
+    def title(self) -> str:
+        """The title for people."""
+        return " · ".join(filter(None, (self.defense, self.subject.replace("_", " "), self.norm)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Work):
+    """A cell: one combination of dataset, defense, attack, threat model, samples and seed.
+
+    Attributes:
+        attack: the attack's name, with its variant after a colon.
+        function: the attack's registered name.
+        chunk: number of samples that are attacked together.
+        substitute: the defense that a transfer attack uses as its source; None for other attacks.
+        judging: how a randomized defense is judged; None for a deterministic one.
+        as_it_is: whether candidates are judged without post-processing and without being moved outward.
+    """
+
+    norm: NormName
+    attack: str
+    function: str
+    access: Access
+    parameters: dict[str, Any]
+    budget: int
+    chunk: int
+    substitute: str | None = None
+    judging: Judging | None = None
+    as_it_is: bool = False
+
+    @property
+    def subject(self) -> str:
+        """The attack."""
+        return self.attack
+
+    @property
+    def passes(self) -> int:
+        """The budget."""
+        return self.budget
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The defense, and the substitute of a transfer attack."""
+        return super().needs | ({self.substitute} if self.substitute is not None else set())
 
     @property
     def title(self) -> str:
@@ -97,55 +146,22 @@ class Cell:
         return f"{self.defense} · {self.attack} · {self.norm}{ball}"
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, kw_only=True)
+class Study(Work):
     """A study: one combination of kind, dataset, defense, norm, samples and seed.
 
     Attributes:
         kind: one of `bench.studies.catalog.KINDS`, or ``refutation``.
-        norm: the norm; None if it makes no difference.
-        epsilon: radius of the ball in this norm; None if it makes no difference.
-        samples: number N of its records. In studies of test images these are the first N.
-        batch_size: number of images that are measured together.
-        timeout: seconds after which its worker is killed. It does not change the result of a finished study.
-        state: hashes of everything else that can change the result.
     """
 
     kind: str
-    dataset: str
-    defense: str
-    norm: NormName | None
-    epsilon: float | None
-    seed: int
-    samples: int
-    batch_size: int
-    timeout: float | None
-    state: dict[str, str]
-
-    substitute: None = None
-    budget: int = PASSES
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change the result, and nothing else."""
-        left_out = ("timeout", "id", "budget", "substitute")
-        return {"schema": SCHEMA_VERSION, **{key: value for key, value in vars(self).items() if key not in left_out}}
-
-    @cached_property
-    def id(self) -> str:
-        """A hash of the identity."""
-        return identity_hash(self.identity)
+    def subject(self) -> str:
+        """The kind."""
+        return self.kind
 
     @property
-    def file(self) -> str:
-        """The name of the result's file in the ledger's folder."""
-        stem = "--".join((self.defense, self.kind, *([self.norm] if self.norm else []), self.id))
-        return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
-
-    @property
-    def title(self) -> str:
-        """The title for people: defense, kind and norm."""
-        return " · ".join((self.defense, self.kind.replace("_", " "), *([self.norm] if self.norm else [])))
-
-
-Work = Cell | Study
+    def passes(self) -> int:
+        """An estimate for all kinds."""
+        return PASSES

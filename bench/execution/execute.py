@@ -106,9 +106,8 @@ def execute(
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
     content = manifest(planned, run, job.provenance)
-    works: list[Work] = [*planned.cells, *planned.studies]
     pending = sorted(
-        (work for work in works if work.id not in planned.done),
+        (work for work in planned.works if work.id not in planned.done),
         key=lambda work: -cost(work, planned.defenses[work.defense]),
     )
     failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)

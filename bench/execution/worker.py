@@ -74,9 +74,10 @@ class Worker:
         """Runs one cell or study, writes its result, and returns its failures."""
         with kept_defaults():
             try:
-                if isinstance(work, Study):
-                    return self._write_study(work, self._measured(work, on_chunk))
-                return self.write(work, self._run(work, on_chunk))
+                if isinstance(work, Cell):
+                    return self.write(work, self._run(work, on_chunk))
+                assert isinstance(work, Study)
+                return self._write_study(work, self._measured(work, on_chunk))
             except UserError as error:
                 return self.fail(work, str(error))
             except SystemExit as error:  # raised by a plugin, and the run must go on
@@ -102,9 +103,10 @@ class Worker:
 
     def fail(self, work: Work, reason: str) -> Failures:
         """Writes a failed result for a cell or study that could not run, and returns its failures."""
-        if isinstance(work, Study):
-            return self._write_study(work, failed_study(work, reason))
-        return self.write(work, failed_result(work, self._dataset, reason))
+        if isinstance(work, Cell):
+            return self.write(work, failed_result(work, self._dataset, reason))
+        assert isinstance(work, Study)
+        return self._write_study(work, failed_study(work, reason))
 
     def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
         device = torch.device(self._job.device)
@@ -169,8 +171,7 @@ class Worker:
 
     def _answers_of(self, work: Work) -> dict[str, Answers]:
         """Returns the logits on fixed images of the loaded defenses that a result depends on."""
-        names = filter(None, (work.defense, work.substitute))
-        return {name: self._answers[name] for name in names if name in self._answers}
+        return {name: self._answers[name] for name in sorted(work.needs) if name in self._answers}
 
 
 def _failures(records: pd.DataFrame) -> Failures:

@@ -185,7 +185,10 @@ WorkEntry = CellEntry | StudyEntry
 
 def entry_of(work: Work) -> WorkEntry:
     """Returns the entry of a planned cell or of a study."""
-    return StudyEntry.of(work) if isinstance(work, Study) else CellEntry.of(work)
+    if isinstance(work, Cell):
+        return CellEntry.of(work)
+    assert isinstance(work, Study)
+    return StudyEntry.of(work)
 
 
 class GapEntry(Entry):

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.contracts.source import Closure, changed_modules, engine_code
 from bench.contracts.work import Cell, Study, Work
-from bench.ledger.manifest import Manifest, StudyEntry, WorkEntry
+from bench.ledger.manifest import Manifest
 from bench.planning.plan import Planned
 from bench.studies.catalog import code_of
 
@@ -27,14 +27,13 @@ def reasons(planned: Planned, before: Manifest | None) -> dict[str, str]:
     """
     entries = before.works if before is not None else ()
     modules = before.modules if before is not None else {}
-    known = {_place(entry): entry for entry in entries}
+    known = {entry.place[:3]: entry for entry in entries}
     ids = {entry.id for entry in entries}
     found = {}
-    works: list[Work] = [*planned.cells, *planned.studies]
-    for work in works:
+    for work in planned.works:
         if work.id in planned.done:
             continue
-        entry = known.get(_place(work))
+        entry = known.get((work.defense, work.subject, work.norm))
         if work.id in planned.stale:
             found[work.id] = planned.stale[work.id]
         elif work.id in ids:
@@ -44,11 +43,6 @@ def reasons(planned: Planned, before: Manifest | None) -> dict[str, str]:
         else:
             found[work.id] = _difference(work, planned, entry.identity or {}, modules)
     return found
-
-
-def _place(of: Work | WorkEntry) -> tuple[str, str, str | None]:
-    """Returns the key that a cell or study shares with the one it replaces."""
-    return of.defense, of.kind if isinstance(of, Study | StudyEntry) else of.attack, of.norm
 
 
 def _difference(work: Work, planned: Planned, before: Mapping[str, Any], modules: Mapping[str, str]) -> str:

@@ -58,6 +58,11 @@ class Planned:
     untrained: set[str]
     broken: dict[str, str]
 
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """The cells and studies."""
+        return (*self.cells, *self.studies)
+
 
 def prepare(
     matrix: Matrix,
@@ -104,8 +109,8 @@ def prepare(
     cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry, broken)
     tested = {name: defenses[name] for name in matrix.labels if name in defenses}
     studies = plan_studies(matrix, dataset, tested)
-    works: list[Work] = [*cells, *studies]
-    known = [work for work in works if not {work.defense, work.substitute} & set(untrained)]
+    works: tuple[Work, ...] = (*cells, *studies)
+    known = [work for work in works if not work.needs & set(untrained)]
     before = manifest_there(run)
     files = _reader(run, before, matrix, dataset, tested)
     done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
@@ -179,7 +184,7 @@ def _all_but(
     return made
 
 
-def cost(cell: Work, loaded: LoadedDefense) -> float:
+def cost(work: Work, loaded: LoadedDefense) -> float:
     """Returns the maximum cost of a cell or study, in forward and backward passes. An inner step counts as one pass."""
     inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
-    return cell.budget * cell.samples * (1.0 + inner)
+    return work.passes * work.samples * (1.0 + inner)

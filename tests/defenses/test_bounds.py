@@ -211,7 +211,18 @@ def test_the_released_models_mean_bounds_are_those_of_the_notes(data_dir):
 
 
 def test_a_study_holds_one_record_per_sample(digits):
-    study = Study("lower_bound", "digits", "nearest_neighbour", "L2", None, 0, 10, 4, None, {})
+    study = Study(
+        kind="lower_bound",
+        dataset="digits",
+        defense="nearest_neighbour",
+        norm="L2",
+        epsilon=None,
+        seed=0,
+        samples=10,
+        batch_size=4,
+        timeout=None,
+        state={},
+    )
     defense = load_trained("nearest_neighbour", digits, Registry(), 0, CPU).defense
     seen = []
     frame = measure(study, defense, digits, CPU, seen.append).records
@@ -227,7 +238,18 @@ def test_a_study_holds_one_record_per_sample(digits):
 
 def test_a_study_counts_the_passes_that_a_bound_takes(digits):
     defense = load_trained("randomized_smoothing:cnn_gaussian", digits, Registry(), 0, CPU).defense
-    study = Study("lower_bound", "digits", "randomized_smoothing:cnn_gaussian", "L2", None, 0, 3, 2, None, {})
+    study = Study(
+        kind="lower_bound",
+        dataset="digits",
+        defense="randomized_smoothing:cnn_gaussian",
+        norm="L2",
+        epsilon=None,
+        seed=0,
+        samples=3,
+        batch_size=2,
+        timeout=None,
+        state={},
+    )
     frame = measure(study, defense, digits, CPU, lambda samples: None).records
     assert (frame["forwards"] == CERTIFYING_DRAWS).all()
     assert (frame[["backwards", "inner_steps"]] == 0).all(axis=None)
@@ -241,7 +263,18 @@ def test_a_bound_that_writes_on_its_images_leaves_the_data_alone(digits):
             return LowerBound(x.fill_(1).mean((1, 2, 3)), certificate=False)
 
     before = digits.test.images.clone()
-    study = Study("lower_bound", "digits", "careless", "L2", None, 0, 3, 2, None, {})
+    study = Study(
+        kind="lower_bound",
+        dataset="digits",
+        defense="careless",
+        norm="L2",
+        epsilon=None,
+        seed=0,
+        samples=3,
+        batch_size=2,
+        timeout=None,
+        state={},
+    )
     frame = measure(study, Careless(), digits, CPU, lambda samples: None).records
     assert frame["lower_bound"].tolist() == [1, 1, 1]
     assert torch.equal(digits.test.images, before)

@@ -148,7 +148,18 @@ def test_verdicts_are_taken_in_batches_of_the_cards_size():
 def studied(epsilon=0.3, batch_size=64, model=None, samples=40):
     dataset = load_dataset("digits")
     defense = made(model or Means(dataset), batch_size)
-    study = Study("detection", "digits", "model", "Linf", epsilon, 0, samples, batch_size, None, {})
+    study = Study(
+        kind="detection",
+        dataset="digits",
+        defense="model",
+        norm="Linf",
+        epsilon=epsilon,
+        seed=0,
+        samples=samples,
+        batch_size=batch_size,
+        timeout=None,
+        state={},
+    )
     return measure(study, defense, dataset, torch.device("cpu"), lambda samples: None).records
 
 

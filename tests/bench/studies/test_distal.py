@@ -176,7 +176,18 @@ def test_an_image_pays_for_its_steps():
 
 def test_a_study_divides_the_calibration_among_its_images():
     dataset = load_dataset("digits")
-    study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
+    study = Study(
+        kind="distal",
+        dataset="digits",
+        defense="model",
+        norm=None,
+        epsilon=None,
+        seed=0,
+        samples=20,
+        batch_size=64,
+        timeout=None,
+        state={},
+    )
     records = measure(study, made(ClassMeans(dataset)), dataset, torch.device("cpu"), lambda samples: None).records
     calibration = min(CALIBRATION_IMAGES, len(dataset.test.labels)) / 20
     # And one pass for the confidence that is recorded.
@@ -193,7 +204,18 @@ def test_an_image_without_finite_logits_has_failed():
             return super().logits(x).masked_fill((x.flatten(1).mean(1) > 0.45)[:, None], math.nan)
 
     dataset = load_dataset("digits")
-    study = Study("distal", "digits", "model", None, None, 0, 20, 64, None, {})
+    study = Study(
+        kind="distal",
+        dataset="digits",
+        defense="model",
+        norm=None,
+        epsilon=None,
+        seed=0,
+        samples=20,
+        batch_size=64,
+        timeout=None,
+        state={},
+    )
     measured = measure(study, made(Blind(dataset)), dataset, torch.device("cpu"), lambda samples: None)
     bright = measured.images.reshape(20, -1).mean(1) > 0.45
     assert bright.any()

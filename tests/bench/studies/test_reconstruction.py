@@ -42,7 +42,18 @@ def made(model, **card):
 def studied(model, norm="Linf", epsilon=0.3):
     dataset = load_dataset("digits")
     samples = samples_of(dataset, 100)
-    study = Study("reconstruction", "digits", "model", norm, epsilon, 0, samples, 64, None, {})
+    study = Study(
+        kind="reconstruction",
+        dataset="digits",
+        defense="model",
+        norm=norm,
+        epsilon=epsilon,
+        seed=0,
+        samples=samples,
+        batch_size=64,
+        timeout=None,
+        state={},
+    )
     return dataset, measure(study, made(model), dataset, torch.device("cpu"), lambda samples: None)
 
 
