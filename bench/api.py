@@ -14,7 +14,7 @@ from bench.datasets.dataset import Dataset
 from bench.execution.execute import RunnerName, choose_device, default_out, execute, process_count
 from bench.ledger.loading import load_ledger
 from bench.ledger.provenance import check_packages
-from bench.planning.files import build_matrix, read_matrix, with_settings
+from bench.planning.files import Choices, chosen_matrix
 from bench.planning.plan import prepare
 from bench.plugins.builtins import Group
 from bench.plugins.registry import Registry
@@ -47,18 +47,7 @@ def run(
         bench.contracts.errors.UserError: for anything that the user has to fix.
     """
     check_packages()
-    where, data = read_matrix(matrix)
-    registry = Registry(plugins)
-    built = build_matrix(
-        where,
-        with_settings(where, data, settings),
-        registry,
-        samples=samples,
-        seed=seed,
-        defenses=defenses,
-        attacks=attacks,
-        norms=norms,
-    )
+    built, registry = chosen_matrix(matrix, Choices(samples, seed, defenses, attacks, norms, settings), plugins)
     folder = default_out(built) if out is None else Path(out)
     data_path = None if data_dir is None else Path(data_dir)
     torch_device = choose_device(device)

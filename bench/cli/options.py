@@ -30,33 +30,19 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs
 MatrixName = Annotated[str, typer.Argument(help="An embedded matrix (see: assay list matrices) or a .toml file.")]
 
 
-def chosen_matrix(
-    matrix: str,
-    plugin: list[Path] | None,
-    settings: list[str] | None,
+def choices_of(
     samples: int | None,
     seed: int | None,
     defenses: str | None,
     attacks: str | None,
     norms: str | None,
-) -> tuple[Any, Any]:
-    """Returns the validated matrix and the registry of a command."""
-    from bench.planning.files import build_matrix, read_matrix, with_settings
-    from bench.plugins.registry import Registry
+    settings: list[str] | None,
+) -> Any:
+    """Returns the `bench.planning.files.Choices` of a command's options."""
+    from bench.planning.files import Choices
 
-    where, data = read_matrix(matrix)
-    registry = Registry(plugin or [])
-    built = build_matrix(
-        where,
-        with_settings(where, data, settings or []),
-        registry,
-        samples=samples,
-        seed=seed,
-        defenses=split_names(defenses),
-        attacks=split_names(attacks),
-        norms=split_names(norms),
-    )
-    return built, registry
+    names = (split_names(defenses), split_names(attacks), split_names(norms))
+    return Choices(samples, seed, *names, settings=settings or ())
 
 
 def split_names(names: str | None) -> list[str] | None:

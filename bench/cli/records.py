@@ -68,22 +68,15 @@ def import_adversarials(
     device: Device = "auto",
 ) -> None:
     """Judge candidates from a file without modifying them, enter them into a run's ledger, and rewrite its report."""
+    from bench.execution.candidates import range_seen
     from bench.execution.execute import choose_device
+    from bench.execution.importing import host_of
     from bench.execution.importing import import_adversarials as enter
-    from bench.execution.importing import range_seen
     from reports import write_report
 
     folder = out or Path("runs") / dataset
-    candidates, results = enter(
-        file,
-        folder,
-        defense,
-        dataset,
-        data_dir=data_dir,
-        device=choose_device(device),
-        plugins=plugin or [],
-        stretch=stretch,
-    )
+    host = host_of(folder, defense, dataset, data_dir=data_dir, device=choose_device(device), plugins=plugin or [])
+    candidates, results = enter(file, host, stretch=stretch)
     for norm, result in results.items():
         reasons = result.records["reason"].map(lambda reason: reason and f" ({reason})")
         counts = (result.records["status"] + reasons).value_counts()

@@ -18,8 +18,8 @@ from bench.cli.options import (
     Samples,
     Seed,
     Settings,
+    choices_of,
     chosen,
-    chosen_matrix,
     print_table,
     split_names,
 )
@@ -46,10 +46,12 @@ def run(
     import torch
 
     from bench.execution.execute import choose_device, default_out, execute, process_count
+    from bench.planning.files import chosen_matrix
     from bench.planning.plan import prepare
 
     chosen_runner, torch_device = chosen("--runner", runner), choose_device(device)
-    built, registry = chosen_matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    choices = choices_of(samples, seed, defenses, attacks, norms, settings)
+    built, registry = chosen_matrix(matrix, choices, plugin or ())
     folder = out or default_out(built)
     processes = process_count(workers, chosen_runner, torch_device)
     planned = prepare(built, registry, folder, data_dir, torch_device, processes)
@@ -98,10 +100,12 @@ def plan(
     from bench.execution.execute import default_out
     from bench.ledger.manifest_file import manifest_there
     from bench.planning.changes import reasons
+    from bench.planning.files import chosen_matrix
     from bench.planning.plan import cost, prepare
     from bench.training.loading import changed_since_training
 
-    built, registry = chosen_matrix(matrix, plugin, settings, samples, seed, defenses, attacks, norms)
+    choices = choices_of(samples, seed, defenses, attacks, norms, settings)
+    built, registry = chosen_matrix(matrix, choices, plugin or ())
     folder = out or default_out(built)
     planned = prepare(built, registry, folder, data_dir, torch.device("cpu"), trainers=0, check=check)
     why = reasons(planned, manifest_there(folder))

@@ -32,7 +32,7 @@ from bench.contracts.protocols import (
 )
 from bench.contracts.work import Cell
 from bench.datasets.dataset import Dataset, load_dataset
-from bench.engine.cell import CellResult, Substitute, run_cell
+from bench.engine.cell import Adversary, CellResult, Substitute, Target, run_cell
 from bench.ledger.schema import Status
 from bench.plugins.registry import Plugin
 from bench.training.loading import LoadedDefense
@@ -289,7 +289,7 @@ def _cell_checks(
         return candidates
 
     def result(of: Cell) -> CellResult:
-        return run_cell(of, defense, watched, dataset, torch.device("cpu"), substitute=Substitute(defense))
+        return run_cell(of, Target(defense), Adversary(watched, Substitute(defense)), dataset, torch.device("cpu"))
 
     first = result(cell)
     records = first.records

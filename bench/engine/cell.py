@@ -67,21 +67,37 @@ class Substitute:
     proposals: dict[tuple[str, str, int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A defense under attack, and what its cells share.
+
+    Attributes:
+        remarks: the remarks on the defense (`bench.conformance.examination.examined`); they go into every record.
+        clean_verdicts: the verdicts on its clean images; the first cell on them adds them.
+    """
+
+    defense: Defense
+    remarks: Sequence[str] = ()
+    clean_verdicts: CleanVerdicts = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """An attack, and the substitute that it transfers from; None for other attacks."""
+
+    attack: AttackFunction
+    substitute: Substitute | None = None
+
+
 def run_cell(
     cell: Cell,
-    defense: Defense,
-    attack: AttackFunction,
+    target: Target,
+    adversary: Adversary,
     dataset: Dataset,
     device: torch.device,
     on_chunk: Callable[[int], None] = lambda samples: None,
-    clean_verdicts: CleanVerdicts | None = None,
-    substitute: Substitute | None = None,
-    remarks: Sequence[str] = (),
 ) -> CellResult:
     """Runs a cell in its fixed chunks of samples, and calls ``on_chunk(samples)`` after each.
-
-    ``clean_verdicts`` holds the verdicts of earlier cells on the clean images of the same defense. New ones are added
-    to it. ``remarks`` on the defense (`bench.conformance.examination.examined`) go into every record.
 
     An exception or a timeout makes the samples of its chunk ``failed``. Failed samples never count as robust.
     """
@@ -89,16 +105,15 @@ def run_cell(
     exact_float32()
     deadline = None if cell.timeout is None else time.monotonic() + cell.timeout
     images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
-    clean_verdicts = {} if clean_verdicts is None else clean_verdicts
     pool = (dataset.train.images[:POOL_SIZE].to(device), dataset.train.labels[:POOL_SIZE].to(device))
     frames, adversarials, likeliest = [], [], []
-    attempt = _Attempt(cell, defense, attack, pool, clean_verdicts, substitute, deadline)
+    attempt = _Attempt(cell, target, adversary, pool, deadline)
     for start in range(0, cell.samples, cell.chunk):
         indices = range(start, min(start + cell.chunk, cell.samples))
         rows = slice(start, indices.stop)
         chunk = Chunk(images[rows].to(device), labels[rows].to(device), indices, dataset.classes)
         columns, found, likely = attempt.on(chunk)
-        columns["remarks"] = np.array([joined([*remarks, own]) for own in columns["remarks"]], dtype=object)
+        columns["remarks"] = np.array([joined([*target.remarks, own]) for own in columns["remarks"]], dtype=object)
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
         likeliest.append(likely.cpu().numpy())
@@ -106,7 +121,7 @@ def run_cell(
     return CellResult(
         pd.concat(frames, ignore_index=True),
         np.concatenate(adversarials),
-        np.concatenate(likeliest) if defense.card.randomized else None,
+        np.concatenate(likeliest) if target.defense.card.randomized else None,
     )
 
 
@@ -123,11 +138,9 @@ class _Attempt:
     """An attack on a defense, chunk by chunk; the attributes are as in `run_cell`."""
 
     cell: Cell
-    defense: Defense
-    attack: AttackFunction
+    target: Target
+    adversary: Adversary
     pool: tuple[Tensor, Tensor]
-    clean_verdicts: CleanVerdicts
-    substitute: Substitute | None
     deadline: float | None
 
     def on(self, chunk: Chunk) -> tuple[Columns, Tensor, Tensor]:
@@ -152,10 +165,10 @@ class _Attempt:
 
     def _clean_verdict(self, chunk: Chunk) -> CleanVerdict:
         key = (self.cell.seed, tuple(chunk.samples))
-        if key not in self.clean_verdicts:
+        if key not in self.target.clean_verdicts:
             with _seeded(self.cell.seed):
-                self.clean_verdicts[key] = self._judge(chunk).clean(chunk)
-        return self.clean_verdicts[key]
+                self.target.clean_verdicts[key] = self._judge(chunk).clean(chunk)
+        return self.target.clean_verdicts[key]
 
     def _attacked(self, whole: Chunk, rows: Tensor, columns: Columns) -> Judged:
         """Attacks the samples ``rows`` (R,) of a chunk, judges what comes of it, and enters it into the records."""
@@ -168,7 +181,7 @@ class _Attempt:
             deadline=self.deadline,
         )
         oracle = DefenseOracle(
-            self.defense,
+            self.target.defense,
             chunk.copied(),
             terms,
             chunk.streams(cell.seed, f"attack {cell.attack} {cell.norm}"),
@@ -190,7 +203,7 @@ class _Attempt:
         terms = self.cell.judging or Judging()
         alpha = [terms.alpha[i] for i in chunk.samples] if isinstance(terms.alpha, tuple) else terms.alpha
         return Judge(
-            self.defense,
+            self.target.defense,
             self.cell.seed,
             alpha=torch.tensor(alpha, dtype=torch.float64),
             estimation_draws=terms.estimation_draws,
@@ -200,7 +213,7 @@ class _Attempt:
     def _proposed(self, attack: AttackFunction, chunk: Chunk) -> Tensor:
         """Returns what an attack proposes on the substitute for a whole chunk, whichever of its samples the defense
         errs on."""
-        cell, substitute, card = self.cell, self.substitute, card_of(attack)
+        cell, substitute, card = self.cell, self.adversary.substitute, card_of(attack)
         assert substitute is not None
         assert isinstance(card, AttackCard)
         key = (card.name, cell.norm, cell.seed, tuple(chunk.samples))
@@ -228,7 +241,7 @@ class _Attempt:
         copy = chunk.copied()
         try:
             with _seeded(self.cell.seed):
-                proposed = self.attack(oracle, copy.images, copy.labels, **self.cell.parameters)
+                proposed = self.adversary.attack(oracle, copy.images, copy.labels, **self.cell.parameters)
                 return _checked(proposed, chunk.images)
         except BudgetExhausted:
             return chunk.images.new_empty(0, *chunk.images.shape)

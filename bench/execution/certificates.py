@@ -14,8 +14,8 @@ import torch
 from bench.contracts.norms import NormName
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
+from bench.ledger.entries import StudyEntry
 from bench.ledger.files import write_study
-from bench.ledger.manifest import StudyEntry
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.schema import ledger_dir
 from bench.studies.catalog import state_of

@@ -21,16 +21,16 @@ from bench.execution.certificates import put_to_test
 from bench.execution.runners import run_processes, run_serial
 from bench.execution.worker import Failures, Job
 from bench.ledger.bundles import plugin_entry
-from bench.ledger.manifest import (
+from bench.ledger.entries import (
     AttackEntry,
     CellEntry,
     DatasetEntry,
     DefenseEntry,
     GapEntry,
-    Manifest,
     StudyEntry,
     attacks_of_imports,
 )
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, manifest_there, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean

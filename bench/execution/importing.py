@@ -7,11 +7,8 @@ The same file imported again keeps its key and its verdict.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 import secrets
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,94 +23,43 @@ from bench.contracts.errors import UserError, unknown
 from bench.contracts.norms import NormName
 from bench.contracts.work import ALPHA, SCHEMA_VERSION, Cell, Judging
 from bench.datasets.dataset import Dataset, load_dataset
-from bench.engine.cell import CellResult, run_cell
+from bench.engine.cell import Adversary, CellResult, Target, run_cell
 from bench.engine.oracle import DefenseOracle
+from bench.execution.candidates import Candidates, read_candidates
+from bench.ledger.entries import CellEntry, Turn
 from bench.ledger.files import read_provenance, write_cell
-from bench.ledger.manifest import CellEntry, Manifest, Turn
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import is_finished, load_manifest, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.schema import Status, ledger_dir
 from bench.planning.imported import state_of_import
-from bench.planning.staleness import answers, difference
+from bench.planning.staleness import Answers, answers, difference
 from bench.plugins.registry import Registry
 from bench.training.loading import LoadedDefense, load_trained
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The candidates of a file.
+class Host:
+    """The run that candidates are entered into, with one of its defenses as it answers now.
 
     Attributes:
-        label: name of the attack in the ledger: ``imported:``, the file's name and the first digits of its digest.
-        images: images (C, H, W) float32, by the sample's index in the test set.
-        digest: digest of the file's arrays.
-        stretched: True if the candidates are also post-processed and moved outward, like an attack's.
+        logits: the defense's logits on the fixed images (`bench.planning.staleness.answers`).
     """
 
-    label: str
-    images: dict[int, Tensor]
-    digest: str
-    stretched: bool = False
+    run: Path
+    manifest: Manifest
+    data: Dataset
+    loaded: LoadedDefense
+    logits: Answers
+    device: torch.device
+
+    @property
+    def defense(self) -> str:
+        """The defense's name or label."""
+        return self.loaded.card.name
 
 
-def read_candidates(path: Path, dataset: Dataset, samples: int, *, stretched: bool = False) -> Candidates:
-    """Reads candidates from a file of NumPy arrays (npz).
-
-    ``adversarials`` (N, C, H, W) holds floats in [0, 1]. ``samples`` (N,) holds integer indices in the test set. The
-    default is 0 to N - 1. Candidates beyond the run's samples are left out.
-
-    Raises:
-        UserError: when the file is missing or not an npz file, or when its arrays do not fit the dataset.
-    """
-    try:
-        with zipfile.ZipFile(path):  # np.load accepts other files, too
-            pass
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own errors on a broken file
-        raise UserError(f"{path}: not an npz file of plain arrays ({type(error).__name__}: {error})") from None
-    if "adversarials" not in arrays:
-        raise UserError(f"{path}: has no array 'adversarials', but {', '.join(arrays) or 'none at all'}")
-    images = arrays["adversarials"]
-    if images.shape[1:] != dataset.shape or not np.issubdtype(images.dtype, np.floating):
-        wanted = f"floats (N, {', '.join(map(str, dataset.shape))})"
-        raise UserError(f"{path}: adversarials are {images.dtype} {images.shape}; {dataset.name} needs {wanted}")
-    indices = arrays.get("samples", np.arange(len(images)))
-    available = len(dataset.test.labels)
-    if indices.shape != (len(images),) or not np.issubdtype(indices.dtype, np.integer):
-        found = f"{indices.dtype} {indices.shape}"
-        raise UserError(f"{path}: samples are {found}; one integer for each adversarial is needed")
-    if len(set(indices.tolist())) < len(indices):
-        raise UserError(f"{path}: samples holds an index twice")
-    if len(indices) and not 0 <= indices.min() <= indices.max() < available:
-        ends = f"from {indices.min()} to {indices.max()}"
-        raise UserError(f"{path}: samples go {ends}; the test set has {available} images")
-    known = {i: torch.from_numpy(x.astype(np.float32)) for i, x in zip(indices.tolist(), images, strict=True)}
-    stem = re.sub(r"[^a-z0-9_]+", "_", path.stem.lower())
-    digest = hashlib.sha256(images.tobytes() + indices.tobytes()).hexdigest()[:16]
-    label = f"imported:{stem}_{digest[:6]}" + ("_stretched" if stretched else "")
-    return Candidates(label, {i: x for i, x in known.items() if i < samples}, digest, stretched)
-
-
-def range_seen(candidates: Candidates) -> str:
-    """Returns the range of the candidates' values as text, with a hint if values lie outside [0, 1]."""
-    values = torch.stack(list(candidates.images.values()))
-    if not torch.isfinite(values).all():
-        return "some values are not finite"
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and 2 < high <= 255:
-        hint = "; divide by 255?"
-    elif low < 0 or high > 1:
-        hint = "; undo the normalization?"
-    else:
-        hint = ""
-    return f"values from {low:.3g} to {high:.3g}, allowed are 0 to 1{hint}"
-
-
-def import_adversarials(
-    path: Path,
+def host_of(
     run: Path,
     defense: str,
     dataset: str,
@@ -121,17 +67,12 @@ def import_adversarials(
     data_dir: Path | None,
     device: torch.device,
     plugins: Sequence[str | Path] = (),
-    stretch: bool = False,
-) -> tuple[Candidates, dict[NormName, CellResult]]:
-    """Judges the candidates of a file in every norm of a run and enters them into its ledger as an attack.
-
-    Returns the candidates, and the results by norm. A sample without a candidate counts as not found. Candidates are
-    judged unmodified. With ``stretch``, they are also judged post-processed and moved outward. If a modified
-    candidate is recorded, the record's reason is ``stretched``.
+) -> Host:
+    """Loads a run and one of its defenses.
 
     Raises:
-        UserError: when the run does not exist, lacks the dataset or the defense, or has another schema version; when
-            the defense has other weights or answers than in the run; or when the file does not fit.
+        UserError: when the run does not exist, lacks the dataset or the defense, or has another schema version; or when
+            the defense has other weights or answers than in the run.
     """
     manifest = load_manifest(run)
     if manifest.schema_version != SCHEMA_VERSION:
@@ -144,8 +85,6 @@ def import_adversarials(
     if defense not in names:
         raise unknown("defense", defense, names, f"run {run}")
     data = load_dataset(dataset, data_dir)
-    samples = len(manifest.samples)
-    candidates = read_candidates(path, data, samples, stretched=stretch)
     loaded = load_trained(defense, data, Registry(plugins, manifest.variants), manifest.seed, device)
     if manifest.defense(defense).weights != loaded.fingerprint:
         raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
@@ -153,37 +92,50 @@ def import_adversarials(
     for entry in manifest.cells:
         file = ledger_dir(run) / entry.file
         before = read_provenance(file).get("logits", {}) if file.exists() else {}
-        if defense in before:
-            found = difference(before[defense], logits)
-            if found:
-                raise UserError(
-                    f"run {run} was made when {defense} gave other logits ({found}); repeat the assay run that made it "
-                    "first"
-                )
-    origin = provenance(str(device), manifest.seed)
-    results, cells = {}, []
-    state = {**state_of_import(loaded, data, samples), "attack": candidates.digest}
-    turn = _turn(manifest, candidates, defense, state) if loaded.card.randomized else None
+        if defense in before and (found := difference(before[defense], logits)):
+            raise UserError(
+                f"run {run} was made when {defense} gave other logits ({found}); repeat its assay run first"
+            )
+    return Host(run, manifest, data, loaded, logits, device)
+
+
+def import_adversarials(
+    path: Path, host: Host, *, stretch: bool = False
+) -> tuple[Candidates, dict[NormName, CellResult]]:
+    """Judges the candidates of a file in every norm of a run and enters them into its ledger as an attack.
+
+    Returns the candidates, and the results by norm. A sample without a candidate counts as not found. Candidates are
+    judged unmodified. With ``stretch``, they are also judged post-processed and moved outward. If a modified
+    candidate is recorded, the record's reason is ``stretched``.
+
+    Raises:
+        UserError: when the file does not fit.
+    """
+    run, manifest, samples = host.run, host.manifest, len(host.manifest.samples)
+    candidates = read_candidates(path, host.data, samples, stretched=stretch)
+    state = {**state_of_import(host.loaded, host.data, samples), "attack": candidates.digest}
+    turn = _turn(manifest, candidates, host.defense, state) if host.loaded.card.randomized else None
     if turn is not None and turn not in manifest.turns:
         # Written before judging, because an interrupted import must count as a turn.
         manifest = manifest.with_turn(turn)
         write_manifest(run, manifest, finished=is_finished(run, manifest))
+    origin = provenance(str(host.device), manifest.seed)
+    results, cells = {}, []
     for norm, threshold in manifest.thresholds.items():
         judging = None
         if turn is not None:
             judging = Judging(turn.alpha, manifest.estimation_draws, threshold, turn.seed)
-        cell = _cell(candidates, loaded, data, norm, samples, manifest.seed, state, judging)
-        results[norm] = _judged(cell, candidates, loaded, data, device)
+        cell = _cell(candidates, host, norm, state, judging)
+        result = results[norm] = _judged(cell, candidates, host.loaded, host.data, host.device)
         facts = {
             **origin,
             "parameters": cell.parameters,
             "file": path.name,
             "judging": judging and asdict(judging),
             "state": cell.state,
-            "logits": {defense: logits},
+            "logits": {host.defense: host.logits},
         }
-        path_of_cell = ledger_dir(run) / cell.file
-        write_cell(path_of_cell, results[norm].records, results[norm].adversarials, facts, results[norm].likeliest)
+        write_cell(ledger_dir(run) / cell.file, result.records, result.adversarials, facts, result.likeliest)
         cells.append(cell)
     entered = manifest.with_imports([CellEntry.of_import(cell, sorted(candidates.images)) for cell in cells])
     write_manifest(run, entered, finished=is_finished(run, entered))
@@ -211,19 +163,11 @@ def _turn(manifest: Manifest, candidates: Candidates, defense: str, state: dict[
     )
 
 
-def _cell(
-    candidates: Candidates,
-    loaded: LoadedDefense,
-    data: Dataset,
-    norm: NormName,
-    samples: int,
-    seed: int,
-    state: dict[str, str],
-    judging: Judging | None,
-) -> Cell:
+def _cell(candidates: Candidates, host: Host, norm: NormName, state: dict[str, str], judging: Judging | None) -> Cell:
+    card = host.loaded.card
     return Cell(
-        dataset=data.name,
-        defense=loaded.card.name,
+        dataset=host.data.name,
+        defense=card.name,
         attack=candidates.label,
         function="imported",
         norm=norm,
@@ -231,10 +175,10 @@ def _cell(
         access="decision",
         parameters={},
         budget=1,
-        seed=seed,
-        samples=samples,
-        chunk=loaded.card.batch_size,
-        batch_size=loaded.card.batch_size,
+        seed=host.manifest.seed,
+        samples=len(host.manifest.samples),
+        chunk=card.batch_size,
+        batch_size=card.batch_size,
         timeout=None,
         state=state,
         judging=judging,
@@ -258,8 +202,8 @@ def _judged(
             [torch.stack(row + [image] * (most - len(row))) for row, image in zip(rows, x, strict=True)], 1
         )
 
-    remarks = examined(loaded.defense, data, device)
-    result = run_cell(cell, loaded.defense, imported, data, device, remarks=remarks)
+    target = Target(loaded.defense, examined(loaded.defense, data, device))
+    result = run_cell(cell, target, Adversary(imported), data, device)
     records = result.records
     absent = records["reason"].eq("unperturbed")
     records.loc[absent, ["status", "reason"]] = [Status.NOT_FOUND, ""]

@@ -19,9 +19,10 @@ from bench.contracts.work import Cell, Study, Work
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import (
     CELL_THREADS,
+    Adversary,
     CellResult,
-    CleanVerdicts,
     Substitute,
+    Target,
     cause,
     failed_result,
     run_cell,
@@ -65,8 +66,7 @@ class Worker:
         self._engine = engine_code().digest
         self._dataset: Dataset = load_dataset(job.dataset, job.data_dir)
         self._defenses: dict[str, LoadedDefense] = {}
-        self._remarks: dict[str, tuple[str, ...]] = {}
-        self._clean_verdicts: dict[str, CleanVerdicts] = {}
+        self._targets: dict[str, Target] = {}
         self._substitutes: dict[str, Substitute] = {}
         self._answers: dict[str, Answers] = {}
 
@@ -133,11 +133,10 @@ class Worker:
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
-        loaded = self._loaded(cell.defense, device, cell.state)
+        self._loaded(cell.defense, device, cell.state)
         attack = self._registry.get("attacks", cell.function)
         _check("engine", self._engine, cell.state)
         _check("attack", attack.code.digest, cell.state)
-        clean_verdicts = self._clean_verdicts.setdefault(cell.defense, {})
         substitute = None
         if cell.substitute is not None:
             loaded_substitute = self._loaded(cell.substitute, device)
@@ -146,14 +145,11 @@ class Worker:
             substitute = self._substitutes.setdefault(cell.substitute, source)
         return run_cell(
             cell,
-            loaded.defense,
-            attack.function,
+            self._targets[cell.defense],
+            Adversary(attack.function, substitute),
             self._dataset,
             device,
             on_chunk,
-            clean_verdicts,
-            substitute,
-            self._remarks[cell.defense],
         )
 
     def _loaded(self, name: str, device: torch.device, state: Mapping[str, str] | None = None) -> LoadedDefense:
@@ -165,8 +161,8 @@ class Worker:
             _check("defense", loaded.code.digest, state)
             if loaded.fingerprint != state["weights"]:
                 raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
-        if name not in self._remarks:
-            self._remarks[name] = examined(loaded.defense, self._dataset, device)
+        if name not in self._targets:
+            self._targets[name] = Target(loaded.defense, examined(loaded.defense, self._dataset, device))
         return loaded
 
     def _answers_of(self, work: Work) -> dict[str, Answers]:

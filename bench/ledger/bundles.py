@@ -28,7 +28,8 @@ from typing import Any
 from bench.contracts.errors import UserError
 from bench.contracts.source import PACKAGES, ROOT, Sources
 from bench.ledger.atomic import write_atomically
-from bench.ledger.manifest import Manifest, PluginEntry
+from bench.ledger.entries import PluginEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import file_hashes, is_finished, load_manifest
 from bench.ledger.schema import ledger_dir
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bench.contracts.norms import within
-from bench.ledger.manifest import CellEntry, StudyEntry, WorkEntry
+from bench.ledger.entries import CellEntry, StudyEntry, WorkEntry
 from bench.ledger.schema import Status
 
 _DISTANCES = ("l0", "l2", "linf")

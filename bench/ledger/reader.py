@@ -16,6 +16,7 @@ from bench.contracts.errors import UserError
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.atomic import write_atomically
 from bench.ledger.consistency import Images, Violation, cell_violations, image_violations, study_violations
+from bench.ledger.entries import CellEntry, StudyEntry, WorkEntry
 from bench.ledger.files import (
     Result,
     cell_table,
@@ -26,7 +27,7 @@ from bench.ledger.files import (
     read_result,
     unreadable,
 )
-from bench.ledger.manifest import CellEntry, Manifest, StudyEntry, WorkEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.schema import NON_FINITE, Status, ledger_dir, sample_hash
 
 

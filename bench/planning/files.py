@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,41 +80,60 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
     return data
 
 
-def build_matrix(
-    where: str,
-    data: dict[str, Any],
-    registry: Registry,
-    *,
-    samples: int | None = None,
-    seed: int | None = None,
-    defenses: Sequence[str] | None = None,
-    attacks: Sequence[str] | None = None,
-    norms: Sequence[str] | None = None,
-) -> Matrix:
-    """Returns the validated matrix with the choices from the command line.
+@dataclass(frozen=True)
+class Choices:
+    """What a user changes in a matrix; None leaves it as it is.
 
-    ``defenses`` and ``attacks`` select by name or label. A name may be a plugin that the matrix does not contain.
+    Attributes:
+        samples: the first N test images.
+        seed: seed of training and attacks.
+        defenses, attacks: names or labels to select. A name may be a plugin that the matrix does not contain.
+        norms: norms to select.
+        settings: see `with_settings`.
+    """
+
+    samples: int | None = None
+    seed: int | None = None
+    defenses: Sequence[str] | None = None
+    attacks: Sequence[str] | None = None
+    norms: Sequence[str] | None = None
+    settings: Sequence[str] = ()
+
+
+def chosen_matrix(name_or_path: str, choices: Choices, plugins: Sequence[str | Path] = ()) -> tuple[Matrix, Registry]:
+    """Returns the validated matrix of a name or file with a user's choices, and the registry with their plugins.
+
+    Raises:
+        UserError: for anything that the user has to fix.
+    """
+    where, data = read_matrix(name_or_path)
+    registry = Registry(plugins)
+    return build_matrix(where, data, registry, choices), registry
+
+
+def build_matrix(where: str, data: dict[str, Any], registry: Registry, choices: Choices = Choices()) -> Matrix:
+    """Returns the validated matrix with a user's choices.
 
     Raises:
         UserError: for an invalid matrix. One line names the file, the key, the value and what is allowed.
     """
-    data = with_entries(data)
+    data = with_settings(where, data, choices.settings)
     check_attacks(where, data)
-    if samples is not None:
-        data["samples"] = samples
-    if seed is not None:
-        data["seed"] = seed
-    if defenses is not None:
-        data["defenses"] = _selected(entries_of(data, "defenses"), defenses)
-    if attacks is not None:
-        data["attacks"] = _selected(entries_of(data, "attacks"), attacks)
-    if norms is not None:
-        for norm in norms:
+    if choices.samples is not None:
+        data["samples"] = choices.samples
+    if choices.seed is not None:
+        data["seed"] = choices.seed
+    if choices.defenses is not None:
+        data["defenses"] = _selected(entries_of(data, "defenses"), choices.defenses)
+    if choices.attacks is not None:
+        data["attacks"] = _selected(entries_of(data, "attacks"), choices.attacks)
+    if choices.norms is not None:
+        for norm in choices.norms:
             if norm not in NORMS:
                 raise unknown("norm", norm, NORMS, "--norms")
             if norm not in data.get("thresholds", {}):
                 raise UserError(f"--norms {norm}: {where} has no threshold for it; add --set thresholds.{norm}=...")
-        data["thresholds"] = {norm: data["thresholds"][norm] for norm in norms}
+        data["thresholds"] = {norm: data["thresholds"][norm] for norm in choices.norms}
     try:
         matrix = Matrix.model_validate(data)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bench.contracts.source import engine_code
 from bench.datasets.dataset import Dataset
-from bench.ledger.manifest import CellEntry
+from bench.ledger.entries import CellEntry
 from bench.training.loading import LoadedDefense
 
 

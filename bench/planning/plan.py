@@ -14,8 +14,9 @@ from bench.contracts.protocols import HasInnerSteps
 from bench.contracts.work import Cell, Study, Work
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.ledger.consistency import Images
+from bench.ledger.entries import CellEntry, entry_of
 from bench.ledger.files import read_provenance
-from bench.ledger.manifest import CellEntry, Manifest, entry_of
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import manifest_there
 from bench.ledger.reader import Reader, is_done
 from bench.ledger.schema import ledger_dir, sample_hash

@@ -13,8 +13,9 @@ from bench.contracts.errors import UserError
 from bench.contracts.source import identity_hash
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.consistency import Images, Violation, cell_violations, image_violations, study_violations
+from bench.ledger.entries import CellEntry, WorkEntry
 from bench.ledger.files import Result, cell_table, images_beside, read_result
-from bench.ledger.manifest import CellEntry, Manifest, WorkEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import is_finished
 from bench.ledger.reader import Reader
 from bench.verification.report import Verification

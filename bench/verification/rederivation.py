@@ -19,8 +19,9 @@ from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.engine.ballot import classify
 from bench.ledger.consistency import Violation
+from bench.ledger.entries import StudyEntry
 from bench.ledger.files import Result
-from bench.ledger.manifest import Manifest, StudyEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.provenance import kind_of_machine
 from bench.ledger.schema import Status
 from bench.studies.catalog import kind_of

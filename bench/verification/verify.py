@@ -21,8 +21,9 @@ from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
 from bench.contracts.work import SCHEMA_VERSION
 from bench.engine.ballot import classify
+from bench.ledger.entries import CellEntry
 from bench.ledger.files import Result
-from bench.ledger.manifest import CellEntry, Manifest
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import Reader, clean_arrays, reader
 from bench.ledger.schema import ledger_dir

@@ -13,8 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bench.contracts.norms import NormName
+from bench.ledger.entries import CellEntry, GapEntry
 from bench.ledger.loading import load_clean, load_ledger, load_studies
-from bench.ledger.manifest import CellEntry, GapEntry, Manifest
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import reader
 from reports.statistics.brackets import brackets

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.contracts.errors import UserError, unknown
-from bench.ledger.manifest import WorkEntry
+from bench.ledger.entries import WorkEntry
 from bench.ledger.manifest import combined as combined_manifest
 from reports.runs.run import Run
 

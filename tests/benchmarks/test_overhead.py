@@ -9,7 +9,7 @@ from measuring import finish, make_cell, seconds
 from torch.profiler import ProfilerActivity, profile
 
 from bench.api import load_dataset
-from bench.engine.cell import run_cell
+from bench.engine.cell import Adversary, Target, run_cell
 from bench.plugins.registry import Registry
 from bench.training.loading import load_trained
 
@@ -49,11 +49,11 @@ def test_share_of_a_cell_outside_the_passes(benchmark, report, monkeypatch, cnn,
     torch.set_num_threads(1)
     cell = make_cell(attack, norm, budget=400, dataset=dataset.name)
     function = Registry().get("attacks", attack).function
-    run_cell(cell, defense, function, dataset, device)
+    run_cell(cell, Target(defense), Adversary(function), dataset, device)
     passes = Stopwatch(device)
     monkeypatch.setattr(defense, "logits", passes.around(defense.logits))
     monkeypatch.setattr(torch.autograd, "grad", passes.around(torch.autograd.grad))
-    benchmark.pedantic(lambda: run_cell(cell, defense, function, dataset, device), rounds=1)
+    benchmark.pedantic(lambda: run_cell(cell, Target(defense), Adversary(function), dataset, device), rounds=1)
     report(
         f"{attack} {norm} on {dataset.name}'s cnn, batch 64, {device.type}: share of the time outside the net's passes",
         f"{1 - passes.total / benchmark.stats.stats.total:.0%}",
@@ -67,7 +67,7 @@ def test_share_of_a_cell_in_python(report, cnn, device, attack, norm):
     torch.set_num_threads(1)
     cell = make_cell(attack, norm, budget=400, dataset=dataset.name)
     function = Registry().get("attacks", attack).function
-    run_cell(cell, defense, function, dataset, device)
+    run_cell(cell, Target(defense), Adversary(function), dataset, device)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         spent = seconds(run_cell, cell, defense, function, dataset, device)
     operations = sum(event.self_cpu_time_total for event in profiled.key_averages()) / 1e6

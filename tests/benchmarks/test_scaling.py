@@ -12,7 +12,7 @@ import bench
 from bench.contracts.cards import DefenseCard
 from bench.contracts.protocols import ModuleDefense
 from bench.datasets.split import Split
-from bench.engine.cell import run_cell
+from bench.engine.cell import Adversary, Target, run_cell
 from bench.plugins.registry import Registry
 
 
@@ -26,7 +26,7 @@ def test_samples(benchmark, report, device, attack, norm):
     function = Registry().get("attacks", attack).function
     few = make_cell(attack, norm, budget=300)
     many = replace(few, samples=256)
-    run_cell(few, defense, function, dataset, device)
+    run_cell(few, Target(defense), Adversary(function), dataset, device)
     small = seconds(run_cell, few, defense, function, dataset, device)
     large = seconds(benchmark.pedantic, run_cell, (many, defense, function, dataset, device), rounds=1)
     report(f"{attack} {norm}, {device.type}: 4 times the samples take", f"{large / small:.1f} times as long")
@@ -46,7 +46,7 @@ def test_classes(benchmark, report, device):
         relabeled = Split(dataset.test.images, logits.argmax(1))
         labeled = SimpleNamespace(classes=classes, train=dataset.train, test=relabeled)
         cell = make_cell("deepfool", "L2", budget=10**6)
-        run_cell(cell, defense, function, labeled, device)
+        run_cell(cell, Target(defense), Adversary(function), labeled, device)
         spent.append(seconds(run_cell, cell, defense, function, labeled, device))
     benchmark.pedantic(run_cell, (cell, defense, function, labeled, device), rounds=1)
     report(f"deepfool L2, {device.type}: 4 times the classes take", f"{spent[1] / spent[0]:.1f} times as long")

@@ -6,15 +6,8 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from bench.ledger.manifest import (
-    AttackEntry,
-    CellEntry,
-    DatasetEntry,
-    DefenseEntry,
-    GapEntry,
-    Manifest,
-    StudyEntry,
-)
+from bench.ledger.entries import AttackEntry, CellEntry, DatasetEntry, DefenseEntry, GapEntry, StudyEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.schema import sample_hash
 from reports.evidence.masking import GRADIENTS
 from reports.runs.run import Run

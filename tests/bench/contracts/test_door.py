@@ -26,7 +26,7 @@ from bench.contracts.protocols import as_defense, fingerprint
 from bench.contracts.streams import Streams
 from bench.contracts.work import Cell
 from bench.datasets.dataset import load_dataset
-from bench.engine.cell import run_cell
+from bench.engine.cell import Adversary, Target, run_cell
 from bench.ledger.manifest_file import load_manifest
 from bench.plugins.registry import Registry
 
@@ -75,7 +75,9 @@ def records(net, attack, norm, budget=100, **card):
         state={},
     )
     remarks = examined(defense, DIGITS, CPU)
-    return run_cell(cell, defense, plugin.function, DIGITS, CPU, remarks=remarks).records.drop(columns="seconds")
+    return run_cell(cell, Target(defense, remarks), Adversary(plugin.function), DIGITS, CPU).records.drop(
+        columns="seconds"
+    )
 
 
 def clamped_without_gradient(x):

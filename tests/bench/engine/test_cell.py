@@ -13,7 +13,7 @@ from bench.contracts.norms import NORMS
 from bench.contracts.protocols import ModuleDefense
 from bench.contracts.work import Cell, Judging
 from bench.datasets.split import Split
-from bench.engine.cell import Substitute, failed_result, run_cell
+from bench.engine.cell import Adversary, Substitute, Target, failed_result, run_cell
 
 CPU = torch.device("cpu")
 BRIGHT, DARK = torch.full((1, 2, 2), 0.75), torch.full((1, 2, 2), 0.25)
@@ -69,7 +69,7 @@ def make_cell(**changes):
 
 
 def run(attack, defense=None, **changes):
-    return run_cell(make_cell(**changes), defense or make_defense(), attack, dataset(), CPU)
+    return run_cell(make_cell(**changes), Target(defense or make_defense()), Adversary(attack), dataset(), CPU)
 
 
 def flip(oracle, x, y):
@@ -114,11 +114,11 @@ def test_attacks_on_the_same_defense_share_the_verdict_on_its_clean_images():
     def idle(oracle, x, y):
         return x
 
-    defense, verdicts = make_defense(Counting()), {}
-    first = run_cell(make_cell(), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
+    target = Target(make_defense(Counting()))
+    first = run_cell(make_cell(), target, Adversary(idle), dataset(), CPU)
     before = Counting.calls
-    second = run_cell(make_cell(), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
-    other_seed = run_cell(make_cell(seed=1), defense, idle, dataset(), CPU, clean_verdicts=verdicts)
+    second = run_cell(make_cell(), target, Adversary(idle), dataset(), CPU)
+    other_seed = run_cell(make_cell(seed=1), target, Adversary(idle), dataset(), CPU)
     assert before == 2  # five images in batches of three; unperturbed candidates need no pass
     assert Counting.calls == 2 + 2
     for again in (second, other_seed):
@@ -327,7 +327,7 @@ def test_one_image_without_finite_logits_fails_alone():
 
     images = dataset()
     images.test = images.train = Split(torch.cat([images.test.images[:4], torch.ones(1, 1, 2, 2)]), images.test.labels)
-    records = run_cell(make_cell(), make_defense(Overflows()), flip, images, CPU).records
+    records = run_cell(make_cell(), Target(make_defense(Overflows())), Adversary(flip), images, CPU).records
     assert records["status"].tolist() == ["found"] * 4 + ["failed"]
     assert records["reason"].tolist() == [""] * 4 + ["non_finite"]
     assert records["l2"].isna().tolist() == [False] * 4 + [True]
@@ -385,7 +385,7 @@ def test_what_transfers_is_proposed_once_for_all_defenses_and_not_counted():
     substitute = Substitute(make_defense())
     for _ in range(2):
         cell = make_cell(access="transfer", substitute="brightness")
-        records = run_cell(cell, make_defense(), transfer, dataset(), CPU, substitute=substitute).records
+        records = run_cell(cell, Target(make_defense()), Adversary(transfer, substitute), dataset(), CPU).records
         assert records["status"].tolist() == ["found"] * 4 + ["clean_error"]
         assert records["forwards"].tolist() == [1] * 4 + [0]
     assert proposed == [5], "all samples of the chunk, also those that the defense errs on"

@@ -1,14 +1,7 @@
 """A manifest made up for tests: a defense, two attacks in two norms, two studies; no files."""
 
-from bench.ledger.manifest import (
-    AttackEntry,
-    CellEntry,
-    DatasetEntry,
-    DefenseEntry,
-    GapEntry,
-    Manifest,
-    StudyEntry,
-)
+from bench.ledger.entries import AttackEntry, CellEntry, DatasetEntry, DefenseEntry, GapEntry, StudyEntry
+from bench.ledger.manifest import Manifest
 
 
 def cell(attack="pgd", norm="L2", **fields):

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.contracts.errors import UserError
+from bench.ledger.entries import CellEntry, DatasetEntry, DefenseEntry, StudyEntry
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.loading import load_adversarials, load_clean, load_ledger, load_studies, load_study_images
-from bench.ledger.manifest import CellEntry, DatasetEntry, DefenseEntry, Manifest, StudyEntry
+from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import is_done, reader, write_clean
 from bench.ledger.schema import COLUMNS, sample_hash

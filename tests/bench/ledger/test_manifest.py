@@ -3,15 +3,8 @@ from made_up_manifest import cell, manifest, study
 
 from bench.contracts.errors import UserError
 from bench.contracts.work import Cell, Judging, Study
-from bench.ledger.manifest import (
-    AttackEntry,
-    CellEntry,
-    DatasetEntry,
-    DefenseEntry,
-    Turn,
-    combined,
-    entry_of,
-)
+from bench.ledger.entries import AttackEntry, CellEntry, DatasetEntry, DefenseEntry, Turn, entry_of
+from bench.ledger.manifest import combined
 
 WORK = {"dataset": "d", "defense": "net", "norm": "L2", "seed": 0, "samples": 2, "batch_size": 8, "timeout": None}
 CELL = {"attack": "a", "function": "a", "access": "gradient", "parameters": {"steps": 3}, "budget": 7, "chunk": 8}

@@ -7,7 +7,7 @@ import pytest
 from bench.contracts.cards import attack
 from bench.contracts.errors import UserError
 from bench.datasets.dataset import load_dataset
-from bench.planning.files import build_matrix, matrices, read_matrix, with_settings
+from bench.planning.files import Choices, build_matrix, matrices, read_matrix
 from bench.planning.matrix import StudyKind
 from bench.plugins.registry import Registry
 from bench.studies.catalog import KINDS
@@ -24,8 +24,8 @@ VALID = {
 
 
 def build(settings=(), changes=(), **choices):
-    data = with_settings("matrix test", {**VALID, **dict(changes)}, settings)
-    return build_matrix("matrix test", data, Registry(), **choices)
+    data = {**VALID, **dict(changes)}
+    return build_matrix("matrix test", data, Registry(), Choices(**choices, settings=settings))
 
 
 def test_names_become_entries_with_the_cards_norms_in_the_thresholds_order():

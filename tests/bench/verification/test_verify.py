@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import bench
 from bench.cli.app import app
+from bench.ledger.entries import CellEntry
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.intervals import wilson_interval
 from bench.ledger.loading import load_clean
-from bench.ledger.manifest import CellEntry
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import write_clean
 from bench.ledger.seals import sealed
