@@ -81,7 +81,8 @@ class GradientOracle(DecisionOracle, Protocol):
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the gradient (N, C, H, W) of the rows' losses with respect to ``x``, and the logits (N, K).
 
-        For a randomized defense both are averages over draws.
+        For a randomized defense, the logits are averages over draws, and the gradient is that of the averages' loss.
+        Where further draws refute that ``x`` is adversarial, the true class's logit is raised to the highest.
         """
 
     def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,5 +133,6 @@ class Oracle(GradientOracle, Protocol):
     def as_module(self) -> nn.Module:
         """Returns the defense as a module from images (N, C, H, W) to logits (N, K), for libraries.
 
-        Its queries are counted for all samples together.
+        Its rows carry no ids: each counts as an equal share of the chunk's totals, the budget stops the whole chunk,
+        and nothing is remembered as closest.
         """

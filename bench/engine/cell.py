@@ -23,8 +23,9 @@ from bench.contracts.threat import ThreatModel
 from bench.contracts.work import Cell, Judging
 from bench.datasets.dataset import Dataset
 from bench.engine.judge import CleanVerdict, Judge, Judged
-from bench.engine.oracle import DefenseOracle, Resources, Terms
+from bench.engine.oracle import DefenseOracle
 from bench.engine.recording import Columns, blank, fail, joined, record, record_clean
+from bench.engine.terms import Resources, Terms
 
 CELL_THREADS = 1
 """Number of threads of every cell on a CPU, for any number of workers: float arithmetic depends on it."""

@@ -8,12 +8,11 @@ defense, of the queries' nearest equivalents; of a randomized one, among those t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.cards import GRANTS, Access
+from bench.contracts.cards import GRANTS
 from bench.contracts.chunk import Chunk
 from bench.contracts.goals import Misclassified
 from bench.contracts.oracle import AccessDenied, AttackFunction, Loss, Rows
@@ -23,49 +22,18 @@ from bench.contracts.protocols import (
     VectorJacobian,
 )
 from bench.contracts.streams import Streams
-from bench.contracts.threat import ThreatModel, snap_to_threshold
+from bench.contracts.threat import snap_to_threshold
 from bench.engine.audit import GradientAudit
 from bench.engine.closest import ClosestFound, nearest_first
 from bench.engine.confirmation import Confirmation, first_of_each
 from bench.engine.library import OracleModule
 from bench.engine.meter import Meter
 from bench.engine.queried import QueriedDefense
+from bench.engine.terms import NOTHING, Resources, Terms
 
 FRESH_DRAWS = 100
 """Draws over which an answer of a randomized defense is averaged anew that reaches a goal other than misclassification.
 """
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What an attack is allowed.
-
-    Attributes:
-        access: what the attack may ask for.
-        threat: the threat model under attack.
-        budget: passes per sample, forward and backward, after which queries are refused.
-        batch_size: rows that are evaluated together at most.
-        deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
-    """
-
-    access: Access
-    threat: ThreatModel
-    budget: int
-    batch_size: int
-    deadline: float | None = None
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What an adversary has besides the defense under attack.
-
-    Attributes:
-        pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; None for none.
-        transferred: maps a gradient attack to what it proposes on the substitute; None where there is no substitute.
-    """
-
-    pool: tuple[Tensor, Tensor] | None = None
-    transferred: Callable[[AttackFunction], Tensor] | None = None
 
 
 class DefenseOracle:
@@ -79,14 +47,7 @@ class DefenseOracle:
         noise: one random stream per sample for a randomized defense.
         resources: what the adversary has besides.
 
-    Attributes:
-        ids: the chunk's sample ids, 0 ... n-1, int64. Every query says which samples its rows belong to; a sample may
-            have any number of rows in a query.
-        threat: the threat model under attack.
-        random: see above; to be drawn with ids.
-        classes: number of classes.
-        pool: see `Resources`; may be empty.
-        remarks: what the attack has to say about the defense, such as a library's warnings; the ledger keeps it.
+    The other attributes are those of `bench.contracts.oracle.Oracle`.
     """
 
     def __init__(
@@ -96,7 +57,7 @@ class DefenseOracle:
         terms: Terms,
         random: Streams,
         noise: Streams,
-        resources: Resources = Resources(),
+        resources: Resources = NOTHING,
     ) -> None:
         x, y, goal = chunk.images, chunk.labels, terms.threat.goal
         self.ids = torch.arange(len(chunk), device=chunk.device)
@@ -126,21 +87,17 @@ class DefenseOracle:
         self._queried.draws = number
 
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Predicted classes (N,) int64 of images ``x`` (N, C, H, W); a majority over `draws` if randomized."""
+        """See `bench.contracts.oracle.Oracle.decision`."""
         self._require("decision")
         return self._forward(x, ids, self._y[ids], self._queried.majority)
 
     def scores(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits (N, K) of images ``x``, averaged over `draws` if the defense is randomized."""
+        """See `bench.contracts.oracle.Oracle.scores`."""
         self._require("score")
         return self._forward(x, ids, self._queried.refusal(x, ids), self._queried.mean)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of ``loss(logits(x), y)`` in ``x`` (N, C, H, W), and the logits (N, K) it was taken at.
-
-        For a randomized defense these are the logits averaged over `draws` and the gradient of the loss of that
-        average; where further draws refute that ``x`` is adversarial, the true class's logit is raised to the highest.
-        """
+        """See `bench.contracts.oracle.Oracle.gradient`."""
 
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
             with torch.enable_grad():
@@ -151,7 +108,7 @@ class DefenseOracle:
         return products[:, 0], logits
 
     def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivatives (N, M, C, H, W) of the logits of ``classes`` (N, M) in ``x``, and all logits (N, K)."""
+        """See `bench.contracts.oracle.Oracle.jacobian`."""
         width = classes.shape[1]
 
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
@@ -160,8 +117,7 @@ class DefenseOracle:
         return self._products(x, ids, width, cotangents)
 
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """Returns the defense's reconstructions (N, C, H, W) of ``x`` under the classes ``y``, or without regard to
-        classes where it knows no others; counted as a forward pass."""
+        """See `bench.contracts.oracle.Oracle.reconstruct`."""
         self._require("latent")
         output = x.clone()
         for rows in self._meter.admit(ids):
@@ -199,46 +155,40 @@ class DefenseOracle:
         return gradient, scores
 
     def transferred(self, attack: AttackFunction) -> Tensor:
-        """What a gradient attack, with its default parameters, proposes for this chunk's samples (n, C, H, W) on the
-        substitute. Its queries there are not counted here."""
+        """See `bench.contracts.oracle.Oracle.transferred`."""
         self._require("transfer")
         assert self._transferred is not None
         return self._transferred(attack)
 
     def closest(self, fallback: Tensor) -> Tensor:
-        """Returns, per sample, the closest adversarial example (in the ball, where there is one) among all queries so
-        far, else the row of ``fallback`` (n, C, H, W): what most attacks return."""
+        """See `bench.contracts.oracle.Oracle.closest`."""
         return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest.images, fallback)
 
     def adversarial(self, x: Tensor, ids: Tensor) -> Tensor:
-        """See `bench.contracts.oracle.DecisionOracle.adversarial`."""
+        """See `bench.contracts.oracle.Oracle.adversarial`."""
         return self.reached(self.decision(x, ids), ids)
 
     def reached(self, answers: Tensor, ids: Tensor) -> Tensor:
-        """See `bench.contracts.oracle.DecisionOracle.reached`."""
+        """See `bench.contracts.oracle.Oracle.reached`."""
         return self._goal.reached(answers, self._y[ids])
 
     def working(self, rows: Tensor, ids: Tensor | None = None) -> Tensor:
-        """See `bench.contracts.oracle.DecisionOracle.working`."""
+        """See `bench.contracts.oracle.Oracle.working`."""
         return rows[self._meter.affordable(rows if ids is None else ids[rows])]
 
     def as_module(self) -> nn.Module:
-        """Returns the defense as a ``torch.nn.Module`` for libraries: images to logits, differentiable if granted.
-
-        The module knows no ids. Each row counts as an equal share of the chunk's totals, the budget stops the whole
-        chunk (`BudgetExhausted`), and nothing is remembered as closest.
-        """
+        """See `bench.contracts.oracle.Oracle.as_module`."""
         self._require("score")
         return OracleModule(self._answer_library)
 
     @property
     def found(self) -> Tensor:
-        """True (n,) for samples with an adversarial example (in the ball, where there is one) among their queries."""
+        """See `bench.contracts.oracle.Oracle.found`."""
         return self._closest.found
 
     @property
     def closest_distance(self) -> Tensor:
-        """Distance (n,) float64 of the closest adversarial example in the threat model's norm; infinity without one."""
+        """See `bench.contracts.oracle.Oracle.closest_distance`."""
         return self._closest.distance.clone()
 
     # What the engine records.

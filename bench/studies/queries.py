@@ -12,7 +12,8 @@ from bench.contracts.devices import rows_per_pass
 from bench.contracts.goals import MISCLASSIFIED_FROM_START, Goal
 from bench.contracts.protocols import Defense
 from bench.contracts.threat import ThreatModel
-from bench.engine.oracle import DefenseOracle, Terms
+from bench.engine.oracle import DefenseOracle
+from bench.engine.terms import Terms
 from bench.studies.study import COSTS
 
 BUDGET = 10_000

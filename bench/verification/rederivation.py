@@ -6,6 +6,7 @@ Not measured again: the detector and its evasion, the steps of a distal ascent, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,81 +39,101 @@ SAME_MACHINE, OTHER_MACHINE = 1e-6, 1e-3
 """Maximum relative difference from the stored number that counts as rounding."""
 
 
-def rederived(
-    run: Path,
-    entry: StudyEntry,
-    result: Result,
-    arrays: Mapping[str, NDArray[Any]],
-    defense: Defense,
-    dataset: Dataset,
-    device: torch.device,
-    manifest: Manifest,
-    memory: dict[Any, Any],
-) -> list[str]:
-    """Returns the faults of a study's records and images (M, C, H, W), one line each.
+@dataclass(frozen=True)
+class Rederivation:
+    """Measures the studies of one defense of a run again.
 
-    ``memory`` keeps the measurements for another copy of the same study.
+    Attributes:
+        memory: keeps the measurements for another copy of the same study.
     """
-    records = result.table.to_pandas()
-    if entry.kind == REFUTATION and entry.norm is not None:
-        rows = contested(run, entry.defense, entry.norm)
-        found = _refutations(run, rows, result, records, defense, dataset, device, manifest.seed)
+
+    run: Path
+    manifest: Manifest
+    defense: Defense
+    dataset: Dataset
+    device: torch.device
+    memory: dict[Any, Any]
+
+    def faults(self, entry: StudyEntry, result: Result, arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+        """Returns the faults of a study's records and images (M, C, H, W), one line each."""
+        records = result.table.to_pandas()
+        if entry.kind == REFUTATION and entry.norm is not None:
+            rows = contested(self.run, entry.defense, entry.norm)
+            return [str(violation) for violation in self._refutations(rows, result, records)]
+        if records["status"].eq(Status.FAILED).any() or not len(records):
+            return []
+        study = Study(
+            kind=entry.kind,
+            dataset=self.dataset.name,
+            defense=entry.defense,
+            norm=entry.norm,
+            epsilon=entry.epsilon,
+            seed=self.manifest.seed,
+            samples=len(records),
+            batch_size=self.defense.card.batch_size,
+            timeout=None,
+            state=result.facts.get("state", {}),
+        )
+        expected = kind_of(study).samples_of(self.dataset, len(self.manifest.samples))
+        if len(records) != expected:
+            return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected}"))]
+        tolerance = SAME_MACHINE if self._same_machine(result) else OTHER_MACHINE
+        found: Iterator[Violation] = iter(())
+        if study.kind in AGAIN and not self.defense.card.randomized:
+            found = _compared(result, records, arrays, self._measured(study), tolerance)
+        elif study.kind == "detection":
+            found = self._clean_errors(result, records)
+        elif study.kind == "distal":
+            found = self._confidences(result, records, arrays["study"], study, tolerance)
         return [str(violation) for violation in found]
-    if records["status"].eq(Status.FAILED).any() or not len(records):
-        return []
-    study = Study(
-        kind=entry.kind,
-        dataset=dataset.name,
-        defense=entry.defense,
-        norm=entry.norm,
-        epsilon=entry.epsilon,
-        seed=manifest.seed,
-        samples=len(records),
-        batch_size=defense.card.batch_size,
-        timeout=None,
-        state=result.facts.get("state", {}),
-    )
-    expected_count = kind_of(study).samples_of(dataset, len(manifest.samples))
-    if len(records) != expected_count:
-        return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected_count}"))]
-    same = result.facts.get("kind_of_machine") == kind_of_machine(str(device))
-    tolerance = SAME_MACHINE if same else OTHER_MACHINE
-    key = (study, str(device))
-    if study.kind in AGAIN and not defense.card.randomized:
-        if repr(key) not in memory:
-            memory[repr(key)] = kind_of(study).measure(study, defense, dataset, device, lambda samples: None)
-        found = _compared(result, records, arrays, memory[repr(key)], tolerance)
-    elif study.kind == "detection":
-        found = _clean_errors(result, records, defense, dataset, device)
-    elif study.kind == "distal":
-        found = _confidences(result, records, arrays["study"], study, defense, dataset, device, tolerance)
-    else:
-        found = iter(())
-    return [str(violation) for violation in found]
 
+    def _same_machine(self, result: Result) -> bool:
+        return bool(result.facts.get("kind_of_machine") == kind_of_machine(str(self.device)))
 
-def _refutations(
-    run: Path,
-    rows: pd.DataFrame,
-    result: Result,
-    records: pd.DataFrame,
-    defense: Defense,
-    dataset: Dataset,
-    device: torch.device,
-    seed: int,
-) -> Iterator[Violation]:
-    """Yields the faults of a study of the contested certificates ``rows``.
+    def _measured(self, study: Study) -> Measured:
+        key = repr((study, str(self.device)))
+        if key not in self.memory:
+            measure = kind_of(study).measure
+            self.memory[key] = measure(study, self.defense, self.dataset, self.device, lambda samples: None)
+        measured: Measured = self.memory[key]
+        return measured
 
-    On the same kind of machine its draws are repeated.
-    """
-    if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
-        yield Violation(str(result.path), "sample", str(records["sample"].tolist()), "other certificates are contested")
-        return
-    for name in ("lower_bound", "distance"):
-        yield from _differing(result, name, records[name].to_numpy(), rows[name].to_numpy(), SAME_MACHINE)
-    if result.facts.get("kind_of_machine") == kind_of_machine(str(device)):
-        errors = errors_on(run, rows, defense, dataset.classes, seed, device)
-        yield from _differing(result, "errors", records["errors"].to_numpy(), errors, 0)
+    def _refutations(self, rows: pd.DataFrame, result: Result, records: pd.DataFrame) -> Iterator[Violation]:
+        """Yields the faults of a study of the contested certificates ``rows``.
+
+        On the same kind of machine its draws are repeated.
+        """
+        if rows.empty or rows["sample"].tolist() != records["sample"].tolist():
+            samples = str(records["sample"].tolist())
+            yield Violation(str(result.path), "sample", samples, "other certificates are contested")
+            return
+        for name in ("lower_bound", "distance"):
+            yield from _differing(result, name, records[name].to_numpy(), rows[name].to_numpy(), SAME_MACHINE)
+        if self._same_machine(result):
+            errors = errors_on(self.run, rows, self.defense, self.dataset.classes, self.manifest.seed, self.device)
+            yield from _differing(result, "errors", records["errors"].to_numpy(), errors, 0)
+
+    def _clean_errors(self, result: Result, records: pd.DataFrame) -> Iterator[Violation]:
+        """Yields the records of a detection study whose status ``clean_error`` or ``attacked`` does not hold."""
+        count = len(records)
+        x, y = self.dataset.test.images[:count].to(self.device), self.dataset.test.labels[:count].to(self.device)
+        wrong = classify(self.defense, x, y, self.dataset.classes).misclassified.cpu().numpy()
+        expected = np.where(wrong, Status.CLEAN_ERROR, "attacked").astype(object)
+        yield from _differing(result, "status", records["status"].to_numpy(), expected, 0)
+
+    def _confidences(
+        self, result: Result, records: pd.DataFrame, images: NDArray[np.float32], study: Study, tolerance: float
+    ) -> Iterator[Violation]:
+        """Yields the faults in a distal study's calibration, confidences in the targets, and statuses."""
+        calibration = calibrated(self.defense, self.dataset, study.batch_size, self.device)
+        targets = torch.tensor(records["target"].tolist(), device=self.device)
+        again = torch.from_numpy(images).to(self.device)
+        confidence = confidences(self.defense, calibration, again, targets, study.batch_size)
+        for name, value in (("alpha", calibration.alpha), ("log_eta", calibration.log_eta)):
+            yield from _differing(result, name, records[name].to_numpy(), np.full(len(records), value), OTHER_MACHINE)
+        stored = records["confidence"].to_numpy()
+        yield from _differing(result, "confidence", stored, confidence, tolerance)
+        yield from _differing(result, "status", records["status"].to_numpy(), statuses(stored), 0)
 
 
 def _compared(
@@ -139,36 +160,3 @@ def _differing(result: Result, name: str, stored: Any, fresh: Any, tolerance: fl
         differ = stored != fresh
     for row in np.flatnonzero(differ).tolist():
         yield Violation(str(result.path), name, str(stored[row]), f"measured again it is {fresh[row]}", row, row)
-
-
-def _clean_errors(
-    result: Result, records: pd.DataFrame, defense: Defense, dataset: Dataset, device: torch.device
-) -> Iterator[Violation]:
-    """Yields the records of a detection study whose status ``clean_error`` or ``attacked`` does not hold."""
-    count = len(records)
-    x, y = dataset.test.images[:count].to(device), dataset.test.labels[:count].to(device)
-    wrong = classify(defense, x, y, dataset.classes).misclassified.cpu().numpy()
-    expected = np.where(wrong, Status.CLEAN_ERROR, "attacked").astype(object)
-    yield from _differing(result, "status", records["status"].to_numpy(), expected, 0)
-
-
-def _confidences(
-    result: Result,
-    records: pd.DataFrame,
-    images: NDArray[np.float32],
-    study: Study,
-    defense: Defense,
-    dataset: Dataset,
-    device: torch.device,
-    tolerance: float,
-) -> Iterator[Violation]:
-    """Yields the faults in a distal study's calibration, confidences in the targets, and statuses."""
-    calibration = calibrated(defense, dataset, study.batch_size, device)
-    targets = torch.tensor(records["target"].tolist(), device=device)
-    again = torch.from_numpy(images).to(device)
-    confidence = confidences(defense, calibration, again, targets, study.batch_size)
-    for name, value in (("alpha", calibration.alpha), ("log_eta", calibration.log_eta)):
-        yield from _differing(result, name, records[name].to_numpy(), np.full(len(records), value), OTHER_MACHINE)
-    stored = records["confidence"].to_numpy()
-    yield from _differing(result, "confidence", stored, confidence, tolerance)
-    yield from _differing(result, "status", records["status"].to_numpy(), statuses(stored), 0)

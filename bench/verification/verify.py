@@ -32,7 +32,7 @@ from bench.verification.cells import StoredCell
 from bench.verification.draws import DrawnVerdicts
 from bench.verification.files import file_faults, read_results
 from bench.verification.laboratory import Laboratory
-from bench.verification.rederivation import rederived
+from bench.verification.rederivation import Rederivation
 from bench.verification.report import Verification
 
 
@@ -157,6 +157,8 @@ class _Session:
         if others:
             self._found.unjudged.append(f"{name}: its weights are not those of the run")
             return
+        device, memory = self._laboratory.device, self._laboratory.memory
+        again = Rederivation(self._run, self._manifest, loaded.defense, self._dataset, device, memory)
         for work in own:
             result, arrays = self._results[work.id]
             data = {"train": self._dataset.train.hash, "test": self._dataset.test.hash}
@@ -168,10 +170,7 @@ class _Session:
             elif isinstance(work, CellEntry):
                 self._judge_cell(loaded, work, result, arrays["adversarial"], arrays.get("likeliest"))
             else:
-                device, memory = self._laboratory.device, self._laboratory.memory
-                self._found.faults += rederived(
-                    self._run, work, result, arrays, loaded.defense, self._dataset, device, self._manifest, memory
-                )
+                self._found.faults += again.faults(work, result, arrays)
 
     def _judge_cell(
         self,

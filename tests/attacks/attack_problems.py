@@ -21,7 +21,8 @@ from bench.contracts.door import NO_DRAWS, linearize
 from bench.contracts.oracle import BudgetExhausted
 from bench.contracts.protocols import Defense, VectorJacobian
 from bench.contracts.threat import ThreatModel
-from bench.engine.oracle import DefenseOracle, Resources, Terms
+from bench.engine.oracle import DefenseOracle
+from bench.engine.terms import Resources, Terms
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {}
 for _info in pkgutil.iter_modules(attacks.__path__):

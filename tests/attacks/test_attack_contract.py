@@ -10,7 +10,8 @@ from bench.contracts.cards import DefenseCard, card_of
 from bench.contracts.chunk import Chunk
 from bench.contracts.norms import within
 from bench.contracts.threat import ThreatModel, distance
-from bench.engine.oracle import DefenseOracle, Resources, Terms
+from bench.engine.oracle import DefenseOracle
+from bench.engine.terms import Resources, Terms
 
 OWN_CASES = [(name, norm) for name, norm in CASES if not card_of(ATTACKS[name]).library]
 BOUNDED = [(name, norm) for name, norm in CASES if "bounded" in card_of(ATTACKS[name]).kinds]

@@ -19,7 +19,8 @@ from attacks.pointwise import next_in_cycle, undo, undo_squares
 from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
 from bench.contracts.threat import ThreatModel, distance
-from bench.engine.oracle import DefenseOracle, Terms
+from bench.engine.oracle import DefenseOracle
+from bench.engine.terms import Terms
 
 
 def oracle_of(problem: Problem, access="gradient", norm="L2", budget=10**6) -> DefenseOracle:

@@ -12,7 +12,8 @@ from bench.contracts.confidence import Calibration
 from bench.contracts.goals import MISCLASSIFIED, Confident
 from bench.contracts.protocols import as_defense
 from bench.contracts.threat import ThreatModel
-from bench.engine.oracle import FRESH_DRAWS, DefenseOracle, Terms
+from bench.engine.oracle import FRESH_DRAWS, DefenseOracle
+from bench.engine.terms import Terms
 
 SURE = Confident(Calibration(alpha=1, log_eta=-math.inf))
 """Of two classes, a confidence of .9 is a logit that is log 9 = 2.2 larger."""

@@ -11,7 +11,8 @@ from bench.contracts.oracle import AccessDenied, BudgetExhausted, CellTimeout
 from bench.contracts.protocols import as_defense
 from bench.contracts.threat import ThreatModel
 from bench.engine.confirmation import CONFIRMATION
-from bench.engine.oracle import DefenseOracle, Resources, Terms
+from bench.engine.oracle import DefenseOracle
+from bench.engine.terms import Resources, Terms
 
 X = torch.full((3, 1, 2, 2), 0.5)
 Y = torch.tensor([0, 0, 1])

@@ -1,0 +1,48 @@
+"""The terms of an attack: what it is allowed, and what an adversary has besides the defense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.contracts.cards import Access
+from bench.contracts.oracle import AttackFunction
+from bench.contracts.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an attack is allowed.
+
+    Attributes:
+        access: what the attack may ask for.
+        threat: the threat model under attack.
+        budget: passes per sample, forward and backward, after which queries are refused.
+        batch_size: rows that are evaluated together at most.
+        deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
+    """
+
+    access: Access
+    threat: ThreatModel
+    budget: int
+    batch_size: int
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an adversary has besides the defense under attack.
+
+    Attributes:
+        pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; None for none.
+        transferred: maps a gradient attack to what it proposes on the substitute; None where there is no substitute.
+    """
+
+    pool: tuple[Tensor, Tensor] | None = None
+    transferred: Callable[[AttackFunction], Tensor] | None = None
+
+
+NOTHING = Resources()
+"""No resources."""
