@@ -68,7 +68,7 @@ def import_adversarials(
     device: Device = "auto",
 ) -> None:
     """Judge candidates from a file without modifying them, enter them into a run's ledger, and rewrite its report."""
-    from bench.execution.candidates import range_seen
+    from bench.execution.candidate_files import range_seen
     from bench.execution.execute import choose_device
     from bench.execution.importing import host_of
     from bench.execution.importing import import_adversarials as enter

@@ -13,7 +13,6 @@ search for lucky images. Only the keys of the streams, the images' own bytes, st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from bench.contracts.protocols import Defense
 from bench.contracts.threat import ThreatModel, distance, snap_to_threshold
 from bench.contracts.work import ALPHA
 from bench.engine.ballot import Ballot, Verdict, classify
+from bench.engine.candidates import by_distance, differ, moved_outward, violation_of, without_invalid
 from bench.engine.verdicts import Decisions, SequentialTest, decide, each_draw
 
 CLEAN_SHARE = 0.1
@@ -168,17 +168,17 @@ class Judge:
         one is in bounds, in the ball and misclassified.
         """
         x = chunk.images
-        proposed = [_replace_invalid(x, candidate, threat) for candidate in [*candidates, *seen]]
+        proposed = [without_invalid(x, candidate, threat) for candidate in [*candidates, *seen]]
         outward = threat.epsilon is None and not as_it_is
         tried, threshold = list(proposed), self.defense.card.binarization_threshold
         if threshold is not None and not as_it_is:
             tried += [snap_to_threshold(candidate, x, threshold) for candidate in proposed]
         if outward and not self.randomized:
-            tried += [_outward(x, candidate, factor) for factor in STRETCHES for candidate in proposed]
+            tried += [moved_outward(x, candidate, factor) for factor in STRETCHES for candidate in proposed]
         docket = _Docket(self, threat, chunk)
-        ranked = _nearest_first(x, tried, threat)
+        ranked = by_distance(x, tried, threat)
         if outward and self.randomized:
-            ranked = _nearest_first(x, docket.aimed(ranked), threat)
+            ranked = by_distance(x, docket.aimed(ranked), threat)
         for images in ranked:
             docket.test(images)
         return docket.closed(candidates)
@@ -211,13 +211,13 @@ class _Docket:
 
         The clean image replaces images that draws rarely misclassify at every factor.
         """
-        ranks, rows = _differ(images, self._x).nonzero(as_tuple=True)
+        ranks, rows = differ(images, self._x).nonzero(as_tuple=True)
         base, clean = images[ranks, rows], self._x[rows]
         chosen, best = torch.zeros_like(base[:, 0, 0, 0]), torch.full((len(rows),), 0.5, dtype=torch.float64)
         best = best.to(rows.device)
         short = torch.arange(len(rows), device=rows.device)
         for factor in LADDER:
-            reached, rate = self._reaches_aim(rows[short], _outward(clean[short], base[short], factor))
+            reached, rate = self._reaches_aim(rows[short], moved_outward(clean[short], base[short], factor))
             # If no factor reaches the aim, the judge tests the one that came nearest.
             nearer = reached | (rate > best[short])
             chosen[short[nearer]], best[short[nearer]] = factor, rate[nearer]
@@ -227,11 +227,11 @@ class _Docket:
         beyond = (arrived & (chosen > 1)).nonzero()[:, 0]
         lower = torch.tensor([1.0, *LADDER]).to(chosen)
         middle = (chosen[beyond] + lower[torch.searchsorted(lower, chosen[beyond]) - 1]) / 2
-        reached, _ = self._reaches_aim(rows[beyond], _outward(clean[beyond], base[beyond], middle))
+        reached, _ = self._reaches_aim(rows[beyond], moved_outward(clean[beyond], base[beyond], middle))
         chosen[beyond[reached]] = middle[reached]
         moved = [self._x.expand_as(images).clone() for _ in FARTHER]
         for farther, place in zip(FARTHER, moved, strict=True):
-            place[ranks, rows] = _outward(clean, base, farther * chosen)
+            place[ranks, rows] = moved_outward(clean, base, farther * chosen)
         return list(torch.cat(moved))
 
     def _reaches_aim(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,7 +250,7 @@ class _Docket:
 
     def test(self, images: Tensor) -> None:
         """Tests the images (n, C, H, W) whose sample is not broken yet."""
-        rows = (~self._broken & _differ(images, self._x)).nonzero()[:, 0]
+        rows = (~self._broken & differ(images, self._x)).nonzero()[:, 0]
         if not len(rows):
             return
         self._tests[rows] += 1
@@ -292,7 +292,7 @@ class _Docket:
             non_finite=self._non_finite,
             distances=final,
             violation=[
-                "" if hit else _violation(candidates[:, i], self._x[i], self._threat)
+                "" if hit else violation_of(candidates[:, i], self._x[i], self._threat)
                 for i, hit in enumerate(broken.tolist())
             ],
         )
@@ -321,58 +321,3 @@ class _Docket:
 def _shrunk(decisions: Decisions) -> Tensor:
     """Returns the share (N,) of successes, shrunk toward one half where there were few draws."""
     return (decisions.successes.double() + 1) / (decisions.draws + 2)
-
-
-def _nearest_first(x: Tensor, images: Sequence[Tensor], threat: ThreatModel) -> Tensor:
-    """Returns images (K, n, C, H, W), the nearest of each sample first.
-
-    Copies of the preceding image are replaced by ``x``. Images that already equal ``x`` come last.
-    """
-    stacked = torch.stack(list(images))
-    distances = torch.stack([threat.distance(each, x) for each in stacked])
-    order = distances.masked_fill(distances == 0, torch.inf).argsort(dim=0, stable=True)
-    ranked = stacked[order, torch.arange(len(x), device=x.device)]
-    copies = ~_differ(ranked[1:], ranked[:-1])
-    ranked[1:][copies] = x.expand_as(ranked[1:])[copies]
-    return ranked
-
-
-def _outward(x: Tensor, candidate: Tensor, factor: float | Tensor) -> Tensor:
-    """Returns candidates (N, C, H, W) moved on lines from ``x`` to ``factor`` (N,) times their distance, in [0, 1]."""
-    scale = torch.as_tensor(factor, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
-    return torch.where(scale == 1, candidate, (x + scale * (candidate - x)).clamp(0, 1))
-
-
-def _differ(a: Tensor, b: Tensor) -> Tensor:
-    """Returns which images of (..., C, H, W) differ."""
-    return (a != b).flatten(-3).any(-1)
-
-
-def _replace_invalid(x: Tensor, candidate: Tensor, threat: ThreatModel) -> Tensor:
-    """Returns ``candidate`` with its invalid rows replaced by those of ``x``, since ``x`` is never adversarial.
-
-    A row is valid if it is finite, in [0, 1] and in the ball. A pixel of -0.0 becomes 0.0, so that equal images have
-    equal bytes.
-    """
-    pixels = candidate.flatten(1)
-    in_range = torch.isfinite(pixels).all(1) & (pixels >= 0).all(1) & (pixels <= 1).all(1)
-    lawful = in_range & threat.allows(threat.distance(torch.nan_to_num(candidate), x))
-    return torch.where(lawful.reshape(-1, 1, 1, 1), candidate + 0.0, x)
-
-
-def _violation(candidates: Tensor, x: Tensor, threat: ThreatModel) -> str:
-    """Returns why an attack's candidates (M, C, H, W) for the image ``x`` (C, H, W) break the rules, or ""."""
-    if not len(candidates):
-        return ""
-    if not torch.isfinite(candidates).all():
-        return "non_finite"
-    if (candidates < 0).any() or (candidates > 1).any():
-        return "out_of_range"
-    # A ball of radius 0 contains only the clean image.
-    if (candidates == x).all():
-        return "" if threat.epsilon == 0 else "unperturbed"
-    if threat.epsilon is not None:
-        distances = threat.distance(candidates, x.expand_as(candidates))
-        if not threat.allows(distances).all():
-            return "out_of_ball"
-    return ""

@@ -25,7 +25,7 @@ from bench.contracts.work import ALPHA, SCHEMA_VERSION, Cell, Judging
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import Adversary, CellResult, Target, run_cell
 from bench.engine.oracle import DefenseOracle
-from bench.execution.candidates import Candidates, read_candidates
+from bench.execution.candidate_files import Candidates, read_candidates
 from bench.ledger.entries import CellEntry, Turn
 from bench.ledger.files import read_provenance, write_cell
 from bench.ledger.manifest import Manifest

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import bench
 from bench.cli.app import app
 from bench.contracts.errors import UserError
-from bench.execution.candidates import read_candidates
+from bench.execution.candidate_files import read_candidates
 from bench.ledger.loading import load_adversarials
 from bench.ledger.manifest_file import load_manifest, write_manifest
 
