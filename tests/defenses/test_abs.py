@@ -16,16 +16,18 @@ from bench.datasets.dataset import Dataset
 from bench.training.checkpoints import clean_accuracy
 from bench.training.trainer import Trainer
 from defenses.abs import (
-    RELEASED_GAMMA,
-    RELEASED_WEIGHTS,
     SETTINGS,
     AnalysisBySynthesis,
     Trained,
     class_scalars,
+)
+from defenses.abs.descent import MAX_NORM, clip_norm
+from defenses.abs.released import (
+    RELEASED_GAMMA,
+    RELEASED_WEIGHTS,
     released_analysis_by_synthesis,
     released_binary_analysis_by_synthesis,
 )
-from defenses.abs.descent import MAX_NORM, clip_norm
 from defenses.abs.search import prior_draws
 from defenses.abs.vae import Decoder, Encoder, VAEs, kl_weight, side_by_side
 
