@@ -104,7 +104,7 @@ class Study:
     """A study: one combination of kind, dataset, defense, norm, samples and seed.
 
     Attributes:
-        kind: one of `bench.studies.catalog.KINDS`, or ``refutation``.
+        kind: one of `bench.studies.catalog.STUDIES`, or ``refutation``.
         norm: the norm; None if it makes no difference.
         epsilon: radius of the ball in this norm; None if it makes no difference.
         samples: number N of its records. In studies of test images these are the first N.

@@ -22,7 +22,7 @@ from bench.ledger.consistency import Violation
 from bench.ledger.files import Result
 from bench.ledger.provenance import kind_of_machine
 from bench.ledger.schema import Status
-from bench.studies.catalog import kind_of
+from bench.studies.catalog import STUDIES
 from bench.studies.distal import calibrated, confidences, statuses
 from bench.studies.refutation import KIND as REFUTATION
 from bench.studies.refutation import contested, errors_on
@@ -69,7 +69,8 @@ def rederived(
         timeout=None,
         state=result.facts.get("state", {}),
     )
-    expected_count = kind_of(study).samples_of(dataset, len(manifest["samples"]))
+    kind = STUDIES.get(study.kind)
+    expected_count = kind.card.samples_of(dataset, len(manifest["samples"]))
     if len(records) != expected_count:
         return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected_count}"))]
     same = result.facts.get("kind_of_machine") == kind_of_machine(str(device))
@@ -77,7 +78,7 @@ def rederived(
     key = (study, str(device))
     if study.kind in AGAIN and not defense.card.randomized:
         if repr(key) not in memory:
-            memory[repr(key)] = kind_of(study).measure(study, defense, dataset, device, lambda samples: None)
+            memory[repr(key)] = kind.function(study, defense, dataset, device, lambda samples: None)
         found = _compared(result, records, arrays, memory[repr(key)], tolerance)
     elif study.kind == "detection":
         found = _clean_errors(result, records, defense, dataset, device)
