@@ -354,6 +354,19 @@ def test_a_broken_package_is_fatal_only_if_selected(monkeypatch):
         ('@attack("a", norms=["L3"], access="score", budget=1)\ndef f(o, x, y): pass', "unknown norms 'L3'"),
         ('@attack("a", norms=["L2"], access="score", budget=0)\ndef f(o, x, y): pass', "budget is 0"),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x): pass', "its signature must be"),
+        (
+            '@attack("a", norms=["L2"], access="score", budget=1, short={"step": 1})\ndef f(o, x, y, *, steps=9): pass',
+            "unknown parameter in short 'step'; did you mean 'steps'",
+        ),
+        (
+            '@attack("a", norms=["L2"], access="score", budget=1, approximation_ratio={"L0": (1, 2)})\n'
+            "def f(o, x, y): pass",
+            "unknown norm in approximation_ratio 'L0'",
+        ),
+        (
+            'from bench.contracts.cards import defense_family\n@defense_family("a:b", member="c")\ndef f(m, c): pass',
+            "name 'a:b' of a family of defenses is not lower_snake_case",
+        ),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k): pass', "'k' needs a default"),
         (
             '@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k=[1]): pass',
