@@ -177,6 +177,8 @@ def restarted(
     budget=5000,
     citation=CITATION,
     only={"minimal": ["epsilon", "binary_search_steps"]},
+    short={"steps": 15, "binary_search_steps": 4},
+    approximation_ratio={"L2": (1.01, 1.2), "Linf": (1.01, 1.2)},
 )
 def apgd_ce(
     oracle: GradientOracle,
@@ -205,6 +207,8 @@ def apgd_ce(
     budget=5000,
     citation=CITATION,
     only={"minimal": ["epsilon", "binary_search_steps"]},
+    short={"steps": 15, "binary_search_steps": 4},
+    approximation_ratio={"L2": (1.02, 1.35), "Linf": (1.02, 1.35)},
 )
 def apgd_dlr(
     oracle: GradientOracle,
@@ -230,6 +234,8 @@ def apgd_dlr(
     budget=40_000,
     citation=CITATION,
     only={"minimal": ["epsilon", "binary_search_steps"]},
+    short={"steps": 15, "binary_search_steps": 4, "targets": 2},
+    approximation_ratio={"L2": (1.01, 1.1), "Linf": (1.01, 1.1)},
 )
 def apgd_t(
     oracle: GradientOracle,

@@ -44,6 +44,7 @@ SQUARE_BREAKS = "Square broke images that the attacks with gradients had left"
     budget=15000,
     citation="Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse "
     "parameter-free attacks",
+    short={"queries": 50},
 )
 def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: Version = "standard", queries: Count = 5000) -> Tensor:
     """Runs the ensemble, each attack on the samples that the attacks before it left.
@@ -111,6 +112,8 @@ def member(library: AutoAttack, name: str) -> Callable[[Tensor, Tensor], Tensor]
     library=True,
     budget=6000,
     citation="Croce & Hein 2020, Minimally distorted adversarial examples with a fast adaptive boundary attack",
+    short={"steps": 10},
+    approximation_ratio={"L2": (1.002, 1.15), "Linf": (1.01, 1.1)},
 )
 def fab(
     oracle: Oracle,

@@ -42,6 +42,8 @@ SMOOTHING = 1 / 16
     stochastic=True,
     budget=8000,
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
+    short={"steps": 250},
+    approximation_ratio={"L2": (1.1, 1.6)},
 )
 def boundary(
     oracle: Oracle,

@@ -21,6 +21,8 @@ from bench.contracts.parameters import Count, Natural, Positive
     budget=700,
     citation="Rony et al. 2019, Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and "
     "defenses",
+    short={"steps": 60},
+    approximation_ratio={"L2": (1.01, 1.15)},
 )
 def ddn(
     oracle: GradientOracle,

@@ -19,6 +19,7 @@ from bench.contracts.parameters import Count, Natural
     access="gradient",
     budget=600,
     citation="Moosavi-Dezfooli, Fawzi & Frossard 2016, DeepFool: a simple and accurate method to fool deep networks",
+    approximation_ratio={"L2": (1.002, 1.2), "Linf": (1.01, 1.4)},
 )
 def deepfool(
     oracle: GradientOracle,

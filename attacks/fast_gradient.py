@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from attacks.parts.gradients import diameter, steepest, wrong_odds
@@ -24,7 +26,14 @@ def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, num_scales: int, b
     return oracle.closest(climb(oracle, x, direction, diameter(x, norm), num_scales, binary_search_steps))
 
 
-@attack("fgm", norms=["L2"], access="gradient", budget=200, citation=CITATION)
+@attack(
+    "fgm",
+    norms=["L2"],
+    access="gradient",
+    budget=200,
+    citation=CITATION,
+    approximation_ratio={"L2": (1.12, 4)},
+)
 def fgm(
     oracle: GradientOracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 5
 ) -> Tensor:
@@ -32,7 +41,14 @@ def fgm(
     return line_search(oracle, x, y, num_scales, binary_search_steps)
 
 
-@attack("fgsm", norms=["Linf"], access="gradient", budget=200, citation=CITATION)
+@attack(
+    "fgsm",
+    norms=["Linf"],
+    access="gradient",
+    budget=200,
+    citation=CITATION,
+    approximation_ratio={"Linf": (1.12, math.inf)},
+)
 def fgsm(
     oracle: GradientOracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 5
 ) -> Tensor:

@@ -22,6 +22,8 @@ from bench.contracts.threat import project
     budget=700,
     citation="Pintor, Roli, Brendel & Biggio 2021, Fast minimum-norm adversarial attacks through adaptive norm "
     "constraints",
+    short={"steps": 60},
+    approximation_ratio={"Linf": (1.02, 1.2)},
 )
 def fmn(
     oracle: GradientOracle,

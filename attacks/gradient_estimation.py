@@ -11,7 +11,7 @@ explains it (Broyden 1965).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -154,7 +154,9 @@ class EstimatedGradients(GradientOracle):
         return logits[:, 0] - logits[:, 1], (above - below).flatten(2)
 
 
-def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callable[..., Tensor]:
+def with_estimated_gradients(
+    base: Callable[..., Tensor], budget: int, *, short: Mapping[str, Any] | None = None, slack: float = 1.0
+) -> Callable[..., Tensor]:
     """Returns the attack ``base`` on scores, with ``_ge`` ("with gradient estimation") appended to its name.
 
     The attack has the parameters of ``base`` and of `EstimatedGradients`, whose ``step`` becomes ``estimation_step``.
@@ -163,6 +165,7 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
     """
     card = card_of(base)
     assert isinstance(card, AttackCard)
+    ratios = card.approximation_ratio
 
     def estimated(
         oracle: Oracle,
@@ -197,12 +200,17 @@ def with_estimated_gradients(base: Callable[..., Tensor], budget: int) -> Callab
         budget=budget,
         citation=card.citation,
         only=card.only,
+        short=short,
+        approximation_ratio={norm: (median, slack * worst) for norm, (median, worst) in ratios.items()},
     )(estimated)
 
 
+ATTACK_NAMES = ("fgm_ge", "fgsm_ge", "bim_ge", "mim_ge", "pgd_ge", "deepfool_ge")
+"""The names that `with_estimated_gradients` declares here (see `bench.plugins.scan`)."""
+FEW_STEPS = {"binary_search_steps": 5, "pairs": 2}
 fgm_ge = with_estimated_gradients(fgm, budget=2_000)
 fgsm_ge = with_estimated_gradients(fgsm, budget=2_000)
-bim_ge = with_estimated_gradients(bim, budget=200_000)
-mim_ge = with_estimated_gradients(mim, budget=200_000)
-pgd_ge = with_estimated_gradients(pgd, budget=200_000)
-deepfool_ge = with_estimated_gradients(deepfool, budget=20_000)
+bim_ge = with_estimated_gradients(bim, budget=200_000, short=FEW_STEPS)
+mim_ge = with_estimated_gradients(mim, budget=200_000, short=FEW_STEPS)
+pgd_ge = with_estimated_gradients(pgd, budget=200_000, short={**FEW_STEPS, "steps": 10, "relative_step_size": 1 / 4})
+deepfool_ge = with_estimated_gradients(deepfool, budget=20_000, slack=1.4)

@@ -32,6 +32,8 @@ HALVINGS = 25
     stochastic=True,
     budget=8000,
     citation="Chen, Jordan & Wainwright 2020, HopSkipJumpAttack: a query-efficient decision-based attack",
+    short={"steps": 6, "draws": 30},
+    approximation_ratio={"L2": (1.1, 1.6), "Linf": (1.1, 1.6)},
 )
 def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draws: Count = 50) -> Tensor:
     """Runs algorithm 2: a step from the boundary along the estimated gradient, then a binary search back to it.

@@ -93,6 +93,8 @@ def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) 
     budget=1000,
     citation="Kurakin, Goodfellow & Bengio 2017, Adversarial examples in the physical world",
     only={"minimal": ["epsilon", "binary_search_steps"]},
+    short={"binary_search_steps": 5},
+    approximation_ratio={"L2": (1.03, 1.3), "Linf": (1.06, 1.4)},
 )
 def bim(
     oracle: GradientOracle,
@@ -119,6 +121,8 @@ def bim(
     budget=1000,
     citation="Dong et al. 2018, Boosting adversarial attacks with momentum",
     only={"minimal": ["epsilon", "binary_search_steps"]},
+    short={"binary_search_steps": 5},
+    approximation_ratio={"Linf": (1.06, 1.4)},
 )
 def mim(
     oracle: GradientOracle,
@@ -144,6 +148,8 @@ def mim(
     budget=3000,
     citation="Madry et al. 2018, Towards deep learning models resistant to adversarial attacks",
     only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
+    short={"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
+    approximation_ratio={"L2": (1.03, 1.25), "Linf": (1.03, 1.3)},
 )
 def pgd(
     oracle: GradientOracle,
@@ -189,6 +195,8 @@ def pgd(
     citation="Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing robust adversarial examples; as in Ju & Wagner 2020, "
     "E-ABS",
     only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
+    short={"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
+    approximation_ratio={"L2": (1.02, 1.2), "Linf": (1.02, 1.2)},
 )
 def eot_pgd(
     oracle: Oracle,
@@ -225,6 +233,8 @@ def eot_pgd(
     budget=50_000,
     citation="Tramer, Carlini, Brendel & Madry 2020, On adaptive attacks to adversarial example defenses",
     only={"minimal": ["epsilon", "binary_search_steps"], "bounded": ["restarts"]},
+    short={"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
+    approximation_ratio={"L2": (1.02, 1.2), "Linf": (1.02, 1.2)},
 )
 def unrolled_pgd(
     oracle: Oracle,

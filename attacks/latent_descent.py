@@ -18,6 +18,7 @@ from bench.contracts.parameters import Count, Natural, Positive
     budget=1100,
     citation="Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on "
     "MNIST",
+    approximation_ratio={"L2": (1.7, 2)},
 )
 def latent_descent(
     oracle: Oracle,

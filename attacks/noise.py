@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -32,6 +33,8 @@ Draw = Callable[[Tensor, Sequence[int]], Tensor]
     stochastic=True,
     budget=1000,
     citation=CITATION,
+    short={"repetitions": 3},
+    approximation_ratio={"L2": (2.8, 4), "Linf": (4, 6)},
 )
 def gaussian_noise(
     oracle: Oracle,
@@ -46,7 +49,16 @@ def gaussian_noise(
     return additive_noise(oracle, x, oracle.random.normal, repetitions, num_scales, binary_search_steps)
 
 
-@attack("uniform_noise", norms=["Linf"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+@attack(
+    "uniform_noise",
+    norms=["Linf"],
+    access="decision",
+    stochastic=True,
+    budget=1000,
+    citation=CITATION,
+    short={"repetitions": 3},
+    approximation_ratio={"Linf": (3.2, math.inf)},
+)
 def uniform_noise(
     oracle: Oracle,
     x: Tensor,
@@ -93,7 +105,16 @@ def additive_noise(
     return oracle.closest(loudest)
 
 
-@attack("salt_and_pepper", norms=["L0"], access="decision", stochastic=True, budget=1000, citation=CITATION)
+@attack(
+    "salt_and_pepper",
+    norms=["L0"],
+    access="decision",
+    stochastic=True,
+    budget=1000,
+    citation=CITATION,
+    short={"repetitions": 3},
+    approximation_ratio={"L0": (2.6, 4)},
+)
 def salt_and_pepper(
     oracle: Oracle, x: Tensor, y: Tensor, *, repetitions: Count = 10, num_scales: Count = 100
 ) -> Tensor:

@@ -39,6 +39,7 @@ network hardly looks, and neighboring pixels are reset together."""
     budget=5000,
     citation=CITATION,
     only={"L2": ["binary_search_steps"]},
+    approximation_ratio={"L0": (2, 4), "L2": (2.8, 4)},
 )
 def pointwise(
     oracle: Oracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 10
@@ -58,6 +59,8 @@ def pointwise(
     budget=50000,
     citation=CITATION,
     only={"L2": ["binary_search_steps"]},
+    short={"repetitions": 3},
+    approximation_ratio={"L0": (1.2, 2), "L2": (2.3, 3)},
 )
 def pointwise_10x(
     oracle: Oracle,

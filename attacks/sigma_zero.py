@@ -33,6 +33,8 @@ DECAYS = (0.9, 0.999)
     budget=1500,
     citation="Cina, Villani, Pintor, Schonherr, Biggio & Pelillo 2024, Sigma-zero: gradient-based optimization of "
     "L0-norm adversarial examples",
+    short={"steps": 40},
+    approximation_ratio={"L0": (1.1, 1.5)},
 )
 def sigma_zero(
     oracle: GradientOracle, x: Tensor, y: Tensor, *, steps: Count = 200, step_size: Positive = 1.0

@@ -22,6 +22,8 @@ authors' schedule)."""
     stochastic=True,
     budget=20000,
     citation="Croce, Andriushchenko, Singh, Flammarion & Hein 2022, Sparse-RS",
+    short={"steps": 60},
+    approximation_ratio={"L0": (1, 1.4)},
 )
 def sparse_rs(
     oracle: Oracle,

@@ -36,6 +36,8 @@ RESCALINGS = 3
     budget=10000,
     citation="Andriushchenko, Croce, Flammarion & Hein 2020, Square Attack",
     only={"minimal": ["epsilon", "binary_search_steps", "search_steps"], "bounded": ["steps"]},
+    short={"steps": 1000, "search_steps": 60, "binary_search_steps": 6},
+    approximation_ratio={"L2": (1.2, 1.5), "Linf": (1.06, 1.8)},
 )
 def square(
     oracle: Oracle,

@@ -21,6 +21,8 @@ from bench.contracts.parameters import Count, Natural
     access="transfer",
     budget=200,
     citation="Papernot et al. 2017, Practical black-box attacks against machine learning; as in Schott et al. 2019",
+    # With the attacked defense itself as the substitute.
+    approximation_ratio={"L2": (1.05, 1.3), "Linf": (1.08, 1.3)},
 )
 def transfer(
     oracle: Oracle, x: Tensor, y: Tensor, *, num_scales: Count = 50, binary_search_steps: Natural = 10

@@ -24,6 +24,7 @@ from bench.contracts.parameters import Count
     stochastic=True,
     budget=5000,
     citation="Hajri, Cesaire, Combey, Lamprier & Gallinari 2020, Stochastic sparse adversarial attacks",
+    approximation_ratio={"L0": (1.1, 1.5)},
 )
 def vfga(oracle: GradientOracle, x: Tensor, y: Tensor, *, pixels: Count = 200, draws: Count = 10) -> Tensor:
     """Moves up to ``pixels`` pixels, one by one, until the image is adversarial.

@@ -11,13 +11,12 @@ from bench.contracts.cards import AttackCard
 from bench.contracts.protocols import Defense
 from bench.datasets import dataset as datasets
 from bench.datasets.dataset import Dataset
-from bench.execution.execute import RunnerName, choose_device, default_out, execute, process_count
+from bench.execution.execute import choose_device, default_out, execute, process_count
 from bench.ledger.loading import load_ledger
 from bench.ledger.provenance import check_packages
 from bench.planning.files import Choices, chosen_matrix
 from bench.planning.plan import prepare
-from bench.plugins.builtins import Group
-from bench.plugins.registry import Registry
+from bench.plugins.registry import Group, Registry
 from bench.training.checkpoints import zoo_cards
 from bench.training.loading import load_trained
 
@@ -33,7 +32,7 @@ def run(
     data_dir: str | Path | None = None,
     device: str = "auto",
     workers: int | None = None,
-    runner: RunnerName = "auto",
+    runner: str = "auto",
     seed: int | None = None,
     settings: Sequence[str] = (),
     out: str | Path | None = None,

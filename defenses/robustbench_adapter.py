@@ -20,7 +20,7 @@ import pyautoattack.state
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.cards import defense
+from bench.contracts.cards import CardOf, defense, defense_family
 from bench.contracts.errors import UserError, unknown
 from bench.datasets.cache import cache_dir
 from bench.datasets.dataset import Dataset
@@ -98,16 +98,17 @@ def load_model(
     return model.eval()
 
 
-def zoo_defense(name: str) -> Callable[..., nn.Module]:
-    """Returns the factory of the defense ``robustbench:<dataset>/<threat>/<model>``, with its card.
+@defense_family("robustbench", member="<dataset>/<threat>/<name>")
+def zoo_defense(member: str, card_of: CardOf) -> Callable[..., nn.Module]:
+    """A network of RobustBench's model zoo, such as ``robustbench:cifar10/Linf/Standard``.
 
-    The factory reads ``robustbench/<dataset>/<threat>/<model>.pt`` in the dataset's data folder. Without a data folder
+    The factory reads ``robustbench/<dataset>/<threat>/<name>.pt`` in the dataset's data folder. Without a data folder
     it reads from the cache.
 
     Raises:
         UserError: for a name that RobustBench does not list. The factory raises it when it finds no usable weights.
     """
-    parts = name.removeprefix("robustbench:").split("/")
+    name, parts = f"robustbench:{member}", member.split("/")
     if len(parts) != 3:
         raise UserError(f"defense {name!r} is not robustbench:<dataset>/<threat>/<name> (robustbench:cifar10/Linf/...)")
     of, threat, model = parts
@@ -117,6 +118,7 @@ def zoo_defense(name: str) -> Callable[..., nn.Module]:
         name, datasets=[of], citation="Croce et al. 2021, RobustBench: a standardized adversarial robustness benchmark"
     )
     def factory(dataset: Dataset) -> nn.Module:
+        """A network of RobustBench's model zoo."""
         folder = (dataset.data_dir or cache_dir() / "data") / "robustbench"
         try:
             return load_model(model, dataset=of, threat_model=cast(ThreatName, threat), model_dir=folder)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from bench import defense
 from bench.contracts.ascent import ascend, steepest
-from bench.contracts.cards import DefenseCard
+from bench.contracts.cards import CardOf, DefenseCard, defense_family
 from bench.contracts.door import NO_DRAWS, drawn_logits
 from bench.contracts.errors import UserError
 from bench.contracts.norms import NormName, check_norm
@@ -173,9 +173,10 @@ class VariationalSmoothing(Smoothed):
         return own
 
 
-def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing]:
-    """Returns the factory of ``randomized_smoothing:<base>``, with its card."""
-    _check_base(base)
+@defense_family("randomized_smoothing", member="<defense>", examples=("cnn_gaussian",))
+def randomized_smoothing(member: str, card_of: CardOf) -> Callable[..., RandomizedSmoothing]:
+    """Any deterministic defense under Gaussian noise."""
+    base = _deterministic(card_of(member))
 
     @defense(
         f"randomized_smoothing:{base.name}",
@@ -187,14 +188,16 @@ def randomized_smoothing(base: DefenseCard) -> Callable[..., RandomizedSmoothing
         wraps=base.name,
     )
     def factory(base: Defense, *, sigma: float = NOISE) -> RandomizedSmoothing:
+        """f(x + noise), noise ~ N(0, ``sigma``^2 I) (Cohen et al. 2019, equation 1)."""
         return RandomizedSmoothing(_differentiable(base), sigma=sigma)
 
     return factory
 
 
-def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothing]:
-    """Returns the factory of ``variational_smoothing:<base>``, with its card."""
-    _check_base(base)
+@defense_family("variational_smoothing", member="<defense>", examples=("cnn_gaussian",))
+def variational_smoothing(member: str, card_of: CardOf) -> Callable[..., VariationalSmoothing]:
+    """Any deterministic defense that torch can differentiate, near the point where each class is most likely."""
+    base = _deterministic(card_of(member))
     if base.access != "gradient":
         raise UserError(f"defense {base.name!r} gives {base.access} access only; variational smoothing needs gradients")
 
@@ -218,6 +221,7 @@ def variational_smoothing(base: DefenseCard) -> Callable[..., VariationalSmoothi
         steps: int = 1,
         draws: int = 1,
     ) -> VariationalSmoothing:
+        """Scores each class near the point of a ball where the class is most likely (Ju 2021, Algorithm 5)."""
         return VariationalSmoothing(
             _differentiable(base),
             dataset.classes,
@@ -236,9 +240,10 @@ def _check_least(parameter: str, value: object, least: int) -> None:
         raise ValueError(f"{parameter} is {value!r}; it must be a number of at least {least}")
 
 
-def _check_base(base: DefenseCard) -> None:
+def _deterministic(base: DefenseCard) -> DefenseCard:
     if base.randomized:
         raise UserError(f"defense {base.name!r} is randomized itself; smoothing is for deterministic ones")
+    return base
 
 
 def _differentiable(base: Defense) -> Defense:

@@ -22,9 +22,9 @@ from bench.cli.app import COMMANDS, app
 from bench.contracts.cards import AttackCard, DefenseCard
 from bench.ledger.schema import CELL_SCHEMA, COLUMNS, Status
 from bench.planning.matrix import AttackEntry, DefenseEntry, Matrix
-from bench.plugins.builtins import WRAPPERS
-from bench.plugins.registry import Plugin, Registry
-from bench.studies.catalog import MODULES
+from bench.plugins.registry import FAMILIES, Registry
+from bench.studies import refutation
+from bench.studies.catalog import STUDIES
 
 MEANINGS = {
     "cell": "id of the cell: hash of everything that can change its result",
@@ -251,7 +251,8 @@ def ledger() -> str:
     text += _documented("bench.ledger.schema", "COLUMNS") + "\n\n"
     text += "## Statuses\n\n" + table(["status", "meaning"], ([code(s), STATUS_MEANINGS[s]] for s in Status))
     text += "## Columns of the studies\n\nA study has one file per defense, and per norm where the norm matters.\n\n"
-    for kind, name in MODULES.items():
+    modules = {**{kind: STUDIES.module(kind) for kind in STUDIES.names()}, refutation.KIND: refutation.__name__}
+    for kind, name in modules.items():
         schema: pa.Schema = importlib.import_module(name).SCHEMA
         text += f"### {kind}\n\n{_documented(name, 'SCHEMA')}\n\n"
         text += table(["column", "Arrow type"], ([code(field.name), code(field.type)] for field in schema))
@@ -292,7 +293,7 @@ def attacks(registry: Registry) -> str:
     text += "The budget is the maximum number of forward plus backward passes per sample. A matrix may set another.\n\n"
     for row in built_in:
         plugin = registry.get("attacks", str(row["name"]))
-        text += f"## {row['name']}\n\n{_what(plugin)}\n\nCitation: {row['citation']}\n\n"
+        text += f"## {row['name']}\n\n{_first_paragraph(plugin.function)}\n\nCitation: {row['citation']}\n\n"
         text += _parameters(plugin.attack_card)
     return text
 
@@ -304,25 +305,19 @@ def defenses(registry: Registry) -> str:
     listed = [row for row in list_defenses().to_dict("records") if row["source"] == "built-in"]
     rows = ([_link(r), r["datasets"], r["access"], _yes(r["randomized"]), r["trained"]] for r in listed)
     text += table(["defense", "datasets", "access", "randomized", "weights included, clean accuracy"], rows)
-    text += "`randomized_smoothing:` and `variational_smoothing:` take the name of any defense above that torch can "
-    text += "differentiate. `robustbench:<dataset>/<threat>/<name>` is a model of RobustBench, for example "
-    text += "`robustbench:cifar10/Linf/Standard`.\n\n"
+    text += "## Families of defenses\n\nThe name of a member follows the colon.\n\n"
+    made = [FAMILIES.get(name) for name in FAMILIES.names()]
+    rows = ([code(f"{each.card.name}:{each.card.member}"), _first_paragraph(each.function)] for each in made)
+    text += table(["family", "members"], rows)
     for row in listed:
         plugin = registry.get("defenses", str(row["name"]))
-        text += f"## {row['name']}\n\n{_what(plugin)}\n\nCitation: {row['citation']}\n\n"
+        text += f"## {row['name']}\n\n{_first_paragraph(plugin.function)}\n\nCitation: {row['citation']}\n\n"
         text += _parameters(plugin.defense_card)
     return text
 
 
-def _what(plugin: Plugin) -> str:
-    """Returns the first paragraph of a plugin's docstring."""
-    described: Any = plugin.function
-    wrapper = plugin.card.name.partition(":")[0]
-    if wrapper in WRAPPERS:
-        # The factory of a wrapper has no docstring; the class that it returns has one.
-        described = get_type_hints(getattr(importlib.import_module(WRAPPERS[wrapper]), wrapper))["return"]
-        described = get_args(described)[1]
-    return markdown(described.__doc__).partition("\n\n")[0]
+def _first_paragraph(of: object) -> str:
+    return markdown(of.__doc__).partition("\n\n")[0]
 
 
 def _parameters(card: AttackCard | DefenseCard) -> str:

@@ -86,8 +86,8 @@ def arrows(package: str) -> list[tuple[str, str]]:
     return [(a, b) for a, of in imports().items() if a.partition(".")[0] == package for b in sorted(of)]
 
 
-NAMED_IN_STRINGS = {"bench.contracts.source", "bench.plugins.builtins", "bench.plugins.registry"}
-"""Modules whose strings name modules higher up: to read their sources, or to import built-ins by name."""
+NAMED_IN_STRINGS = {"bench.contracts.source"}
+"""Modules whose strings name modules higher up, to read their sources."""
 
 
 def test_no_module_of_bench_imports_from_a_room_above_it():

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.contracts.errors import unknown
+from bench.execution.runners import runner_names
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="ASSAY_DATA", help="Folder with the data sets' files.")
@@ -21,6 +21,7 @@ Plugins = Annotated[
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
 Names = Annotated[str | None, typer.Option(help="Only these, separated by commas; may name others than the matrix.")]
 Samples = Annotated[int | None, typer.Option(help="Use the first N test images.")]
+Runner = Annotated[str, typer.Option(help=f"How cells are executed: {', '.join(runner_names())}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of training and attacks.")]
 Settings = Annotated[
     list[str] | None,
@@ -48,19 +49,6 @@ def choices_of(
 def split_names(names: str | None) -> list[str] | None:
     """Returns comma-separated names as a list, or None for None."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
-
-
-def chosen(option: str, value: str) -> Any:
-    """Returns the value of an option that allows only the names of runners.
-
-    Raises:
-        UserError: for any other value.
-    """
-    from bench.execution.execute import RUNNERS
-
-    if value not in RUNNERS:
-        raise unknown("runner", value, RUNNERS, option)
-    return value
 
 
 def print_table(columns: list[str], rows: Any) -> None:

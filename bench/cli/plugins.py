@@ -17,7 +17,7 @@ def list_names(
 ) -> None:
     """List defenses, attacks, datasets or matrices with their cards. Broken plugins are listed with their errors."""
     from bench.api import list_attacks, list_defenses
-    from bench.datasets.cards import DATASETS
+    from bench.datasets.catalog import DATASETS
     from bench.planning.files import matrices, read_matrix
 
     if what in ("defenses", "attacks"):
@@ -25,8 +25,12 @@ def list_names(
         columns = [column for column in frame.columns if column != "error" or frame["error"].any()]
         print_table(columns, frame[columns].astype(str).itertuples(index=False, name=None))
     elif what == "datasets":
-        cards = DATASETS.values()
-        shapes = [(c.name, str(c.classes), "x".join(map(str, c.shape)), f"{c.train}/{c.test}", c.source) for c in cards]
+        shapes = [
+            (name, "", "", "", card)
+            if isinstance(card, str)
+            else (name, card.classes, "x".join(map(str, card.shape)), f"{card.train}/{card.test}", card.source)
+            for name, card in DATASETS.rows()
+        ]
         print_table(["name", "classes", "shape", "train/test", "source"], shapes)
     elif what == "matrices":
         embedded = [(name, read_matrix(name)[1]) for name in matrices()]

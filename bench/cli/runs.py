@@ -15,11 +15,11 @@ from bench.cli.options import (
     Names,
     Out,
     Plugins,
+    Runner,
     Samples,
     Seed,
     Settings,
     choices_of,
-    chosen,
     print_table,
     split_names,
 )
@@ -36,7 +36,7 @@ def run(
     data_dir: DataDir = None,
     device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")] = None,
-    runner: Annotated[str, typer.Option(help="auto, serial or process.")] = "auto",
+    runner: Runner = "auto",
     seed: Seed = None,
     settings: Settings = None,
     out: Out = None,
@@ -46,19 +46,21 @@ def run(
     import torch
 
     from bench.execution.execute import choose_device, default_out, execute, process_count
+    from bench.execution.runners import check_runner
     from bench.planning.files import chosen_matrix
     from bench.planning.plan import prepare
 
-    chosen_runner, torch_device = chosen("--runner", runner), choose_device(device)
+    check_runner(runner, "--runner")
+    torch_device = choose_device(device)
     choices = choices_of(samples, seed, defenses, attacks, norms, settings)
     built, registry = chosen_matrix(matrix, choices, plugin or ())
     folder = out or default_out(built)
-    processes = process_count(workers, chosen_runner, torch_device)
+    processes = process_count(workers, runner, torch_device)
     planned = prepare(built, registry, folder, data_dir, torch_device, processes)
     total = len(planned.cells) + len(planned.studies)
     if total == len(planned.done):
         typer.echo(f"Nothing to do: all {total} cells of {built.name} are in {folder / 'ledger'}.")
-    outcome = execute(planned, folder, data_dir, torch_device, processes, chosen_runner)
+    outcome = execute(planned, folder, data_dir, torch_device, processes, runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
     for title in outcome.failed:
@@ -67,7 +69,7 @@ def run(
     if not index.exists() or index.stat().st_mtime_ns < _newest(folder):
         from reports import write_report
 
-        index = write_report(folder, folder / "report", process_count(workers, chosen_runner, torch.device("cpu")))
+        index = write_report(folder, folder / "report", process_count(workers, runner, torch.device("cpu")))
     typer.echo(f"Report: {index}")
     doubted = strict and _name_doubts(folder)
     refuted = bool(planned.studies) and _name_refuted(folder)

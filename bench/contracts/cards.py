@@ -1,6 +1,7 @@
 """Cards: what a plugin declares about itself, and the decorators that attach the cards.
 
-A decorator only attaches its card to the function. `bench.plugins.registry` finds the functions that carry a card.
+A decorator only attaches its card to the function. `bench.plugins.scan` finds the names in the sources of built-in
+modules, and `bench.plugins.registry` the functions that carry a card.
 """
 
 from __future__ import annotations
@@ -93,6 +94,11 @@ class AttackCard:
         citation: where it was published.
         parameters: names and defaults of the parameters that a matrix may set.
         only: for a kind or norm, the parameters that have an effect only there.
+        short: values of parameters with which tests run it that are not about its strength.
+        approximation_ratio: for each norm, how far from the optimum it may end. The first number bounds the median
+            over samples of the ratio of the distance found to the smallest distance of an adversarial example. The
+            second number bounds this ratio for each sample. Both hold with default parameters on linear and
+            nearest-prototype classifiers. Infinity promises nothing. Built-in minimal attacks state all norms.
     """
 
     name: str
@@ -105,6 +111,8 @@ class AttackCard:
     citation: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     only: dict[Kind | NormName, tuple[str, ...]] = field(default_factory=dict)
+    short: dict[str, Any] = field(default_factory=dict)
+    approximation_ratio: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_name("attack", self.name)
@@ -117,14 +125,40 @@ class AttackCard:
             _check_choice(self.name, "only", [place], (*self.kinds, *self.norms))
             if names:
                 _check_choice(self.name, "parameter", names, tuple(self.parameters))
+        if self.short:
+            _check_choice(self.name, "parameter in short", tuple(self.short), tuple(self.parameters))
+        if self.approximation_ratio:
+            _check_choice(self.name, "norm in approximation_ratio", tuple(self.approximation_ratio), self.norms)
 
     def matters(self, parameter: str, kind: Kind, norm: str) -> bool:
         """Returns whether a parameter has an effect on attacks of this kind in this norm."""
         return all(place in (kind, norm) for place, names in self.only.items() if parameter in names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FamilyCard:
+    """The declaration of a family of defenses: all names ``<name>:<member>``.
+
+    Attributes:
+        name: the part of the names before the first colon, lower_snake_case.
+        member: what may follow the colon, for people, such as ``<defense>``.
+        examples: members that lists of all defenses show.
+    """
+
+    name: str
+    member: str
+    examples: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"name {self.name!r} of a family of defenses is not lower_snake_case")
+
+
 Card = DefenseCard | AttackCard
+CardT = TypeVar("CardT")
 Function = TypeVar("Function", bound=Callable[..., Any])
+CardOf = Callable[[str], DefenseCard]
+"""Returns the card of the defense with a name."""
 
 
 def defense(
@@ -166,9 +200,19 @@ def defense(
             parts=tuple(parts),
             parameters=_keyword_defaults(f"defense {name!r}", function, given=("dataset", "base")),
         )
-        return _attach(card)(function)
+        return attach(card)(function)
 
     return decorate
+
+
+def defense_family(name: str, *, member: str, examples: Sequence[str] = ()) -> Callable[[Function], Function]:
+    """Declares a function that makes the defenses of a family. The arguments are those of `FamilyCard`.
+
+    ``function(member, card_of)`` returns the factory of the defense ``<name>:<member>``, to which `defense` attached a
+    card of this name. It raises `UserError` if there is no such member. ``card_of(other)`` is the card of another
+    defense, which the new defense may wrap (`CardOf`). In a built-in module, ``examples`` are literal strings.
+    """
+    return attach(FamilyCard(name=name, member=member, examples=tuple(examples)))
 
 
 def attack(
@@ -182,6 +226,8 @@ def attack(
     library: bool = False,
     citation: str = "",
     only: Mapping[Kind | NormName, Sequence[str]] | None = None,
+    short: Mapping[str, Any] | None = None,
+    approximation_ratio: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[Function], Function]:
     """Declares ``function(oracle, x, y, *, parameters...)`` as an attack. The arguments are those of `AttackCard`.
 
@@ -202,19 +248,28 @@ def attack(
             citation=citation,
             parameters=_attack_parameters(name, function),
             only={place: tuple(names) for place, names in (only or {}).items()},
+            short=dict(short or {}),
+            approximation_ratio=dict(approximation_ratio or {}),
         )
-        return _attach(card)(function)
+        return attach(card)(function)
 
     return decorate
 
 
 def card_of(plugin: object) -> Card | None:
     """Returns the card that a decorator attached, or None."""
+    return attached(plugin, DefenseCard) or attached(plugin, AttackCard)
+
+
+def attached(plugin: object, kind: type[CardT]) -> CardT | None:
+    """Returns the card of this kind that a decorator attached, or None."""
     card = getattr(plugin, _ATTRIBUTE, None)
-    return card if isinstance(card, Card) else None
+    return card if isinstance(card, kind) else None
 
 
-def _attach(card: Card) -> Callable[[Function], Function]:
+def attach(card: object) -> Callable[[Function], Function]:
+    """Returns the decorator that attaches a card to a function and returns the same function."""
+
     def decorate(function: Function) -> Function:
         setattr(function, _ATTRIBUTE, card)
         return function

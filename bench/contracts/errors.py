@@ -14,8 +14,14 @@ class DefenseFault(UserError):
     """A defense that cannot be built or breaks its contract. The run continues with the other defenses."""
 
 
+LISTED = 20
+"""Maximum number of allowed names in a message."""
+
+
 def unknown(what: str, value: str, allowed: Iterable[str], where: str = "") -> UserError:
     """Returns the error for a name outside ``allowed``. The nearest allowed name is the suggestion.
+
+    The message lists the first `LISTED` allowed names in alphabetical order.
 
     >>> str(unknown("norm", "L3", ["L0", "L2"]))
     "unknown norm 'L3'; did you mean 'L2'? Allowed: L0, L2"
@@ -24,4 +30,6 @@ def unknown(what: str, value: str, allowed: Iterable[str], where: str = "") -> U
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
     suggestion = f"; did you mean {near[0]!r}?" if near else "."
     prefix = f"{where}: " if where else ""
-    return UserError(f"{prefix}unknown {what} {value!r}{suggestion} Allowed: {', '.join(names) or 'none'}")
+    listed = ", ".join(names[:LISTED]) or "none"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return UserError(f"{prefix}unknown {what} {value!r}{suggestion} Allowed: {listed}{more}")

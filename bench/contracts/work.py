@@ -151,7 +151,7 @@ class Study(Work):
     """A study: one combination of kind, dataset, defense, norm, samples and seed.
 
     Attributes:
-        kind: one of `bench.studies.catalog.KINDS`, or ``refutation``.
+        kind: one of `bench.studies.catalog.STUDIES`, or ``refutation``.
     """
 
     kind: str

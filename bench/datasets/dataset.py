@@ -1,9 +1,8 @@
 """Datasets: images in [0, 1] with labels, and the places where their files are looked for.
 
-``digits`` comes with scikit-learn. The other datasets are read from files under a data folder (``--data-dir`` or
-``$ASSAY_DATA``). ``mnist`` and ``fashion_mnist`` are read from IDX files. Color datasets are read from npz files or
-from torchvision's files in that folder. Without a data folder, torchvision downloads the datasets that it provides into
-the cache.
+Each dataset is a module of this package (`bench.datasets.catalog`). ``digits`` comes with scikit-learn. The others are
+read from files under a data folder (``--data-dir`` or ``$ASSAY_DATA``). Without a data folder, torchvision downloads
+the datasets that it provides into the cache.
 """
 
 from __future__ import annotations
@@ -13,13 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from bench.contracts.errors import UserError, unknown
-from bench.datasets.cards import DATASETS, ColorArchive
-from bench.datasets.downloads import downloaded, read_by_torchvision
-from bench.datasets.files import read_digits, read_npz, read_verified
+from bench.contracts.errors import UserError
+from bench.datasets.catalog import DATASETS
 from bench.datasets.split import Part, Split
 
 
@@ -62,41 +56,19 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
         UserError: for an unknown name or a data folder that does not exist; on first use of a split, for missing or
             corrupt files and for a failed download.
     """
-    if name not in DATASETS:
-        raise unknown("dataset", name, DATASETS)
+    card = DATASETS.get(name).card
     chosen = data_dir or os.environ.get("ASSAY_DATA")
     folder = Path(chosen).expanduser().absolute() if chosen else None
     if folder is not None and not folder.is_dir():
         origin = "--data-dir" if data_dir else "ASSAY_DATA"
         raise UserError(f"{origin}: {folder} is not a folder")
-    card = DATASETS[name]
     return Dataset(card.name, card.classes, card.shape, folder)
 
 
 @cache
 def _load_split(name: str, part: Part, data_dir: Path | None) -> Split:
-    archive = DATASETS[name].archive
-    if archive is None:
-        return read_digits(part)
-    if isinstance(archive, ColorArchive):
-        return _color(name, archive, part, data_dir)
-    root = data_dir if data_dir is not None else downloaded(name, archive)
-    prefix = "train" if part == "train" else "t10k"
-    images, labels = (
-        read_verified(name, archive, root, f"{prefix}-{content}-ubyte") for content in ("images-idx3", "labels-idx1")
-    )
-    return Split(torch.from_numpy(images).unsqueeze(1).float().div_(255), torch.from_numpy(labels).long())
-
-
-def _color(name: str, archive: ColorArchive, part: Part, data_dir: Path | None) -> Split:
-    path = None if data_dir is None else data_dir / archive.folder / f"{part}.npz"
-    if path is not None and path.is_file():
-        x, y = read_npz(path)
-    else:
-        x, y = read_by_torchvision(name, archive, part, data_dir)
-    if archive.kept is not None:
-        rows = np.isin(y, archive.kept)
-        x, y = x[rows], np.searchsorted(archive.kept, y[rows])
-    if len(strange := y[(y < 0) | (y >= DATASETS[name].classes)]):
-        raise UserError(f"dataset {name!r}, {part}: label {strange[0]}; allowed: 0 to {DATASETS[name].classes - 1}")
-    return Split(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous().float().div_(255), torch.from_numpy(y).long())
+    found = DATASETS.get(name)
+    split, classes = found.function(part, data_dir), found.card.classes
+    if len(strange := split.labels[(split.labels < 0) | (split.labels >= classes)]):
+        raise UserError(f"dataset {name!r}, {part}: label {int(strange[0])}; allowed: 0 to {classes - 1}")
+    return split

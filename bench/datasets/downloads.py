@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
+from bench.datasets.archives import Archive, ColorArchive
 from bench.datasets.cache import cache_dir
-from bench.datasets.cards import Archive, ColorArchive
 from bench.datasets.files import find_file
 from bench.datasets.split import Part
 

@@ -1,4 +1,4 @@
-"""Reads dataset files: IDX, npz, and scikit-learn's digits."""
+"""Reads dataset files: IDX and npz."""
 
 from __future__ import annotations
 
@@ -11,34 +11,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
-from bench.datasets.cards import DATASETS, Archive
-from bench.datasets.split import Part, Split
-
-
-def read_digits(part: Part) -> Split:
-    """Reads a split of scikit-learn's 1,797 digits of 8x8 pixels with 17 gray levels.
-
-    A third of the digits (600) are for testing. The split is stratified and fixed by its seed.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    card = DATASETS["digits"]
-    train, test = train_test_split(
-        np.arange(len(digits.target)),
-        train_size=card.train,
-        test_size=card.test,
-        stratify=digits.target,
-        random_state=0,
-    )
-    rows = train if part == "train" else test
-    images = torch.from_numpy(digits.images[rows]).float().unsqueeze(1) / 16
-    return Split(images, torch.from_numpy(digits.target[rows]).long())
+from bench.datasets.archives import Archive
 
 
 def read_idx(path: Path, md5: str | None = None) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from bench.contracts.norms import NormName
+from bench.contracts.source import Sources
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.ledger.entries import StudyEntry
@@ -62,7 +63,7 @@ def _study(name: str, loaded: LoadedDefense, norm: NormName, rows: pd.DataFrame,
         samples=len(rows),
         batch_size=loaded.card.batch_size,
         timeout=None,
-        state={**state_of(KIND, loaded, dataset), "contested": digest},
+        state={**state_of(Sources().closure(errors_on.__module__), loaded, dataset), "contested": digest},
     )
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from bench.contracts.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
-from bench.execution.runners import run_processes, run_serial
+from bench.execution.runners import AUTO, RUNNERS, check_runner, chosen_runner
 from bench.execution.worker import Failures, Job
 from bench.ledger.bundles import plugin_entry
 from bench.ledger.entries import (
@@ -38,9 +38,6 @@ from bench.planning.matrix import Matrix
 from bench.planning.plan import Planned, cost
 from bench.studies.catalog import code_of
 from bench.studies.refutation import KIND as REFUTATION
-
-RunnerName = Literal["auto", "serial", "process"]
-RUNNERS: tuple[RunnerName, ...] = ("auto", "serial", "process")
 
 
 @dataclass(frozen=True)
@@ -74,22 +71,26 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def process_count(workers: int | None, runner: RunnerName, device: torch.device) -> int:
+def process_count(workers: int | None, runner: str, device: torch.device) -> int:
     """Returns the number of processes: ``workers``, or by default one per core, or one on a GPU.
 
-    The serial runner always has one.
+    A runner that is not parallel always has one.
+
+    Raises:
+        UserError: when there is no such runner.
     """
-    if runner == "serial":
+    check_runner(runner)
+    if runner != AUTO and not RUNNERS.get(runner).card.parallel:
         return 1
     return workers or (1 if device.type != "cpu" else len(os.sched_getaffinity(0)))
 
 
 def execute(
-    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, processes: int, runner: RunnerName
+    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, processes: int, runner: str
 ) -> Outcome:
     """Runs the cells and studies that are not done, and writes the manifest.
 
-    They run in ``processes`` worker processes unless the runner is serial. Every cell computes with one thread on a
+    A parallel runner uses at most ``processes`` processes. Every cell computes with one thread on a
     CPU. Therefore its result does not depend on the number of threads.
     """
     matrix = planned.matrix
@@ -123,10 +124,7 @@ def execute(
                 for reason in failures:
                     failed[cell.defense, reason].append(cell)
 
-            if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
-                run_serial(job, pending, on_done, on_chunk)
-            else:
-                run_processes(job, pending, processes, on_done, on_chunk)
+            chosen_runner(runner, min(processes, len(pending)))(job, pending, processes, on_done, on_chunk)
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     write_manifest(run, load_manifest(run), finished=True)
     lines = [_failure(works, reason) for (_, reason), works in failed.items()]

@@ -1,142 +1,69 @@
-"""Runners: execute cells in this process or in workers. A result depends only on the cell, not on runner or order."""
+"""Runners: the ways in which cells and studies are executed. Each is declared in a module of this package.
+
+A result depends only on its cell, not on the runner or the order.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from bench.contracts.guard import UNGUARDED, unguarded
+from bench.contracts.cards import attach
+from bench.contracts.errors import unknown
 from bench.contracts.work import Work
-from bench.engine.cell import (
-    OUT_OF_MEMORY,
-)
-from bench.execution.worker import Failures, Job, Worker
+from bench.plugins.catalog import Catalog
 
-_GRACE_SECONDS = 60
-"""Seconds after a cell's timeout at which its worker is killed. Between queries a worker notices the timeout itself."""
-SIGKILLED = -9
-"""Exit code of a worker that was killed. The system kills workers when memory runs out."""
+if TYPE_CHECKING:  # light: the command line shows the names of the runners
+    from bench.execution.worker import Failures, Job
 
-OnDone = Callable[[Work, Failures], None]
+OnDone = Callable[[Work, "Failures"], None]
 """A callback that receives each finished cell or study and its failures."""
 OnChunk = Callable[[Work, int], None]
 """A callback that receives a cell or study and its number of newly finished samples."""
 
 
-def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
-    """Runs cells one after another in this process."""
-    threads = torch.get_num_threads()
-    worker = Worker(job)
-    for cell in cells:
-        on_done(cell, worker.execute(cell, partial(on_chunk, cell)))
-    torch.set_num_threads(threads)
+class Run(Protocol):
+    """The function of a runner."""
+
+    def __call__(self, job: Job, works: Sequence[Work], processes: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+        """Executes cells and studies, in at most ``processes`` processes."""
 
 
-class _WorkerProcess:
-    """A worker process and its current cell."""
+@dataclass(frozen=True, kw_only=True)
+class RunnerCard:
+    """The declaration of a runner.
 
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_serve, args=(job, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.cell: Work | None = None
-        self.started = 0.0
+    Attributes:
+        name: the runner's name in commands.
+        parallel: whether it may use several processes.
+    """
 
-    def give(self, cell: Work) -> None:
-        self.cell, self.started = cell, time.monotonic()
-        self.connection.send(cell)
-
-    @property
-    def overdue(self) -> bool:
-        limit = None if self.cell is None else self.cell.timeout
-        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
+    name: str
+    parallel: bool = False
 
 
-def run_processes(job: Job, cells: Sequence[Work], count: int, on_done: OnDone, on_chunk: OnChunk) -> None:
-    """Runs cells in worker processes. If a worker dies or hangs, its cell fails and the worker is replaced."""
-    waiting = iter(cells)
-    lost: list[tuple[Work, str]] = []
-    workers = [_WorkerProcess(job) for _ in range(min(count, len(cells)))]
-    try:
-        workers = [worker for worker in workers if _assign(worker, waiting)]
-        while workers:
-            ready = wait([worker.connection for worker in workers], timeout=1.0)
-            for worker in list(workers):
-                reason = None
-                if worker.connection in ready:
-                    reason = _receive(worker, on_done, on_chunk)
-                elif worker.overdue:
-                    reason = "timeout: its worker hung and was killed"
-                if reason is not None:
-                    assert worker.cell is not None
-                    lost.append((worker.cell, reason))
-                    workers.remove(worker)
-                    worker.stop()
-                    worker = _WorkerProcess(job)
-                    workers.append(worker)
-                    worker.cell = None
-                if worker.cell is None and not _assign(worker, waiting):
-                    workers.remove(worker)
-                    worker.stop()
-    finally:
-        for worker in workers:
-            worker.stop()
-    if lost:
-        here = Worker(job)
-        for cell, reason in lost:
-            on_done(cell, here.fail(cell, reason))
+def runner(name: str, *, parallel: bool = False) -> Callable[[Run], Run]:
+    """Declares `Run`, the function that executes, as a runner. The arguments are those of `RunnerCard`."""
+    return attach(RunnerCard(name=name, parallel=parallel))
 
 
-def _assign(worker: _WorkerProcess, waiting: Iterator[Work]) -> bool:
-    cell = next(waiting, None)
-    if cell is not None:
-        worker.give(cell)
-    return cell is not None
+RUNNERS: Catalog[RunnerCard, Run] = Catalog("runner", "bench.execution", RunnerCard)
+AUTO = "auto"
+"""Chooses a runner: worker processes if there is more than one cell and more than one process."""
 
 
-def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str | None:
-    """Handles one message from a worker. Returns the reason if the worker is lost, otherwise None."""
-    assert worker.cell is not None
-    try:
-        what, value = worker.connection.recv()
-    except (EOFError, ConnectionError):
-        worker.process.join(timeout=5)
-        if worker.process.exitcode == UNGUARDED:
-            raise unguarded() from None
-        killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
-        return f"worker lost (exit code {worker.process.exitcode}{killed})"
-    if what == "chunk":
-        on_chunk(worker.cell, value)
-        return None
-    if what == "crashed":
-        return f"worker crashed: {value}"
-    on_done(worker.cell, value)
-    worker.cell = None
-    return None
+def runner_names() -> list[str]:
+    """Returns the values that a user may choose from."""
+    return [AUTO, *RUNNERS.names()]
 
 
-def _serve(job: Job, connection: Connection) -> None:
-    """Runs a worker's main loop: receives cells, runs them, reports. The loop ends when the connection is closed."""
-    try:
-        worker = Worker(job)
-        while True:
-            cell = connection.recv()
-            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
-            connection.send(("done", failed))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
-    except Exception as error:
-        connection.send(("crashed", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+def check_runner(name: str, where: str = "") -> None:
+    """Raises `UserError` if there is no runner of this name."""
+    if name not in runner_names():
+        raise unknown("runner", name, runner_names(), where)
+
+
+def chosen_runner(name: str, processes: int) -> Run:
+    """Returns the runner of a name, given the number of processes that could have work."""
+    return RUNNERS.get(("serial" if processes == 1 else "process") if name == AUTO else name).function

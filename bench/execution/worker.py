@@ -32,8 +32,8 @@ from bench.ledger.schema import Status, ledger_dir
 from bench.planning.staleness import Answers, answers
 from bench.plugins.isolation import kept_defaults
 from bench.plugins.registry import Registry, Variants
-from bench.studies.catalog import code_of, failed_study, kind_of
-from bench.studies.study import Measured
+from bench.studies.catalog import STUDIES, code_of
+from bench.studies.study import Measured, failed_study
 from bench.training.loading import LoadedDefense, load_trained
 
 Failures = Counter[str]
@@ -106,7 +106,7 @@ class Worker:
         if isinstance(work, Cell):
             return self.write(work, failed_result(work, self._dataset, reason))
         assert isinstance(work, Study)
-        return self._write_study(work, failed_study(work, reason))
+        return self._write_study(work, _failed(work, reason))
 
     def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
         device = torch.device(self._job.device)
@@ -114,11 +114,11 @@ class Worker:
         try:
             loaded = self._loaded(study.defense, device, study.state)
             _check("study", code_of(study.kind).digest, study.state)
-            return kind_of(study).measure(study, loaded.defense, self._dataset, device, on_chunk)
+            return STUDIES.get(study.kind).function(study, loaded.defense, self._dataset, device, on_chunk)
         except UserError as error:
-            return failed_study(study, str(error))
+            return _failed(study, str(error))
         except Exception as error:
-            return failed_study(study, f"{cause(error)}: {type(error).__name__}: {error}")
+            return _failed(study, f"{cause(error)}: {type(error).__name__}: {error}")
 
     def _write_study(self, study: Study, measured: Measured) -> Failures:
         provenance = {
@@ -128,7 +128,7 @@ class Worker:
             "logits": self._answers_of(study),
         }
         path = ledger_dir(self._job.run) / study.file
-        write_study(path, measured.records, kind_of(study).SCHEMA, provenance, measured.images)
+        write_study(path, measured.records, STUDIES.get(study.kind).card.schema, provenance, measured.images)
         return _failures(measured.records)
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
@@ -168,6 +168,10 @@ class Worker:
     def _answers_of(self, work: Work) -> dict[str, Answers]:
         """Returns the logits on fixed images of the loaded defenses that a result depends on."""
         return {name: self._answers[name] for name in sorted(work.needs) if name in self._answers}
+
+
+def _failed(study: Study, reason: str) -> Measured:
+    return failed_study(STUDIES.get(study.kind).card.schema, study, reason)
 
 
 def _failures(records: pd.DataFrame) -> Failures:

@@ -14,7 +14,13 @@ from bench.studies.catalog import code_of
 
 _CODE = {"engine", "attack", "defense", "study"}
 """Keys of a state that hold digests of code."""
-_NAMES = {"weights": "weights", "train": "training images", "test": "test images", "defense parameters": "parameters"}
+_NAMES = {
+    "weights": "weights",
+    "train": "training images",
+    "test": "test images",
+    "classes": "number of classes",
+    "defense parameters": "parameters",
+}
 """Names of other keys of a state, as users see them."""
 
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from bench.contracts.errors import UserError, unknown
 from bench.contracts.norms import NORMS
 from bench.planning.checks import check_plugins
-from bench.planning.matrix import PLUGINS, AttackEntry, DefenseEntry, Matrix, entries_of, label_of, with_entries
-from bench.plugins.registry import Registry
+from bench.planning.matrix import AttackEntry, DefenseEntry, Matrix, entries_of, label_of, with_entries
+from bench.plugins.registry import GROUPS, Registry
 
 
 def matrices() -> list[str]:
@@ -63,7 +63,7 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
         except tomllib.TOMLDecodeError:
             value = text
         head, _, tail = key.partition(".")
-        entries = {group: [entry for entry in entries_of(data, group) if label_of(entry) == head] for group in PLUGINS}
+        entries = {group: [entry for entry in entries_of(data, group) if label_of(entry) == head] for group in GROUPS}
         if not tail and head in Matrix.model_fields:
             data = with_entries({**data, head: value})
         elif head == "thresholds":
@@ -75,7 +75,7 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
             for entry in (*entries["defenses"], *entries["attacks"]):
                 entry["parameters"] = {**entry.get("parameters", {}), tail: value}
         else:
-            labels = [label_of(entry) for group in PLUGINS for entry in entries_of(data, group)]
+            labels = [label_of(entry) for group in GROUPS for entry in entries_of(data, group)]
             raise unknown("key", key, [*Matrix.model_fields, *(f"{label}.PARAMETER" for label in labels)], "--set")
     return data
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bench.contracts.cards import AttackCard, Kind
+from bench.contracts.errors import unknown
 from bench.contracts.norms import NormName
-from bench.plugins.builtins import Group
-from bench.plugins.registry import Variants
+from bench.plugins.registry import GROUPS, Group, Variants
+from bench.studies.catalog import STUDIES
 
-StudyKind = Literal["lower_bound", "distal", "detection", "reconstruction"]
-PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
-"""The keys of a matrix whose entries are plugins."""
+
+def _known_study(kind: str) -> str:
+    if kind not in STUDIES.names():
+        raise ValueError(str(unknown("study", kind, STUDIES.names())))
+    return kind
+
+
+def _with_studies(schema: dict[str, Any]) -> None:
+    schema["enum"] = STUDIES.names()
+
+
+StudyKind = Annotated[str, AfterValidator(_known_study), Field(json_schema_extra=_with_studies)]
+"""The name of a kind of study (`bench.studies.catalog`)."""
 Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
@@ -187,7 +198,7 @@ def _entry(entry: Any) -> Any:
 
 def with_entries(data: dict[str, Any]) -> dict[str, Any]:
     """Returns a matrix whose lists of plugins hold entries. Anything else is left for the validation to refuse."""
-    plugins = {group: data[group] for group in PLUGINS if isinstance(data.get(group), list)}
+    plugins = {group: data[group] for group in GROUPS if isinstance(data.get(group), list)}
     return {**data, **{group: [_entry(entry) for entry in entries] for group, entries in plugins.items()}}
 
 

@@ -9,7 +9,6 @@ Python's own modules are not looked up in the folder.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,19 +16,30 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.metadata import Distribution, EntryPoint, entry_points, packages_distributions
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from bench.contracts.cards import AttackCard, Card, DefenseCard, card_of
+from bench.contracts.cards import AttackCard, Card, CardOf, DefenseCard, FamilyCard, attached, card_of
 from bench.contracts.errors import UserError, unknown
 from bench.contracts.source import Closure, Sources
-from bench.plugins.builtins import BUILTINS, WRAPPERS, Group
+from bench.plugins.catalog import Catalog, Declared, only, own_values
 from bench.plugins.files import PluginFile, check_helpers, one_line
 from bench.plugins.isolation import kept_defaults
+from bench.plugins.scan import Declaration
 
+Group = Literal["defenses", "attacks"]
+GROUPS: tuple[Group, ...] = ("defenses", "attacks")
 Variants = Mapping[str, tuple[str, Mapping[str, Any]]]
 """Maps labels to names and parameters of defenses. A matrix gives a label to a defense whose parameters it sets."""
-_CARD_TYPES: dict[Group, type[Card]] = {"defenses": DefenseCard, "attacks": AttackCard}
+MakeMember = Callable[[str, CardOf], Callable[..., Any]]
+"""The function of a family of defenses (`bench.contracts.cards.defense_family`)."""
+CARD_TYPES: dict[Group, type[Card]] = {"defenses": DefenseCard, "attacks": AttackCard}
+BUILT_IN: dict[Group, Catalog[Card, Callable[..., Any]]] = {
+    "defenses": Catalog("defense", "defenses", DefenseCard),
+    "attacks": Catalog("attack", "attacks", AttackCard),
+}
+FAMILIES: Catalog[FamilyCard, MakeMember] = Catalog("defense_family", "defenses", FamilyCard)
+BUILT_IN_SOURCE = "built-in"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,19 +86,46 @@ class Plugin:
 
 @dataclass(frozen=True)
 class _Found:
-    """A declared name whose plugin is not imported yet."""
+    """A declared name whose plugin is not imported yet.
+
+    Attributes:
+        source: its origin, as in `Plugin.source`.
+        place: its origin in messages, which also names the module of a built-in.
+    """
 
     name: str
     source: str
+    place: str
     load: Callable[[], Plugin]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """A declared family of defenses whose function is not imported yet; ``place`` as in `_Found`."""
+
+    source: str
+    place: str
+    sources: Sources
+    load: Callable[[], Declared[FamilyCard, MakeMember]]
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """A file or module whose names cannot be read. Built-in modules belong to one group, files may belong to both."""
+
+    name: str
+    source: str
+    place: str
+    error: str
+    groups: tuple[Group, ...] = GROUPS
 
 
 class Registry:
     """All plugins that can be selected.
 
     Args:
-        plugins: paths of local Python files. Every defense and attack declared in them is available. A file that is
-            named twice counts once.
+        plugins: paths of local Python files. Everything declared in them is available. A file that is named twice
+            counts once.
         variants: defenses whose parameters a matrix sets, by label.
         reuse: whether local files with unchanged code are reused as they ran earlier in this process.
     """
@@ -102,15 +139,13 @@ class Registry:
         self.plugins = tuple(spellings.values())
         self.variants = variants or {}
         self._sources = Sources()
-        self._broken_files: dict[str, str] = {}
+        self._broken: list[_Broken] = []
         self._found: dict[Group, dict[str, list[_Found]]] = {"defenses": {}, "attacks": {}}
-        for group, names in BUILTINS.items():
-            for name, module in names.items():
-                self._add(group, _builtin(group, name, module, self._sources))
-        for wrapper in WRAPPERS:
-            base = "cnn_gaussian"
-            self._add("defenses", _Found(f"{wrapper}:{base}", "built-in", partial(self._around, wrapper, base)))
-        for group in self._found:
+        self._families: dict[str, list[_Family]] = {}
+        for group, catalog in BUILT_IN.items():
+            self._add_built_in(group, catalog)
+        self._add_built_in_families()
+        for group in GROUPS:
             for entry_point in entry_points(group=f"assay.{group}"):
                 self._add(group, _installed(group, entry_point))
         files = [PluginFile(Path(path)) for path in self.plugins]
@@ -118,8 +153,7 @@ class Registry:
         for file in files if not reuse else ():
             file.forget()
         for file in files:
-            for group, found in self._local(file):
-                self._add(group, found)
+            self._add_local(file)
 
     @cached_property
     def _plain(self) -> Registry:
@@ -127,7 +161,7 @@ class Registry:
         return Registry(self.plugins, reuse=True)
 
     def names(self, group: Group) -> list[str]:
-        """Returns the names of all plugins of a group, built-ins first."""
+        """Returns the names of all plugins of a group: built-ins by module, then packages, then files."""
         return list(self._found[group])
 
     def get(self, group: Group, name: str) -> Plugin:
@@ -138,20 +172,15 @@ class Registry:
         """
         if group == "defenses" and name in self.variants:
             return self._variant(name)
-        if group == "defenses" and name.startswith("robustbench:"):
-            return self._from_zoo(name)
-        found = self._found[group].get(name)
-        wrapper, _, wrapped = name.partition(":")
-        if found is None and group == "defenses" and wrapper in WRAPPERS and wrapped:
-            return self._around(wrapper, wrapped)
-        if found is None:
-            error = unknown(group.removesuffix("s"), name, self._found[group])
-            broken = "; ".join(f"plugin {path} is broken: {text}" for path, text in self._broken_files.items())
-            raise UserError(f"{error}; {broken}" if broken else str(error))
-        if len(found) > 1:
-            sources = " and ".join(f.source for f in found)
-            raise UserError(f"{group.removesuffix('s')} {name!r} is declared twice, by {sources}; rename one")
-        return found[0].load()
+        what, found = group.removesuffix("s"), self._found[group].get(name)
+        if found is not None:
+            return only(what, name, found, [each.place for each in found]).load()
+        family, _, member = name.partition(":")
+        if group == "defenses" and member and family in self._families:
+            return self._member(family, member)
+        error = str(unknown(what, name, self._found[group]))
+        broken = [f"{each.place} is broken: {each.error}" for each in self._broken if group in each.groups]
+        raise UserError("; ".join([error, *broken]))
 
     def rows(self, group: Group) -> Iterable[tuple[str, str, Plugin | str]]:
         """Yields name, source and plugin of each entry of a group. A broken plugin is replaced by its error text."""
@@ -160,8 +189,9 @@ class Registry:
                 yield name, found[0].source, self.get(group, name)
             except UserError as error:
                 yield name, found[0].source, str(error)
-        for path, text in self._broken_files.items():
-            yield Path(path).stem, f"file {path}", text
+        for broken in self._broken:
+            if group in broken.groups:
+                yield broken.name, broken.source, broken.error
 
     def _variant(self, label: str) -> Plugin:
         """Returns the defense with the parameters that a matrix sets, by its label."""
@@ -172,64 +202,73 @@ class Registry:
         card = replace(plugin.defense_card, name=label, parameters={**plugin.defense_card.parameters, **parameters})
         return replace(plugin, card=card, function=partial(plugin.function, **parameters), settings=parameters)
 
-    def _around(self, wrapper: str, wrapped: str) -> Plugin:
-        """Returns a defense that wraps another one: ``<wrapper>:<wrapped>``."""
-        base = self.get("defenses", wrapped)
-        factory = getattr(importlib.import_module(WRAPPERS[wrapper]), wrapper)(base.defense_card)
-        card = card_of(factory)
-        assert isinstance(card, DefenseCard)
-        return Plugin(card, factory, base.source, WRAPPERS[wrapper], self._sources)
-
-    def _from_zoo(self, name: str) -> Plugin:
-        """Returns a model of RobustBench's zoo: ``robustbench:<dataset>/<threat>/<name>``.
-
-        `names` does not list these models.
-        """
-        module = "defenses.robustbench_adapter"
-        factory = importlib.import_module(module).zoo_defense(name)
-        card = card_of(factory)
-        assert isinstance(card, DefenseCard)
-        return Plugin(card, factory, "built-in", module, self._sources)
+    def _member(self, name: str, member: str) -> Plugin:
+        """Returns the defense ``<name>:<member>`` of a family. It has the source of the defense that it wraps."""
+        families = self._families[name]
+        family = only("family of defenses", name, families, [each.place for each in families])
+        made = family.load()
+        factory = made.function(member, lambda other: self.get("defenses", other).defense_card)
+        card = attached(factory, DefenseCard)
+        if card is None or card.name != f"{name}:{member}":
+            found = "no @defense card" if card is None else f"a card for {card.name!r}"
+            raise UserError(f"defense '{name}:{member}': the family's function ({family.place}) returned {found}")
+        source = family.source if card.wraps is None else self.get("defenses", card.wraps).source
+        return Plugin(card, factory, source, made.module, family.sources)
 
     def _add(self, group: Group, found: _Found) -> None:
         self._found[group].setdefault(found.name, []).append(found)
 
-    def _local(self, file: PluginFile) -> list[tuple[Group, _Found]]:
-        source = f"file {file.path}"
+    def _add_built_in(self, group: Group, catalog: Catalog[Card, Callable[..., Any]]) -> None:
+        scan = catalog.scan()
+        for declaration in scan.declarations:
+
+            def load(declaration: Declaration = declaration) -> Plugin:
+                found = catalog.load(declaration)
+                return Plugin(found.card, found.function, BUILT_IN_SOURCE, found.module, self._sources)
+
+            place = f"{BUILT_IN_SOURCE} {declaration.module}"
+            self._add(group, _Found(declaration.name, BUILT_IN_SOURCE, place, load))
+        for module, error in scan.broken.items():
+            place = f"{BUILT_IN_SOURCE} {module}"
+            self._broken.append(_Broken(module.rpartition(".")[2], BUILT_IN_SOURCE, place, error, (group,)))
+
+    def _add_built_in_families(self) -> None:
+        for declaration in FAMILIES.scan().declarations:
+            place, load = f"{BUILT_IN_SOURCE} {declaration.module}", partial(FAMILIES.load, declaration)
+            family = _Family(BUILT_IN_SOURCE, place, self._sources, load)
+            self._add_family(declaration.name, declaration.examples, family)
+
+    def _add_family(self, name: str, examples: Iterable[str], family: _Family) -> None:
+        self._families.setdefault(name, []).append(family)
+        for member in examples:
+            load = partial(self._member, name, member)
+            self._add("defenses", _Found(f"{name}:{member}", family.source, family.place, load))
+
+    def _add_local(self, file: PluginFile) -> None:
+        source, place = f"file {file.path}", f"plugin {file.path}"
         try:
-            module = file.load()
-        except UserError as error:
-            self._broken_files[str(file.path)] = str(error)
-            return []
-        found: list[tuple[Group, _Found]] = []
-        for group, card_type in _CARD_TYPES.items():
-            for function in _declared(module):
-                card = card_of(function)
-                if isinstance(card, card_type):
-                    plugin = Plugin(card, function, source, file.root, file.sources)
-                    found.append((group, _Found(card.name, source, partial(_same, plugin))))
-        if not found:
-            self._broken_files[str(file.path)] = "declares no @defense and no @attack"
-        return found
+            values = own_values(file.load())
+        except UserError as fault:
+            self._broken.append(_Broken(file.path.stem, source, place, str(fault)))
+            return
+        for value in values:
+            card, family = card_of(value), attached(value, FamilyCard)
+            if card is not None:
+                plugin = Plugin(card, value, source, file.root, file.sources)
+                group: Group = "defenses" if isinstance(card, DefenseCard) else "attacks"
+                self._add(group, _Found(card.name, source, source, partial(_same, plugin)))
+            if family is not None:
+                declared = Declared(family, value, file.root)
+                self._add_family(
+                    family.name, family.examples, _Family(source, source, file.sources, partial(_same, declared))
+                )
+        if not any(attached(value, kind) for value in values for kind in (DefenseCard, AttackCard, FamilyCard)):
+            error = "declares no @defense and no @attack"
+            self._broken.append(_Broken(file.path.stem, source, place, error))
 
 
-def _same(plugin: Plugin) -> Plugin:
-    return plugin
-
-
-def _builtin(group: Group, name: str, module: str, sources: Sources) -> _Found:
-    def load() -> Plugin:
-        try:
-            imported = importlib.import_module(module)
-        except Exception as error:
-            raise UserError(f"built-in {name!r} is broken: {one_line(error)}") from error
-        for function in _declared(imported):
-            card = card_of(function)
-            if isinstance(card, _CARD_TYPES[group]) and card.name == name:
-                return Plugin(card, function, "built-in", module, sources)
-        raise UserError(f"built-in {name!r}: {module} declares no such plugin")
-
-    return _Found(name, "built-in", load)
+def _same(value: Item) -> Item:
+    return value
 
 
 def _installed(group: Group, entry_point: EntryPoint) -> _Found:
@@ -243,20 +282,14 @@ def _installed(group: Group, entry_point: EntryPoint) -> _Found:
         except (Exception, SystemExit) as error:
             raise UserError(f"{what} is broken: {one_line(error)}") from error
         card = card_of(function)
-        if not isinstance(card, _CARD_TYPES[group]):
+        if not isinstance(card, CARD_TYPES[group]):
             raise UserError(f"{what} is broken: {entry_point.value} carries no @{group.removesuffix('s')} card")
         if card.name != entry_point.name:
             raise UserError(f"{what} is broken: its card says {card.name!r}")
         sources = Sources(distribution=_folders(entry_point.module.partition(".")[0], entry_point.dist))
         return Plugin(card, function, package, entry_point.module, sources)
 
-    return _Found(entry_point.name, package, load)
-
-
-def _declared(module: ModuleType) -> list[Callable[..., Any]]:
-    """Returns the functions with a card that a module defines itself, each once, in order of definition."""
-    own = {id(v): v for v in vars(module).values() if card_of(v) and v.__module__ == module.__name__}
-    return list(own.values())
+    return _Found(entry_point.name, package, package, load)
 
 
 def _folders(top: str, distribution: Distribution | None) -> dict[str, Path]:

@@ -15,10 +15,10 @@ from bench.contracts.protocols import Defense, HasLowerBound
 from bench.contracts.streams import Streams
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
+from bench.studies.cards import study
 from bench.studies.counting import counted
 from bench.studies.study import Measured, OnSamples, batches, records, schema
 
-AT_THRESHOLD = False
 SCHEMA = schema(("lower_bound", pa.float64()), ("certificate", pa.bool_()), ("note", pa.string()))
 """``status`` is ``bound`` or ``failed``. ``certificate`` is false for an estimate that trusts a numeric minimum.
 ``note`` says what the bound rests on. The pass counts cover the defense's own methods, such as its logits
@@ -35,6 +35,7 @@ def samples_of(dataset: Dataset, samples: int) -> int:
     return samples
 
 
+@study("lower_bound", schema=SCHEMA, norms_of=norms_of, samples_of=samples_of)
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Measures one record per sample. The bound is 0 where the defense misclassifies the clean image."""
     assert isinstance(defense, HasLowerBound)

@@ -24,11 +24,11 @@ from bench.datasets.dataset import Dataset
 from bench.engine.ballot import classify
 from bench.engine.oracle import DefenseOracle
 from bench.ledger.schema import Status
+from bench.studies.cards import study
 from bench.studies.detectors import Detector, evade, fit_detector, mislead
 from bench.studies.queries import spent, study_oracle
 from bench.studies.study import Measured, OnSamples, batches, records, schema
 
-AT_THRESHOLD = True
 TRAINING_IMAGES = 500
 """Number of training images, from the first on. The detector is fitted to the scores of these images and of their
 adversarial examples."""
@@ -106,6 +106,7 @@ class Examiner:
         return suspicion
 
 
+@study("detection", schema=SCHEMA, norms_of=norms_of, samples_of=samples_of, at_threshold=True)
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Fits the detector on training images, then attacks the test images with and without knowledge of the detector."""
     assert study.norm is not None

@@ -20,12 +20,12 @@ from bench.contracts.protocols import Defense
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.ledger.schema import NON_FINITE, Status
+from bench.studies.cards import study
 from bench.studies.counting import counted
 from bench.studies.distal_ascent import distal_adversarials
 from bench.studies.queries import spent
 from bench.studies.study import Measured, OnSamples, records, schema
 
-AT_THRESHOLD = False
 CALIBRATION_IMAGES = 500
 """Number of test images, from the first on, for the calibration of the confidence. The few images of a run could be
 classified without error. Such images do not determine the scale of the logits."""
@@ -54,6 +54,7 @@ def samples_of(dataset: Dataset, samples: int) -> int:
     return dataset.classes * PER_CLASS
 
 
+@study("distal", schema=SCHEMA, norms_of=norms_of, samples_of=samples_of)
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Calibrates on clean images, then ascends from noise."""
     started = time.perf_counter()

@@ -20,11 +20,11 @@ from bench.contracts.threat import ThreatModel
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.engine.ballot import classify
+from bench.studies.cards import study
 from bench.studies.detectors import mislead
 from bench.studies.queries import spent, study_oracle
 from bench.studies.study import Measured, OnSamples, records, schema
 
-AT_THRESHOLD = True
 IMAGES = 5
 """Number of test images, from the first on, that are reconstructed."""
 SHARES = (0.0, 0.5, 1.0)
@@ -54,6 +54,7 @@ def samples_of(dataset: Dataset, samples: int) -> int:
     return min(samples, IMAGES) * len(SHARES)
 
 
+@study("reconstruction", schema=SCHEMA, norms_of=norms_of, samples_of=samples_of, at_threshold=True)
 def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples) -> Measured:
     """Attacks the first test images in balls of growing radius, then reconstructs the candidates."""
     assert study.norm is not None

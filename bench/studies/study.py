@@ -1,19 +1,14 @@
 """Studies: what a run measures on a defense besides attacks, in separate cells and files.
 
-The kind of a study is a module of this package (`Kind`) with five members:
-
-* ``AT_THRESHOLD``: whether the study runs at the matrix's threshold in its norm.
-* ``SCHEMA``: its columns in the ledger.
-* ``norms_of(defense)``: the norms to which the study applies, empty if the study does not apply to the defense.
-* ``samples_of(dataset, samples)``: the number of records.
-* ``measure(study, defense, dataset, device, on_samples)``: runs the study and returns its result.
+A kind of study is a module of this package that declares a function with ``@study`` (`bench.studies.cards`). This
+module holds what the kinds share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.contracts.norms import NormName
-from bench.contracts.protocols import Defense
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
+from bench.ledger.schema import Status
 
 COSTS = ("forwards", "backwards", "inner_steps")
 """Columns of every study: costs per sample, as in the records of cells. Costs shared by all samples are divided among
@@ -39,30 +33,12 @@ class Measured:
     """The result of a study.
 
     Attributes:
-        records: table with the columns of the kind's ``SCHEMA``.
+        records: table with the columns of the kind's schema.
         images: images (M, C, H, W) float32 in [0, 1] that belong to the records, or None.
     """
 
     records: pd.DataFrame
     images: NDArray[np.float32] | None = None
-
-
-class Kind(Protocol):
-    """The interface of a kind's module."""
-
-    AT_THRESHOLD: bool
-    SCHEMA: pa.Schema
-
-    def samples_of(self, dataset: Dataset, samples: int) -> int:
-        """Returns the number of records of a study in a matrix of ``samples`` test images."""
-
-    def norms_of(self, defense: Defense) -> Sequence[NormName | None]:
-        """Returns the norms in which a defense can be studied. A norm of None means that the norm does not matter."""
-
-    def measure(
-        self, study: Study, defense: Defense, dataset: Dataset, device: torch.device, on_samples: OnSamples
-    ) -> Measured:
-        """Runs the study. ``on_samples`` receives the number of samples that are done."""
 
 
 def schema(*own: tuple[str, pa.DataType]) -> pa.Schema:
@@ -97,3 +73,9 @@ def records(own: pa.Schema, study: Study, indices: range, **columns: Any) -> pd.
         if field.name != "sample":
             frame[field.name] = {**known, **columns}.get(field.name, np.nan)
     return frame
+
+
+def failed_study(own: pa.Schema, study: Study, reason: str) -> Measured:
+    """Returns the result of a study that could not run: every sample ``failed`` with this reason."""
+    line = " ".join(reason.split())[:300]
+    return Measured(records(own, study, range(study.samples), status=Status.FAILED, reason=line))

@@ -23,6 +23,7 @@ from bench.contracts.errors import DefenseFault, UserError
 from bench.contracts.guard import unguarded
 from bench.contracts.progress import Bar, bar
 from bench.contracts.protocols import Defense, Trainable, as_defense, fingerprint
+from bench.contracts.signatures import check_signatures
 from bench.contracts.source import TRAINING, Closure, Sources, changed_modules
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.plugins.isolation import kept_defaults
@@ -85,10 +86,11 @@ class LoadedDefense:
         return f"{self.fingerprint} {self.code.digest} {json.dumps(self.parameters, sort_keys=True)}"
 
     def state(self, dataset: Dataset) -> dict[str, str]:
-        """Returns what identifies measurements on the defense: hashes of data, weights and code, and the parameters."""
+        """Returns what identifies measurements on the defense: hashes of data, weights and code, and parameters."""
         return {
             "train": dataset.train.hash,
             "test": dataset.test.hash,
+            "classes": str(dataset.classes),
             "weights": self.fingerprint,
             "defense": self.code.digest,
             "defense parameters": json.dumps(self.parameters, sort_keys=True),
@@ -101,7 +103,8 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
     Raises:
         UserError: when the defense is unknown, does not classify this dataset, or wraps another one and returns it or
             has a ``fit`` of its own.
-        DefenseFault: when the defense's factory fails, or returns what torch cannot handle.
+        DefenseFault: when the defense's factory fails, returns what torch cannot handle, or returns a defense with a
+            method of another signature than its protocol's.
     """
     plugin = registry.get("defenses", name)
     card = plugin.defense_card
@@ -114,6 +117,7 @@ def make_defense(name: str, dataset: Dataset, registry: Registry) -> LoadedDefen
         with kept_defaults():
             made = plugin.function(**wanted)
             defense = as_defense(card, made)
+            check_signatures(defense)
     except (Exception, SystemExit) as error:
         raise _fault(plugin, "cannot be built", error) from error
     if base is not None and (made is base.defense or isinstance(made, Trainable)):

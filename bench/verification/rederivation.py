@@ -25,7 +25,7 @@ from bench.ledger.files import Result
 from bench.ledger.manifest import Manifest
 from bench.ledger.provenance import kind_of_machine
 from bench.ledger.schema import Status
-from bench.studies.catalog import kind_of
+from bench.studies.catalog import STUDIES
 from bench.studies.distal import calibrated, confidences, statuses
 from bench.studies.refutation import KIND as REFUTATION
 from bench.studies.refutation import contested, errors_on
@@ -74,7 +74,8 @@ class Rederivation:
             timeout=None,
             state=result.facts.get("state", {}),
         )
-        expected = kind_of(study).samples_of(self.dataset, len(self.manifest.samples))
+        kind = STUDIES.get(study.kind)
+        expected = kind.card.samples_of(self.dataset, len(self.manifest.samples))
         if len(records) != expected:
             return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected}"))]
         tolerance = SAME_MACHINE if self._same_machine(result) else OTHER_MACHINE
@@ -93,7 +94,7 @@ class Rederivation:
     def _measured(self, study: Study) -> Measured:
         key = repr((study, str(self.device)))
         if key not in self.memory:
-            measure = kind_of(study).measure
+            measure = STUDIES.get(study.kind).function
             self.memory[key] = measure(study, self.defense, self.dataset, self.device, lambda samples: None)
         measured: Measured = self.memory[key]
         return measured

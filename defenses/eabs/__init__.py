@@ -33,6 +33,8 @@ BATCH_SIZE = 50
 A, D, V = "adversarial autoencoder", "shared encoder and discriminative loss", "variational inference"
 VERSION = 5
 """Card version of the defenses trained with the discriminative loss. A higher version trains them again."""
+DEFENSE_NAMES = ("eabs", "abs:ju2020", "a_abs", "d_abs", "ad_abs", "v_abs", "av_abs", "dv_abs")
+"""The names that `member` declares below (see `bench.plugins.scan`)."""
 member = partial(defense, datasets=DATASETS, citation=CITATION, batch_size=BATCH_SIZE, family="E-ABS")
 
 

@@ -32,39 +32,15 @@ for _info in pkgutil.iter_modules(attacks.__path__):
             ATTACKS[_card.name] = _value
 """Every attack that a module of the package declares: a new one is tested the day it is added."""
 
-SHORT: dict[str, dict[str, Any]] = {
-    "apgd_ce": {"steps": 15, "binary_search_steps": 4},
-    "apgd_dlr": {"steps": 15, "binary_search_steps": 4},
-    "apgd_t": {"steps": 15, "binary_search_steps": 4, "targets": 2},
-    "autoattack": {"queries": 50},
-    "bim": {"binary_search_steps": 5},
-    "bim_ge": {"binary_search_steps": 5, "pairs": 2},
-    "boundary": {"steps": 250},
-    "cw": {"searches": 5, "steps": 40},
-    "ddn": {"steps": 60},
-    "eot_pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
-    "fab": {"steps": 10},
-    "fmn": {"steps": 60},
-    "gaussian_noise": {"repetitions": 3},
-    "hopskipjump": {"steps": 6, "draws": 30},
-    "mim": {"binary_search_steps": 5},
-    "mim_ge": {"binary_search_steps": 5, "pairs": 2},
-    "pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
-    "pgd_ge": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5, "pairs": 2},
-    "pointwise_10x": {"repetitions": 3},
-    "salt_and_pepper": {"repetitions": 3},
-    "sigma_zero": {"steps": 40},
-    "sparse_rs": {"steps": 60},
-    "square": {"steps": 1000, "search_steps": 60, "binary_search_steps": 6},
-    "uniform_noise": {"repetitions": 3},
-    "unrolled_pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
-}
-"""Parameters for tests that are not about strength."""
-
 RADIUS = {"L2": 2.5, "Linf": 0.5}
 """Balls for attacks that have no minimal variant: wide enough for every image of the problems here."""
 
 CASES = [(name, norm) for name, attack in ATTACKS.items() for norm in card_of(attack).norms]
+
+
+def short(name: str) -> dict[str, Any]:
+    """Parameters for tests that are not about strength."""
+    return card_of(ATTACKS[name]).short
 
 
 def on_problems(cases: list[tuple[str, str]], *problems: str) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, CASES, SHORT, OneGradient, Problem, on_problems, run
+from attack_problems import ATTACKS, CASES, OneGradient, Problem, on_problems, run, short
 
 from bench.contracts.cards import DefenseCard, card_of
 from bench.contracts.chunk import Chunk
@@ -15,10 +15,6 @@ from bench.engine.terms import Resources, Terms
 
 OWN_CASES = [(name, norm) for name, norm in CASES if not card_of(ATTACKS[name]).library]
 BOUNDED = [(name, norm) for name, norm in CASES if "bounded" in card_of(ATTACKS[name]).kinds]
-
-
-def short(name):
-    return SHORT.get(name, {})
 
 
 def check_chunks(problem, name, norm, samples, same_queries, **parameters):

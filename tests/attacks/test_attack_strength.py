@@ -4,71 +4,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, CASES, SHORT, SmallNet, on_problems, run, stretched
+from attack_problems import ATTACKS, CASES, SmallNet, on_problems, run, short, stretched
 from exact_optimum import relu_net_optimum
 
 from bench.contracts.cards import card_of
 
-# Largest median and largest single ratio of the distance found to the optimum, with default parameters but for
-# `PARAMETERS`. What an attack is by design sets its own: noise has no direction, Latent Descent walks towards a
-# prototype and not a boundary.
-FACTORS = {
-    ("apgd_ce", "L2"): (1.01, 1.2),
-    ("apgd_ce", "Linf"): (1.01, 1.2),
-    ("apgd_dlr", "L2"): (1.02, 1.35),
-    ("apgd_dlr", "Linf"): (1.02, 1.35),
-    ("apgd_t", "L2"): (1.01, 1.1),
-    ("apgd_t", "Linf"): (1.01, 1.1),
-    ("bim", "L2"): (1.03, 1.3),
-    ("bim", "Linf"): (1.06, 1.4),
-    ("boundary", "L2"): (1.1, 1.6),
-    ("cw", "L2"): (1.03, 1.2),
-    ("ddn", "L2"): (1.01, 1.15),
-    ("deepfool", "L2"): (1.002, 1.2),
-    ("deepfool", "Linf"): (1.01, 1.4),
-    ("eot_pgd", "L2"): (1.02, 1.2),
-    ("eot_pgd", "Linf"): (1.02, 1.2),
-    ("fab", "L2"): (1.002, 1.15),
-    ("fab", "Linf"): (1.01, 1.1),
-    ("fgm", "L2"): (1.12, 4),
-    ("fgsm", "Linf"): (1.12, torch.inf),
-    ("fmn", "Linf"): (1.02, 1.2),
-    ("gaussian_noise", "L2"): (2.8, 4),
-    ("hopskipjump", "L2"): (1.1, 1.6),
-    ("hopskipjump", "Linf"): (1.1, 1.6),
-    ("latent_descent", "L2"): (1.7, 2),
-    ("mim", "Linf"): (1.06, 1.4),
-    ("pgd", "L2"): (1.03, 1.25),
-    ("pgd", "Linf"): (1.03, 1.3),
-    ("pointwise", "L0"): (2, 4),
-    ("pointwise", "L2"): (2.8, 4),
-    ("pointwise_10x", "L0"): (1.2, 2),
-    ("pointwise_10x", "L2"): (2.3, 3),
-    ("salt_and_pepper", "L0"): (2.6, 4),
-    ("sigma_zero", "L0"): (1.1, 1.5),
-    ("sparse_rs", "L0"): (1, 1.4),
-    ("square", "L2"): (1.2, 1.5),
-    ("square", "Linf"): (1.06, 1.8),
-    ("unrolled_pgd", "L2"): (1.02, 1.2),
-    ("unrolled_pgd", "Linf"): (1.02, 1.2),
-    ("vfga", "L0"): (1.1, 1.5),
-}
-
 PARAMETERS = {"boundary": {"steps": 1500}, "hopskipjump": {"steps": 15}}
+"""Fewer steps than by default, which reach the bound on the strength as well."""
 MINIMAL = [(name, norm) for name, norm in CASES if "minimal" in card_of(ATTACKS[name]).kinds]
 
 
-def factors(name, norm):
-    """Estimated gradients are held to the standard of true ones, but for single samples of DeepFool's few steps."""
-    median, worst = FACTORS.get((name.removesuffix("_ge"), norm), (torch.inf, torch.inf))
-    return (median, 1.4 * worst) if name == "deepfool_ge" else (median, worst)
+@pytest.mark.parametrize(("name", "norm"), MINIMAL)
+def test_the_card_of_a_minimal_attack_bounds_its_strength_in_every_norm(name, norm):
+    assert norm in card_of(ATTACKS[name]).approximation_ratio, (
+        f"attack {name!r} states no approximation_ratio for {norm}: write the largest median and the largest single "
+        "ratio of the distance found to the optimum, or infinity twice if it promises nothing"
+    )
 
 
 @pytest.mark.parametrize(("problem", "name", "norm"), on_problems(MINIMAL, "prototypes", "linear"))
 def test_comes_near_the_optimum_but_never_below(problems, problem, name, norm):
     outcome = run(problems[problem], name, norm, **PARAMETERS.get(name, {}))
     ratio = outcome.distance / problems[problem].optimum(norm)
-    median, worst = factors(name, norm)
+    median, worst = card_of(ATTACKS[name]).approximation_ratio[norm]
     assert ratio.min() >= 1 - 1e-5
     assert ratio.median() <= median
     assert ratio.max() <= worst
@@ -108,7 +66,7 @@ def test_the_best_attack_reaches_the_optimum_of_a_relu_net(relu_net):
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_hands_in_what_it_found(prototypes, name, norm):
     """The candidates are the closest adversarials, up to the stretch that the engine tries."""
-    outcome = run(prototypes, name, norm, **SHORT.get(name, {}))
+    outcome = run(prototypes, name, norm, **short(name))
     candidates = outcome.candidates if outcome.candidates.ndim == 4 else outcome.candidates[0]
     wrong = prototypes.defense.logits(stretched(prototypes, outcome)).argmax(1) != prototypes.y
     assert candidates.shape == prototypes.x.shape

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, SHORT, run
+from attack_problems import ATTACKS, run, short
 
 from bench.contracts.cards import card_of
 from bench.contracts.door import linearize
@@ -46,16 +46,25 @@ CHANGED = {
     "targets": 1,
     "version": "rand",
 }
-"""A value of each parameter that no attack has by default, nor in `SHORT`."""
+"""Values that no attack has by default, nor among its short parameters. Other parameters get the next value."""
 HERE = {
     "apgd_t": {"binary_search_steps": 3},
     "autoattack": {"queries": 20},
     "sparse_rs": {"density": 0.5},
     "square": {"steps": 100, "share": 0.2, "binary_search_steps": 3},
 }
-"""What is even shorter than `SHORT`, or needs more than one of 36 pixels to show."""
+"""What is even shorter than the cards' short parameters, or needs more than one of 36 pixels to show."""
 BESIDE = {"method": {"full_start": False}, "pairs": {"full_start": False}}
 """What else must be so for a parameter to matter: gradient estimation starts with all coordinates."""
+
+
+def changed(parameter, value):
+    """Another value than this one of a parameter."""
+    if parameter in CHANGED:
+        return CHANGED[parameter]
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2
+
+
 CASES = [
     (name, kind, parameter)
     for name, attack in ATTACKS.items()
@@ -126,13 +135,14 @@ def test_a_parameter_changes_what_is_asked_or_is_declared_to_matter_elsewhere_on
         problem = randomized if of_draws else prototypes
         # Some samples are broken in it and leave, the others need all of the attack.
         epsilon = None if kind == "minimal" else 1.2 * float(prototypes.optimum(norm)[:3].median())
-        parameters = {**SHORT.get(name, {}), **HERE.get(name, {}), **BESIDE.get(parameter, {})}
+        parameters = {**short(name), **HERE.get(name, {}), **BESIDE.get(parameter, {})}
         key = (name, kind, norm, of_draws, str(parameters))
         if key not in traces:
             traces[key] = trace(problem, name, norm, epsilon, parameters)
+        value = parameters.get(parameter, card.parameters[parameter])
         argument = "start" if parameter == "epsilon" else parameter
         try:
-            trace(problem, name, norm, epsilon, {**parameters, argument: CHANGED[argument]}, traces[key])
+            trace(problem, name, norm, epsilon, {**parameters, argument: changed(argument, value)}, traces[key])
             same = True
         except Differs:
             same = False

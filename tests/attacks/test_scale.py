@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attack_problems import ATTACKS, SHORT, OneGradient, Problem, run
+from attack_problems import ATTACKS, OneGradient, Problem, run, short
 
 import bench
 from attacks.parts.gradients import SPREAD, to_spread, wrong_odds
@@ -69,7 +69,7 @@ def accuracy(outcome):
 @pytest.mark.parametrize("name", WITH_SCORES)
 def test_the_scale_of_the_logits_does_not_matter(digits, name):
     card = card_of(ATTACKS[name])
-    parameters = {**SHORT.get(name, {}), **SHORTER.get(name, {})}
+    parameters = {**short(name), **SHORTER.get(name, {})}
     for norm in card.norms:
         epsilon = None if "minimal" in card.kinds else 3 * BALLS[norm]
         plain = run(digits, name, norm, epsilon=epsilon, samples=4, **parameters)

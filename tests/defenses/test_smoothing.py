@@ -169,9 +169,9 @@ def test_what_cannot_be_smoothed_is_refused_in_one_line(name, message):
 
 def test_a_base_without_gradients_can_be_smoothed_at_random_only():
     base = DefenseCard(name="hard", datasets=("digits",), access="decision")
-    assert card_of(randomized_smoothing(base)).access == "decision"
+    assert card_of(randomized_smoothing("hard", lambda name: base)).access == "decision"
     with pytest.raises(UserError, match="'hard' gives decision access only; variational smoothing needs gradients"):
-        variational_smoothing(base)
+        variational_smoothing("hard", lambda name: base)
 
 
 PLUGIN = """

@@ -21,8 +21,7 @@ from bench.contracts.confidence import Calibration
 from bench.contracts.errors import UserError
 from bench.ledger.loading import load_studies, load_study_images
 from bench.ledger.manifest_file import load_manifest
-from bench.plugins.builtins import BUILTINS
-from bench.plugins.registry import Registry
+from bench.plugins.registry import BUILT_IN, Registry
 
 PLUGIN = Path(__file__).parents[1] / "plugins.py"
 MATRIX = """
@@ -80,7 +79,7 @@ def run(matrix, out, **options):
 def all_attacks(tmp_path_factory):
     """A matrix of every built-in attack, and its ledger by the serial runner."""
     folder = tmp_path_factory.mktemp("all")
-    matrix = write_matrix(folder, BUILTINS["attacks"])
+    matrix = write_matrix(folder, BUILT_IN["attacks"].names())
     run(matrix, folder / "serial", runner="serial", settings=CHEAP)
     return matrix, folder / "serial"
 
@@ -88,7 +87,7 @@ def all_attacks(tmp_path_factory):
 def test_every_built_in_attack_runs_and_breaks_a_linear_classifier(all_attacks):
     _, serial = all_attacks
     frame = results(serial)
-    assert set(frame["attack"]) == set(BUILTINS["attacks"])
+    assert set(frame["attack"]) == set(BUILT_IN["attacks"].names())
     assert set(frame["status"]) <= {"found", "not_found", "budget", "clean_error"}
     found = frame[frame["status"] != "clean_error"].groupby(["attack", "norm"])["broken"].mean()
     assert (found > 0).all()
@@ -189,7 +188,7 @@ def test_other_parameters_are_another_cell(tmp_path):
 
 def test_a_listing_has_the_card_of_every_plugin():
     attacks = bench.list_attacks([PLUGIN])
-    assert set(BUILTINS["attacks"]) | {"crash"} <= set(attacks["name"])
+    assert set(BUILT_IN["attacks"].names()) | {"crash"} <= set(attacks["name"])
     assert attacks.set_index("name").loc["crash", "source"] == f"file {PLUGIN}"
     assert (attacks["error"] == "").all()
     assert set(Registry().names("defenses")) <= set(bench.list_defenses()["name"])

@@ -11,14 +11,13 @@ import bench
 from bench.contracts.protocols import HasDetectionScore
 from bench.datasets.dataset import load_dataset
 from bench.planning.files import build_matrix, read_matrix
-from bench.plugins.builtins import BUILTINS
 from bench.plugins.registry import Registry
-from bench.studies.catalog import KINDS
+from bench.studies.catalog import STUDIES
 from bench.training.checkpoints import zoo_cards
 from bench.training.loading import make_defense
 from reports.tables.sweeps import SWEEP_LENGTH
 
-REFERENCE = [f"{name}.method='coordinate'" for name in BUILTINS["attacks"] if name.endswith("_ge")]
+REFERENCE = [f"{name}.method='coordinate'" for name in Registry().names("attacks") if name.endswith("_ge")]
 """Gradient estimation as in Schott et al. 2019, section 5; all else at the attacks' defaults."""
 
 
@@ -30,7 +29,7 @@ def matrix():
 def test_it_has_a_detector_an_ablation_and_sweeps_of_a_randomized_and_another_defense(matrix):
     dataset, registry = load_dataset("digits"), Registry()
     made = {label: make_defense(label, dataset, registry) for label in matrix.labels}
-    assert set(matrix.studies) == set(KINDS)
+    assert set(matrix.studies) == set(STUDIES.names())
     detectors = [label for label in matrix.studied("detection") if isinstance(made[label].defense, HasDetectionScore)]
     assert detectors == ["beta_vac"]
     assert Counter(loaded.card.family for loaded in made.values())["E-ABS"] == 8

@@ -1,9 +1,7 @@
 """Built-ins, local files and installed packages, found by name and imported when needed."""
 
-import importlib
 import importlib.metadata
 import os
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -13,11 +11,9 @@ import pytest
 import torch
 
 from bench.conformance.checks import check_attack, check_defense
-from bench.contracts.cards import card_of
 from bench.contracts.errors import UserError
 from bench.datasets.dataset import load_dataset
-from bench.plugins.builtins import BUILTINS
-from bench.plugins.registry import Registry
+from bench.plugins.registry import BUILT_IN, Registry
 from bench.training.loading import make_defense
 
 PLUGIN_PACKAGE = Path(__file__).parents[2] / "plugin_package"
@@ -56,25 +52,9 @@ def installed(tmp_path_factory):
     return target
 
 
-@pytest.mark.parametrize("group", ["defenses", "attacks"])
-def test_the_table_of_built_ins_is_complete_and_true(group):
-    package = importlib.import_module(group)
-    declared = {}
-    for module in pkgutil.walk_packages(package.__path__, f"{group}."):
-        imported = importlib.import_module(module.name)
-        for value in vars(imported).values():
-            card = card_of(value)
-            if card is not None and value.__module__ == module.name:
-                declared[card.name] = module.name
-    assert declared == BUILTINS[group]
-    registry = Registry()
-    for name in BUILTINS[group]:
-        assert registry.get(group, name).card.name == name
-
-
 def test_nothing_is_imported_before_it_is_asked_for():
     code = (
-        "import sys, bench, bench.plugins.registry; bench.plugins.registry.Registry();"
+        "import sys, bench, bench.plugins.registry; bench.plugins.registry.Registry().names('attacks');"
         "assert not {'torch', 'pandas', 'defenses', 'attacks', 'reports'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -257,7 +237,7 @@ def test_every_built_in_defense_passes_the_conformance_suite(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BUILTINS["attacks"])
+@pytest.mark.parametrize("name", BUILT_IN["attacks"].names())
 def test_every_built_in_attack_passes_the_conformance_suite(name):
     assert [c for c in check_attack(Registry().get("attacks", name)) if not c.passed] == []
 
@@ -265,6 +245,63 @@ def test_every_built_in_attack_passes_the_conformance_suite(name):
 def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(UserError, match=r"unknown defense 'cnnn'; did you mean 'cnn'\? Allowed: a_abs, abs, "):
         Registry().get("defenses", "cnnn")
+
+
+def test_the_error_for_an_unknown_name_shows_twenty_names_only():
+    with pytest.raises(UserError) as error:
+        Registry().get("attacks", "fgsn")
+    names = sorted(BUILT_IN["attacks"].names())
+    assert str(error.value) == (
+        f"unknown attack 'fgsn'; did you mean 'fgsm'? Allowed: {', '.join(names[:20])} and {len(names) - 20} more"
+    )
+
+
+FAMILY = """
+import torch
+from bench import defense
+from bench.contracts.cards import defense_family
+
+@defense_family("scaled", member="<factor>:<defense>", examples=["2:cnn"])
+def scaled(member, card_of):
+    factor, _, name = member.partition(":")
+    base = card_of(name)
+
+    @defense(f"scaled:{member}", datasets=base.datasets, wraps=name)
+    def factory(base):
+        net = torch.nn.Module()
+        net.logits = lambda x: float(factor) * base.logits(x)
+        return net
+
+    return factory
+"""
+
+
+def test_a_local_file_offers_a_family_of_defenses(write):
+    path = write(FAMILY)
+    registry, dataset = Registry([path]), load_dataset("digits")
+    assert "scaled:2:cnn" in registry.names("defenses")
+    made = make_defense("scaled:3:nearest_neighbour", dataset, registry)
+    x = dataset.test.images[:2]
+    assert torch.equal(made.defense.logits(x), 3 * made.base.defense.logits(x))
+    assert "plugin.py" in made.plugin.code.modules
+    with pytest.raises(UserError, match="unknown defense 'cnm'; did you mean 'cnn'"):
+        registry.get("defenses", "scaled:2:cnm")
+
+
+def test_a_member_of_a_family_has_the_name_that_was_asked_for(write):
+    registry = Registry([write(FAMILY.replace('f"scaled:{member}"', '"other"'))])
+    with pytest.raises(
+        UserError, match=r"'scaled:2:cnn': the family's function \(file .*\) returned a card for 'other'"
+    ):
+        registry.get("defenses", "scaled:2:cnn")
+
+
+def test_a_family_declared_twice_is_refused_with_both_sources(write):
+    path = write(FAMILY.replace('"scaled", ', '"robustbench", '))
+    with pytest.raises(
+        UserError, match=r"'robustbench' is declared twice, by built-in defenses\.robustbench_adapter and"
+    ):
+        Registry([path]).get("defenses", "robustbench:cifar10/Linf/Standard")
 
 
 def test_a_name_declared_twice_is_refused_with_both_sources(write):
@@ -275,7 +312,7 @@ def test_a_name_declared_twice_is_refused_with_both_sources(write):
 
 def test_a_local_file_cannot_replace_a_built_in(write):
     path = write(GOOD.replace('"mine"', '"cnn"'))
-    with pytest.raises(UserError, match="declared twice, by built-in and file"):
+    with pytest.raises(UserError, match=r"declared twice, by built-in defenses\.cnn and file"):
         Registry([path]).get("defenses", "cnn")
 
 
@@ -317,6 +354,19 @@ def test_a_broken_package_is_fatal_only_if_selected(monkeypatch):
         ('@attack("a", norms=["L3"], access="score", budget=1)\ndef f(o, x, y): pass', "unknown norms 'L3'"),
         ('@attack("a", norms=["L2"], access="score", budget=0)\ndef f(o, x, y): pass', "budget is 0"),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x): pass', "its signature must be"),
+        (
+            '@attack("a", norms=["L2"], access="score", budget=1, short={"step": 1})\ndef f(o, x, y, *, steps=9): pass',
+            "unknown parameter in short 'step'; did you mean 'steps'",
+        ),
+        (
+            '@attack("a", norms=["L2"], access="score", budget=1, approximation_ratio={"L0": (1, 2)})\n'
+            "def f(o, x, y): pass",
+            "unknown norm in approximation_ratio 'L0'",
+        ),
+        (
+            'from bench.contracts.cards import defense_family\n@defense_family("a:b", member="c")\ndef f(m, c): pass',
+            "name 'a:b' of a family of defenses is not lower_snake_case",
+        ),
         ('@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k): pass', "'k' needs a default"),
         (
             '@attack("a", norms=["L2"], access="score", budget=1)\ndef f(o, x, y, *, k=[1]): pass',
