@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attacks.parts.gradients import diameter, steepest, wrong_odds
+from attacks.parts.gradients import steepest, wrong_odds
 from attacks.parts.lines import climb
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
@@ -21,7 +21,7 @@ def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, num_scales: int, b
     gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
     norm = oracle.threat.norm
     direction = steepest(gradient, x, norm)
-    return oracle.closest(climb(oracle, x, y, direction, diameter(x, norm), num_scales, binary_search_steps))
+    return oracle.closest(climb(oracle, x, y, direction, norm.diameter(x.shape[1:]), num_scales, binary_search_steps))
 
 
 @attack("fgm", norms=["L2"], access="gradient", budget=200, citation=CITATION)

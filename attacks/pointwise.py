@@ -75,7 +75,7 @@ def pointwise_10x(
 def _pointwise(
     oracle: Oracle, x: Tensor, y: Tensor, repetitions: int, starts: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
-    check_norm(oracle.threat.norm, ("L0", "L2"))
+    check_norm(oracle.threat.norm.name, ("L0", "L2"))
     ids = oracle.ids.repeat(repetitions)
     top = torch.ones(len(ids), device=ids.device)
     noisy, density = first_hit(oracle, x[ids], y[ids], ids, torch.zeros_like(top), top, num_scales)
@@ -90,7 +90,7 @@ def _pointwise(
         reset = undo_squares(oracle, clean[rows], label[rows], draws.flatten(0, 1), ids[rows], side)
         draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
     z = undo(oracle, clean, label, draws[0], ids, binary_search_steps=0)
-    if oracle.threat.norm == "L2":
+    if oracle.threat.norm.name == "L2":
         # Otherwise the first pixels to move would use up all that can be gained.
         z = bisect(oracle, clean, z, label, ids, LINE_BISECTIONS)
         undo(oracle, clean, label, z, ids, binary_search_steps=binary_search_steps)

@@ -83,7 +83,7 @@ class AttackCard:
 
     Attributes:
         name: lower_snake_case.
-        norms: threat models it attacks: ``L0``, ``L2``, ``Linf``.
+        norms: names of the norms it attacks, see `bench.contracts.norms`.
         access: the access it needs, see `Access`.
         kinds: ``minimal``, ``bounded`` or both.
         stochastic: whether it draws random numbers.
@@ -108,7 +108,7 @@ class AttackCard:
 
     def __post_init__(self) -> None:
         _check_name("attack", self.name)
-        _check_choice(self.name, "norms", self.norms, NORMS)
+        _check_choice(self.name, "norms", self.norms, tuple(NORMS))
         _check_choice(self.name, "access", [self.access], get_args(Access))
         _check_choice(self.name, "kinds", self.kinds, get_args(Kind))
         if self.budget < 1:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from bench.contracts.cards import AttackCard, Kind
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS, NormName, check_norm
 from bench.plugins.builtins import Group
 from bench.plugins.registry import Variants
 
@@ -17,6 +17,14 @@ StudyKind = Literal["lower_bound", "distal", "detection", "reconstruction"]
 PLUGINS: tuple[Group, ...] = ("defenses", "attacks")
 """The keys of a matrix whose entries are plugins."""
 Threshold = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+
+
+def _known(norm: NormName) -> NormName:
+    check_norm(norm, NORMS)
+    return norm
+
+
+KnownNorm = Annotated[NormName, AfterValidator(_known), WithJsonSchema({"enum": [*NORMS]})]
 
 
 class _Strict(BaseModel):
@@ -69,7 +77,7 @@ class AttackEntry(Entry):
             entries.
     """
 
-    norms: tuple[NormName, ...] | None = None
+    norms: tuple[KnownNorm, ...] | None = None
     bounded: bool = False
     budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
@@ -109,7 +117,7 @@ class Matrix(_Strict):
     name: str = ""
     dataset: str
     samples: int = Field(ge=1)
-    thresholds: dict[NormName, Threshold] = Field(min_length=1)
+    thresholds: dict[KnownNorm, Threshold] = Field(min_length=1)
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
