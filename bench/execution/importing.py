@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench.conformance.examination import examined
 from bench.contracts.errors import UserError, unknown
-from bench.contracts.norms import NORMS, NormName
+from bench.contracts.norms import NormName
 from bench.contracts.work import ALPHA, SCHEMA_VERSION, Cell, Judging
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import CellResult, run_cell
@@ -32,7 +32,7 @@ from bench.engine.oracle import DefenseOracle
 from bench.ledger.files import read_provenance, write_cell
 from bench.ledger.manifest import is_finished, load_manifest, write_manifest
 from bench.ledger.provenance import provenance
-from bench.ledger.schema import Status, ledger_dir
+from bench.ledger.schema import DISTANCES, Status, ledger_dir
 from bench.planning.imported import state_of_import
 from bench.planning.staleness import answers, difference
 from bench.plugins.registry import Registry
@@ -286,7 +286,7 @@ def _judged(
     records = result.records
     absent = records["reason"].eq("unperturbed")
     records.loc[absent, ["status", "reason"]] = [Status.NOT_FOUND, ""]
-    records.loc[absent, [norm.column for norm in NORMS.values()]] = np.inf
+    records.loc[absent, [*DISTANCES]] = np.inf
     found = records.index[records["status"].eq(Status.FOUND)]
     handed_in = [image.numpy() for image in candidates.images.values()]
     moved = [i for i in found if not any(np.array_equal(result.adversarials[i], image) for image in handed_in)]

@@ -17,6 +17,8 @@ from bench.contracts.work import SCHEMA_VERSION
 READABLE = (2, SCHEMA_VERSION)
 """Readable schema versions. Before version 3 there were no seals, and the judge had no stated error."""
 
+DISTANCES = tuple(norm.column for norm in NORMS.values())
+"""The columns of distances, one per norm."""
 CELL_SCHEMA = pa.schema(
     [
         ("cell", pa.string()),
@@ -33,7 +35,7 @@ CELL_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("broken", pa.bool_()),
         ("reason", pa.string()),
-        *((norm.column, pa.float64()) for norm in NORMS.values()),
+        *((name, pa.float64()) for name in DISTANCES),
         ("success_rate", pa.float64()),
         ("success_low", pa.float64()),
         ("success_high", pa.float64()),

@@ -66,7 +66,7 @@ def read_results(
             if result.facts["schema"] != manifest["schema"]:
                 raise UserError(f"{path}: schema version {result.facts['schema']}, its run has {manifest['schema']}")
             if "attack" in entry:
-                cell_table(result)
+                cell_table(result, str(entry["norm"]))
             arrays = images_beside(result)
         except UserError as error:
             found.faults.append(str(error))

@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.stats import binom
 
 from bench.contracts.cards import GRANTS
-from bench.contracts.norms import NORMS, NormName, within
-from bench.ledger.schema import Status
+from bench.contracts.norms import NormName, within
+from bench.ledger.schema import DISTANCES, Status
 from reports.runs.run import AttackRow, Run, once_per_run
 from reports.statistics.significance import falls
 
@@ -63,8 +63,7 @@ GRADIENT_FREE = ("decision", "score")
 _INVALID = (Status.FAILED, Status.VIOLATION)
 """Statuses of records without a valid result."""
 _COLUMNS = [
-    *("cell", "sample", "status", "claimed", "broken", "epsilon"),
-    *(norm.column for norm in NORMS.values()),
+    *("cell", "sample", "status", "claimed", "broken", "epsilon", *DISTANCES),
     *("found_after", "useless_gradients", "forwards", "backwards", "non_finite", "remarks"),
 ]
 
