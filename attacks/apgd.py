@@ -17,7 +17,6 @@ from attacks.parts.gradients import logit_margin, per_image, steepest, wrong_odd
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle, Loss
 from bench.contracts.parameters import Count, Natural, Positive
-from bench.contracts.threat import project
 
 CITATION = (
     "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
@@ -97,11 +96,11 @@ def ascend(
             z[back], last_gradient[back] = best[back], best_gradient[back]
             top_at_check[rows], raised[rows], checked = top[rows], 0, k
         direction = steepest(last_gradient[rows], x[rows], norm)
-        step = project(z[rows] + per_image(size[rows]) * direction, x[rows], norm, radii[rows])
+        step = norm.project(z[rows] + per_image(size[rows]) * direction, x[rows], radii[rows])
         momentum = MOMENTUM if k else 1.0
         moved = z[rows] + momentum * (step - z[rows]) + (1 - momentum) * (z[rows] - before[rows])
         before[rows] = z[rows]
-        z[rows] = project(moved, x[rows], norm, radii[rows])
+        z[rows] = norm.project(moved, x[rows], radii[rows])
     return best
 
 

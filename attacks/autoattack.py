@@ -25,7 +25,6 @@ from bench.contracts.errors import unknown
 from bench.contracts.norms import of_norm
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Natural
-from bench.contracts.threat import project
 
 Version = Literal["standard", "rand"]
 RANDOMIZED = "the outputs change from pass to pass"
@@ -62,13 +61,13 @@ def autoattack(oracle: Oracle, x: Tensor, y: Tensor, *, version: Version = "stan
             checks.check_randomized(module, x, y, logger=Remark(oracle, RANDOMIZED))
         checks.check_range_output(module, x, logger=Remark(oracle, PROBABILITIES))
         library = AutoAttack(
-            Scaled(module), norm=oracle.threat.norm, eps=epsilon, seed=seed, version=version, device=x.device
+            Scaled(module), norm=oracle.threat.norm.name, eps=epsilon, seed=seed, version=version, device=x.device
         )
         library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(9, oracle.classes - 1)
         library.square.n_queries = queries
         library.apgd.logger = library.apgd_targeted.logger = Remark(oracle, ZERO_GRADIENTS)
         accuracies: dict[str, float] = {}
-        for name in possible(version, oracle.classes, oracle.threat.norm, min(x.shape[2:])):
+        for name in possible(version, oracle.classes, oracle.threat.norm.name, min(x.shape[2:])):
             ids = oracle.ids[~oracle.found]
             if not len(ids):
                 break
@@ -133,7 +132,7 @@ def fab(
     with seeded(oracle):
         library = FABAttack_PT(
             Scaled(oracle.as_module()),
-            norm=oracle.threat.norm,
+            norm=oracle.threat.norm.name,
             n_iter=steps,
             eps=oracle.threat.epsilon,
             device=x.device,
@@ -199,7 +198,7 @@ def hand_in(oracle: Oracle, x: Tensor, candidates: Tensor, ids: Tensor) -> None:
     clean image ``x`` are failures and are not shown.
     """
     if oracle.threat.epsilon is not None:
-        candidates = project(candidates, x, oracle.threat.norm, oracle.threat.epsilon)
+        candidates = oracle.threat.norm.project(candidates, x, oracle.threat.epsilon)
     moved = (candidates != x).flatten(1).any(1)
     if moved.any():
         oracle.decision(candidates[moved], ids[moved])
@@ -209,4 +208,4 @@ def farthest(oracle: Oracle, x: Tensor) -> Tensor:
     """Returns the candidates (n, C, H, W) of failures: all pixels moved towards their far ends, within the ball."""
     radius = 1.0 if oracle.threat.epsilon is None else oracle.threat.epsilon
     step = radius * steepest(torch.zeros_like(x), x, oracle.threat.norm)
-    return project(x + step, x, oracle.threat.norm, radius)
+    return oracle.threat.norm.project(x + step, x, radius)

@@ -50,7 +50,7 @@ def ddn(
         gradient, logits = oracle.gradient(z[active], y[active], wrong_odds, active)
         wrong = oracle.reached(logits, active)
         radii[active] *= torch.where(wrong, 1 - gamma, 1 + gamma)
-        delta = z[active] + step * steepest(gradient, x[active], "L2") - x[active]
+        delta = z[active] + step * steepest(gradient, x[active], oracle.threat.norm) - x[active]
         delta *= per_image(radii[active] / length(delta).clamp_min(torch.finfo(x.dtype).tiny))
         z[active] = (x[active] + delta).clamp(0, 1)
     hit = oracle.ids[oracle.found]

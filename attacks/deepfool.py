@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.parts.gradients import diameter, per_image, steepest
+from attacks.parts.gradients import per_image, steepest
 from attacks.parts.lines import bisect
 from bench.contracts.cards import attack
-from bench.contracts.norms import of_norm
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural
 
@@ -64,12 +63,11 @@ def boundary_step(jacobian: Tensor, logits: Tensor, x: Tensor, y: Tensor, oracle
     w = torch.nan_to_num(jacobian - jacobian[rows, y][:, None])
     f = logits - logits[rows, y][:, None]
     # In float64, where the squares of tiny derivatives do not underflow.
-    order = of_norm(oracle.threat.norm, L2=2, Linf=1)
-    dual = torch.linalg.vector_norm(w.flatten(2), order, dim=2, dtype=torch.float64)
+    norm = oracle.threat.norm
+    dual = norm.dual(w.flatten(0, 1).double()).reshape(f.shape)
     distances = (f.abs() / dual.clamp_min(torch.finfo(x.dtype).tiny)).to(x.dtype)
     distances[rows, y] = torch.inf
     nearest = distances.argmin(1)
     # Where all derivatives vanish, the linearization has no boundary. The step then crosses the pixel range.
-    widest = diameter(x, oracle.threat.norm)
-    step = distances[rows, nearest].clamp_max(widest) + 1e-4
-    return per_image(step) * steepest(w[rows, nearest], x, oracle.threat.norm)
+    step = distances[rows, nearest].clamp_max(norm.diameter(x.shape[1:])) + 1e-4
+    return per_image(step) * steepest(w[rows, nearest], x, norm)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from attacks.parts.gradients import diameter, steepest, wrong_odds
+from attacks.parts.gradients import steepest, wrong_odds
 from attacks.parts.lines import climb
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
@@ -23,7 +23,7 @@ def line_search(oracle: GradientOracle, x: Tensor, y: Tensor, num_scales: int, b
     gradient, _ = oracle.gradient(x, y, wrong_odds, oracle.ids)
     norm = oracle.threat.norm
     direction = steepest(gradient, x, norm)
-    return oracle.closest(climb(oracle, x, direction, diameter(x, norm), num_scales, binary_search_steps))
+    return oracle.closest(climb(oracle, x, direction, norm.diameter(x.shape[1:]), num_scales, binary_search_steps))
 
 
 @attack(

@@ -10,9 +10,9 @@ from torch import Tensor
 from attacks.parts.gradients import logit_margin, steepest
 from attacks.parts.lines import bisect
 from bench.contracts.cards import attack
+from bench.contracts.norms.l2 import L2
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural, Positive
-from bench.contracts.threat import project
 
 
 @attack(
@@ -52,14 +52,14 @@ def fmn(
         clean, radius = x[active], radii[active]
         gradient, logits = oracle.gradient(z[active], y[active], logit_margin, active)
         margin = logit_margin(logits, y[active])
-        slope = torch.nan_to_num(gradient).flatten(1).abs().sum(1).clamp_min(torch.finfo(x.dtype).tiny)
+        slope = oracle.threat.norm.dual(torch.nan_to_num(gradient)).clamp_min(torch.finfo(x.dtype).tiny)
         linearized = (z[active] - clean).flatten(1).abs().amax(1) + margin.abs() / slope
         closest = oracle.closest_distance[active].to(x.dtype)
         # On the linearized boundary itself, rounding decides: the first radius is a little larger.
         grown = torch.where(torch.isfinite(closest), radius, linearized) * (1 + change)
         radii[active] = torch.where(margin > 0, torch.minimum(radius * (1 - change), closest), grown)
-        moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, "L2")
-        z[active] = project(moved, clean, "Linf", radii[active])
+        moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, L2())
+        z[active] = oracle.threat.norm.project(moved, clean, radii[active])
     hit = oracle.ids[oracle.found]
     bisect(oracle, x[hit], oracle.closest(z)[hit], hit, binary_search_steps)
     return oracle.closest(z)

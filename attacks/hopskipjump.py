@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attacks.boundary import smoothed, starting_points
-from attacks.parts.gradients import length, per_image
+from attacks.parts.gradients import per_image
 from bench.contracts.cards import attack
 from bench.contracts.norms import NormName, check_norm, of_norm
 from bench.contracts.oracle import Oracle
@@ -42,7 +42,6 @@ def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draw
     step size starts at ``1 / sqrt(t)`` times the distance and is halved until the image is adversarial.
     """
     z, found = starting_points(oracle, x, y)
-    norm = oracle.threat.norm
     active = oracle.ids[found]
     z[active] = to_boundary(oracle, x[active], z[active], active)
     for t in range(1, steps + 1):
@@ -51,8 +50,7 @@ def hopskipjump(oracle: Oracle, x: Tensor, y: Tensor, *, steps: Count = 30, draw
         distance = oracle.threat.distance(z[active], x[active]).to(x)
         delta = torch.full_like(distance, FIRST_DELTA) if t == 1 else distance / x[0].numel()
         gradient = boundary_gradient(oracle, z[active], active, delta, int(draws * math.sqrt(t)))
-        unit = gradient / per_image(length(gradient).clamp_min(1e-12))
-        direction = of_norm(norm, L2=unit, Linf=gradient.sign())
+        direction = oracle.threat.norm.steepest(gradient)
         stepped, moved = step(oracle, z[active], active, direction, distance / math.sqrt(t))
         rows = active[moved]
         z[rows] = to_boundary(oracle, x[rows], stepped[moved], rows)
@@ -91,8 +89,9 @@ def random_directions(oracle: Oracle, ids: Tensor, count: int, shape: torch.Size
 
     The noise is Gaussian for L2 and uniform for Linf.
     """
-    check_norm(oracle.threat.norm, ("L2", "Linf"))
-    if oracle.threat.norm == "L2":
+    norm = oracle.threat.norm.name
+    check_norm(norm, ("L2", "Linf"))
+    if norm == "L2":
         noise = oracle.random.normal(ids, (count, *shape))
     else:
         noise = 2 * oracle.random.uniform(ids, (count, *shape)) - 1
@@ -125,7 +124,7 @@ def to_boundary(oracle: Oracle, x: Tensor, z: Tensor, ids: Tensor) -> Tensor:
     Returns the adversarial ends (N, C, H, W). The precision is the paper's theta, as a share of the way: d^(-3/2) for
     L2 and d^(-2) for Linf, with d pixel values.
     """
-    norm = oracle.threat.norm
+    norm = oracle.threat.norm.name
     size = x.shape[1:].numel()
     binary_search_steps = math.ceil(math.log2(size) * of_norm(norm, L2=1.5, Linf=2))
     low, high = z.new_zeros(len(z)), z.new_ones(len(z))

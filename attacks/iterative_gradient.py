@@ -6,13 +6,11 @@ import torch
 from torch import Tensor
 
 from attacks.parts.epsilon_search import smallest_epsilon
-from attacks.parts.gradients import length, per_image, usable, wrong_odds
+from attacks.parts.gradients import per_image, usable, wrong_odds
 from bench.contracts import ascent
 from bench.contracts.cards import attack
-from bench.contracts.norms import check_norm
 from bench.contracts.oracle import GradientOracle, Oracle
 from bench.contracts.parameters import Count, Natural, Positive
-from bench.contracts.threat import project
 
 
 def ascend(
@@ -75,14 +73,9 @@ def ascend(
 
 def random_start(oracle: GradientOracle, x: Tensor, ids: Tensor, radii: Tensor) -> Tensor:
     """Draws points uniformly from the balls of ``radii`` (N,) around ``x`` (N, C, H, W), clipped to [0, 1]."""
-    check_norm(oracle.threat.norm, ("L2", "Linf"))
-    if oracle.threat.norm == "Linf":
-        offset = 2 * oracle.random.uniform(ids, x.shape[1:]) - 1
-    else:
-        direction = oracle.random.normal(ids, x.shape[1:])
-        radius = oracle.random.uniform(ids, ()) ** (1 / x.shape[1:].numel())
-        offset = direction * per_image(radius / length(direction))
-    return project(x + per_image(radii.to(x.dtype)) * offset, x, oracle.threat.norm, radii)
+    norm = oracle.threat.norm
+    offset = norm.uniform(oracle.random.rows(ids), x.shape[1:])
+    return norm.project(x + per_image(radii.to(x.dtype)) * offset, x, radii)
 
 
 @attack(

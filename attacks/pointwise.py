@@ -78,7 +78,7 @@ def pointwise_10x(
 def _pointwise(
     oracle: Oracle, x: Tensor, repetitions: int, starts: int, num_scales: int, binary_search_steps: int
 ) -> Tensor:
-    check_norm(oracle.threat.norm, ("L0", "L2"))
+    check_norm(oracle.threat.norm.name, ("L0", "L2"))
     ids = oracle.ids.repeat(repetitions)
     top = torch.ones(len(ids), device=ids.device)
     noisy, density = first_hit(oracle, x[ids], ids, torch.zeros_like(top), top, num_scales)
@@ -93,7 +93,7 @@ def _pointwise(
         reset = undo_squares(oracle, clean[rows], draws.flatten(0, 1), ids[rows], side)
         draws = _closer_half(oracle, clean, reset.reshape(draws.shape))
     z = undo(oracle, clean, draws[0], ids, binary_search_steps=0)
-    if oracle.threat.norm == "L2":
+    if oracle.threat.norm.name == "L2":
         # Otherwise the first pixels to move would use up all that can be gained.
         z = bisect(oracle, clean, z, ids, LINE_BISECTIONS)
         undo(oracle, clean, z, ids, binary_search_steps=binary_search_steps)

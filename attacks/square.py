@@ -11,10 +11,11 @@ from attacks.parts.epsilon_search import smallest_epsilon
 from attacks.parts.gradients import length, per_image
 from attacks.parts.random_search import random_search
 from bench.contracts.cards import attack
-from bench.contracts.norms import NormName, check_norm, of_norm
+from bench.contracts.norms import Norm, check_norm, of_norm
+from bench.contracts.norms.l2 import L2
+from bench.contracts.norms.linf import Linf
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Natural, Positive
-from bench.contracts.threat import project
 
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Shares of the steps after which the squares' area is halved (section 5)."""
@@ -67,7 +68,7 @@ def square(
         def propose(step: int, rows: Tensor, z: Tensor) -> Tensor:
             edge = edge_of_squares(step / queries, share, *x.shape[2:])
             u = oracle.random.uniform(ids[rows], (5 + x.shape[1],))
-            return of_norm(norm, L2=l2_step, Linf=linf_step)(clean[rows], z, radii[rows], edge, u)
+            return of_norm(norm.name, L2=l2_step, Linf=linf_step)(clean[rows], z, radii[rows], edge, u)
 
         start = to_surface(clean, first, radii, norm)
         last[ids] = random_search(oracle, y[ids], ids, start, queries, propose)
@@ -89,26 +90,27 @@ def edge_of_squares(progress: float, share: float, height: int, width: int) -> i
     return min(max(edge, 1), height, width)
 
 
-def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: NormName) -> Tensor:
+def to_surface(x: Tensor, z: Tensor, radius: Tensor, norm: Norm) -> Tensor:
     """Moves ``z`` from ``x`` to the surface of the ball of ``radius`` (N,), then into the box.
 
     For Linf, the signs give a corner. For L2, ``z`` moves along the ray, and again after clipping, as far as the box
     allows.
     """
-    check_norm(norm, ("L2", "Linf"))
-    if norm == "Linf":
-        return project(x + (z - x).sign(), x, norm, radius)
+    check_norm(norm.name, ("L2", "Linf"))
+    if norm.name == "Linf":
+        return norm.project(x + (z - x).sign(), x, radius)
     for _ in range(RESCALINGS + 1):
         offset = z - x
         z = (x + offset * per_image(radius / length(offset).clamp_min(1e-12))).clamp(0, 1)
-    return project(z, x, norm, radius)
+    return norm.project(z, x, radius)
 
 
 def first_point(oracle: Oracle, x: Tensor, ids: Tensor, radius: Tensor) -> Tensor:
     """Draws random starts (N, C, H, W) around ``x``: vertical stripes for Linf, tiles of `two_bumps` for L2."""
-    check_norm(oracle.threat.norm, ("L2", "Linf"))
+    norm = oracle.threat.norm.name
+    check_norm(norm, ("L2", "Linf"))
     channels, height, width = x.shape[1:]
-    if oracle.threat.norm == "Linf":
+    if norm == "Linf":
         stripes = signs(oracle.random.uniform(ids, (channels, 1, width)))
         return x + per_image(radius) * stripes
     edge = max(min(height, width) // TILES, 1)
@@ -132,8 +134,8 @@ def linf_step(x: Tensor, z: Tensor, radius: Tensor, edge: int, u: Tensor) -> Ten
     """
     chosen = inside(*squares(u[:, :2], edge, *x.shape[2:]), edge)
     step = per_image(radius) * signs(u[:, 5:])[:, :, None, None]
-    moved = torch.where(chosen, project(x + step, x, "Linf", radius), z)
-    opposite = torch.where(chosen, project(x - step, x, "Linf", radius), z)
+    moved = torch.where(chosen, Linf().project(x + step, x, radius), z)
+    opposite = torch.where(chosen, Linf().project(x - step, x, radius), z)
     unchanged = (moved == z).flatten(1).all(1)
     return torch.where(per_image(unchanged), opposite, moved)
 
@@ -155,7 +157,7 @@ def l2_step(x: Tensor, z: Tensor, radius: Tensor, edge: int, u: Tensor) -> Tenso
     unused = per_image((radius**2 - length(offset) ** 2).clamp_min(0))
     available = channel_length(torch.where(target | source, offset, 0.0)) ** 2 + unused / x.shape[1]
     offset = torch.where(target, direction * available.sqrt(), torch.where(source, 0.0, offset))
-    return to_surface(x, x + offset, radius, "L2")
+    return to_surface(x, x + offset, radius, L2())
 
 
 def two_bumps(edge: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attacks.fast_gradient import fgm, fgsm
 from attacks.iterative_gradient import bim
-from attacks.parts.gradients import diameter, length, per_image, steepest
+from attacks.parts.gradients import length, per_image, steepest
 from attacks.parts.lines import climb
 from bench.contracts.cards import attack
 from bench.contracts.norms import of_norm
@@ -33,11 +33,11 @@ def transfer(
     """
     norm = oracle.threat.norm
     last = x
-    for source in (bim, of_norm(norm, L2=fgm, Linf=fgsm)):
+    for source in (bim, of_norm(norm.name, L2=fgm, Linf=fgsm)):
         perturbation = oracle.transferred(source) - x
-        scale = of_norm(norm, L2=length(perturbation), Linf=perturbation.flatten(1).abs().amax(1))
+        scale = of_norm(norm.name, L2=length(perturbation), Linf=perturbation.flatten(1).abs().amax(1))
         # Where the substitute misclassifies the clean image, its minimal perturbation is zero.
         none = steepest(torch.zeros_like(x), x, norm)
         direction = torch.where(per_image(scale > 0), perturbation / per_image(scale), none)
-        last = climb(oracle, x, direction, diameter(x, norm), num_scales, binary_search_steps)
+        last = climb(oracle, x, direction, norm.diameter(x.shape[1:]), num_scales, binary_search_steps)
     return oracle.closest(last)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from bench import defense
 from bench.contracts.ascent import ascend
-from bench.contracts.norms import NormName
-from bench.contracts.threat import project
+from bench.contracts.norms import Norm, NormName, of_norm
+from bench.contracts.norms.l2 import L2
+from bench.contracts.norms.linf import Linf
 from bench.datasets.dataset import Dataset
 from bench.datasets.split import Split
 from bench.training.trainer import Share, Trainer, ramp
@@ -165,7 +166,8 @@ def perturb(
     Each step climbs the cross-entropy along the sign of the gradient (Linf) or along its direction (L2). The step size
     is reach epsilon / steps. Each step ends with a projection into the ball.
     """
-    noise = 2 * torch.rand_like(x) - 1 if norm == "Linf" else torch.randn_like(x)
+    ball: Norm = of_norm(norm, L2=L2(), Linf=Linf())
+    noise = 2 * torch.rand_like(x) - 1 if ball.name == "Linf" else torch.randn_like(x)
 
     def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -173,8 +175,8 @@ def perturb(
             loss = F.cross_entropy(net(leaf), y, reduction="sum")
         return rows, torch.autograd.grad(loss, leaf)[0]
 
-    start = project(x + epsilon * noise, x, norm, epsilon)
-    adversarial, _ = ascend(gradient, x, norm, epsilon, start=start, lengths=[reach * epsilon / steps] * steps)
+    start = ball.project(x + epsilon * noise, x, epsilon)
+    adversarial, _ = ascend(gradient, x, ball, epsilon, start=start, lengths=[reach * epsilon / steps] * steps)
     return adversarial
 
 

@@ -18,14 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import defense
-from bench.contracts.ascent import ascend, steepest
+from bench.contracts.ascent import ascend
 from bench.contracts.cards import CardOf, DefenseCard, defense_family
 from bench.contracts.door import NO_DRAWS, drawn_logits
 from bench.contracts.errors import UserError
-from bench.contracts.norms import NormName, check_norm
+from bench.contracts.norms import Norm, NormName, check_norm, of_norm
+from bench.contracts.norms.l2 import L2
+from bench.contracts.norms.linf import Linf
 from bench.contracts.protocols import Defense, HasInputGradient, LowerBound
 from bench.contracts.streams import RowStreams, Streams
-from bench.contracts.threat import project
 from bench.datasets.dataset import Dataset
 from defenses.cnn import NOISE
 
@@ -117,7 +118,7 @@ class VariationalSmoothing(Smoothed):
         draws: int = 1,
     ) -> None:
         super().__init__(base)
-        check_norm(norm, ("L2", "Linf"))
+        self.ball: Norm = of_norm(norm, L2=L2(), Linf=Linf())
         for name, value, least in (
             ("radius", radius, 0),
             ("sigma", sigma, 0),
@@ -125,7 +126,7 @@ class VariationalSmoothing(Smoothed):
             ("draws", draws, 1),
         ):
             _check_least(name, value, least)
-        self.classes, self.norm, self.radius, self.sigma = classes, norm, radius, sigma
+        self.classes, self.radius, self.sigma = classes, radius, sigma
         self.steps, self.draws = steps, draws
 
     @property
@@ -149,11 +150,11 @@ class VariationalSmoothing(Smoothed):
         """Points (N, K, C, H, W) of the ball around ``x``, one per class, that the search found most likely."""
         center = x.detach().repeat_interleave(self.classes, 0)
         shape = (self.classes, *x.shape[1:])
-        if self.norm == "Linf":
+        if self.ball.name == "Linf":
             offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
         else:
             length = rng.uniform((self.classes, 1, 1, 1)).flatten(0, 1) ** (1 / x[0].numel())
-            offset = length * steepest(rng.normal(shape).flatten(0, 1), self.norm)
+            offset = length * self.ball.steepest(rng.normal(shape).flatten(0, 1))
 
         def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -161,9 +162,9 @@ class VariationalSmoothing(Smoothed):
                 (slope,) = torch.autograd.grad(self.score(leaf).sum(), leaf)
             return rows, slope.flatten(0, 1)
 
-        start = project(center + self.radius * offset, center, self.norm, self.radius)
+        start = self.ball.project(center + self.radius * offset, center, self.radius)
         lengths = [STEP * self.radius] * self.steps
-        z, _ = ascend(gradient, center, self.norm, self.radius, start=start, lengths=lengths)
+        z, _ = ascend(gradient, center, self.ball, self.radius, start=start, lengths=lengths)
         return z.reshape(-1, *shape)
 
     def score(self, points: Tensor) -> Tensor:

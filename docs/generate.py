@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from bench.api import list_attacks, list_defenses
 from bench.cli.app import COMMANDS, app
 from bench.contracts.cards import AttackCard, DefenseCard
+from bench.contracts.norms import NORMS
 from bench.ledger.schema import CELL_SCHEMA, COLUMNS, Status
 from bench.planning.matrix import AttackEntry, DefenseEntry, Matrix
 from bench.plugins.registry import FAMILIES, Registry
@@ -41,9 +42,7 @@ MEANINGS = {
     "status": "outcome, see below",
     "broken": "whether the judge accepted an image as adversarial",
     "reason": "reason of a violation or a failure; `stretched` for an imported image that was moved outward",
-    "l0": "L0 distance: number of pixels changed in any channel",
-    "l2": "L2 distance",
-    "linf": "Linf distance",
+    **{norm.column: f"{norm.name} distance, in {norm.unit}" for norm in NORMS.values()},
     "success_rate": "share of further draws that misclassify the nearest broken image",
     "success_low": "lower end of its 95 % interval",
     "success_high": "upper end of its 95 % interval",

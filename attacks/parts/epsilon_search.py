@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attacks.parts.gradients import diameter
 from bench.contracts.oracle import GradientOracle
 
 GROWTH = 1.5
@@ -37,7 +36,7 @@ def smallest_epsilon(oracle: GradientOracle, x: Tensor, run: Run, *, start: floa
         failed = oracle.closest_distance[ids] > radii * (1 + PRECISION / 2)
         low[ids[failed]] = radii[failed]
 
-    widest = diameter(x, oracle.threat.norm)
+    widest = oracle.threat.norm.diameter(x.shape[1:])
     epsilon, largest = start, 0.0
     while largest < widest:
         ids = oracle.ids[~oracle.found]

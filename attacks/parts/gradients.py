@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from bench.contracts import ascent
-from bench.contracts.norms import NormName, check_norm, of_norm
+from bench.contracts.norms import Norm
 
 SPREAD = 5.0
 """Standard deviation to which losses scale the logits, as in a well-trained network."""
@@ -24,11 +21,6 @@ def length(x: Tensor) -> Tensor:
     # ``norm`` computes the same, but more slowly.
     lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return lengths
-
-
-def diameter(x: Tensor, norm: NormName) -> float:
-    """Largest distance in ``norm`` (L2 or Linf) between two images of the shape of ``x`` (N, C, H, W)."""
-    return of_norm(norm, L2=math.sqrt(x.shape[1:].numel()), Linf=1.0)
 
 
 def wrong_odds(logits: Tensor, y: Tensor) -> Tensor:
@@ -65,23 +57,21 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.masked_fill(true, -torch.inf).amax(1) - logits[true]
 
 
-def steepest(gradient: Tensor, x: Tensor, norm: NormName) -> Tensor:
-    """Returns the step of length one in ``norm`` (L2 or Linf) that raises a linear function with this gradient most.
+def steepest(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """Returns the step of length one in ``norm`` that raises a linear function with this gradient most.
 
     See `usable` for gradients that vanish.
     """
-    return ascent.steepest(usable(gradient, x, norm), norm)
+    return norm.steepest(usable(gradient, x, norm))
 
 
-def usable(gradient: Tensor, x: Tensor, norm: NormName) -> Tensor:
-    """Returns the gradient in a form in which `bench.contracts.ascent.steepest` finds a direction.
+def usable(gradient: Tensor, x: Tensor, norm: Norm) -> Tensor:
+    """Returns the gradient in a form in which ``norm.steepest`` finds a direction.
 
     Where the gradient vanishes, every direction is equally good. The direction chosen leads from each pixel's value in
     the clean image ``x`` to the far end of the pixel range, so that there is always a candidate to try.
     """
-    check_norm(norm, ("L2", "Linf"))
     gradient = torch.nan_to_num(gradient)
     vanished = ~gradient.flatten(1).any(1)
     gradient = torch.where(per_image(vanished), 1 - 2 * (x > 0.5).to(x.dtype), gradient)
-    # Squares of tiny gradients underflow.
-    return gradient / per_image(gradient.flatten(1).abs().amax(1)) if norm == "L2" else gradient
+    return norm.rescaled(gradient)

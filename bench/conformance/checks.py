@@ -21,7 +21,7 @@ from bench.conformance.examination import (
 )
 from bench.contracts.cards import DefenseCard
 from bench.contracts.door import drawn_logits, linearize, reconstructions
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS
 from bench.contracts.protocols import (
     Defense,
     HasDecision,
@@ -47,7 +47,8 @@ _DISAGREEMENT = 0.05
 kinks cause some of it."""
 _UNROLLED_STEP, _UNROLLED_DISAGREEMENT = 0.1, 0.1
 """Step and bound for derivatives through an optimization, which crosses more kinks. The median is over all logits."""
-_EPSILONS: dict[NormName, float] = {"L0": 12, "L2": 1.5, "Linf": 0.3}
+_RADIUS = 0.3
+"""Radius of the ball of bounded attacks, as a share of the largest distance between two images."""
 
 
 @dataclass(frozen=True)
@@ -253,17 +254,15 @@ def _attack_checks(plugin: Plugin) -> Iterator[Check]:
     defense: Any = ClassMeans(dataset).eval()
     defense.card = card
     attack = plugin.attack_card
-    for norm, epsilon in _EPSILONS.items():
+    for norm in attack.norms:
         for kind in attack.kinds:
-            if norm not in attack.norms:
-                continue
             cell = Cell(
                 dataset="digits",
                 defense=card.name,
                 attack=attack.name,
                 function=attack.name,
                 norm=norm,
-                epsilon=epsilon if kind == "bounded" else None,
+                epsilon=_RADIUS * NORMS[norm].diameter(dataset.shape) if kind == "bounded" else None,
                 access=attack.access,
                 parameters=attack.parameters,
                 budget=attack.budget,
@@ -304,7 +303,7 @@ def _cell_checks(
     if library:
         return
     alone = result(replace(cell, chunk=1)).records
-    column = cell.norm.lower()
+    column = NORMS[cell.norm].column
     close = np.isclose(alone[column], records[column], rtol=0.01, equal_nan=True) & (
         alone["status"] == records["status"]
     )

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.contracts.norms import NormName, check_norm
-from bench.contracts.threat import project
+from bench.contracts.norms import Norm
 
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Takes all iterates (N, C, H, W) and the active rows (M,) int64. Returns the rows that stay active, and the
@@ -22,7 +21,7 @@ objective's gradient at these rows. The other rows keep their iterates."""
 def ascend(
     gradient: Gradient,
     center: Tensor,
-    norm: NormName,
+    norm: Norm,
     radius: Tensor | float,
     *,
     start: Tensor,
@@ -33,7 +32,7 @@ def ascend(
     Args:
         gradient: see `Gradient`.
         center: centers of the balls, images (N, C, H, W) in [0, 1].
-        norm: L2 or Linf.
+        norm: norm of the balls; it must have a projection and a steepest direction.
         radius: radius of the balls; one number, or one per row (N,).
         start: first iterates (N, C, H, W).
         lengths: step sizes in pixel intensity; each is one number, or one per row (N,).
@@ -48,25 +47,9 @@ def ascend(
         rows, slope = gradient(z, rows)
         if not len(rows):
             break
-        step = _per_row(length, z)[rows].reshape(-1, 1, 1, 1) * steepest(slope, norm)
-        z[rows] = project(z[rows] + step, center[rows], norm, radii[rows])
+        step = _per_row(length, z)[rows].reshape(-1, 1, 1, 1) * norm.steepest(slope)
+        z[rows] = norm.project(z[rows] + step, center[rows], radii[rows])
     return z, rows
-
-
-def steepest(gradient: Tensor, norm: NormName) -> Tensor:
-    """Returns the direction (N, C, H, W) of steepest ascent, with length one in ``norm``.
-
-    The direction is 0 where the gradient is 0.
-
-    Raises:
-        ValueError: for a norm other than L2 and Linf.
-    """
-    check_norm(norm, ("L2", "Linf"))
-    if norm == "Linf":
-        return gradient.sign()
-    length = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(1e-30)
-    direction: Tensor = gradient / length.reshape(-1, 1, 1, 1)
-    return direction
 
 
 def _per_row(value: Tensor | float, z: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from bench.contracts.errors import UserError, unknown
-from bench.contracts.norms import NORMS, NormName
+from bench.contracts.norms import NormName
+from bench.contracts.norms.known import norm_names
 
 Access = Literal["gradient", "unrolled", "score", "decision", "latent", "transfer"]
 """The queries that an attack may make. `gradient` includes scores, and scores include decisions. `unrolled` gradients
@@ -84,7 +85,7 @@ class AttackCard:
 
     Attributes:
         name: lower_snake_case.
-        norms: threat models it attacks: ``L0``, ``L2``, ``Linf``.
+        norms: names of the norms it attacks, see `bench.contracts.norms`.
         access: the access it needs, see `Access`.
         kinds: ``minimal``, ``bounded`` or both.
         stochastic: whether it draws random numbers.
@@ -116,7 +117,7 @@ class AttackCard:
 
     def __post_init__(self) -> None:
         _check_name("attack", self.name)
-        _check_choice(self.name, "norms", self.norms, NORMS)
+        _check_choice(self.name, "norms", self.norms, norm_names())
         _check_choice(self.name, "access", [self.access], get_args(Access))
         _check_choice(self.name, "kinds", self.kinds, get_args(Kind))
         if self.budget < 1:

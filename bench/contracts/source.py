@@ -3,7 +3,7 @@
 A digest is taken of a normal form of the syntax tree. This form is equal on all supported Pythons and has no comments
 and docstrings. `Sources.closure` follows imports within our packages and within a plugin's own folder or distribution.
 Imports inside functions count. Imports under ``if TYPE_CHECKING`` do not count. The ``__init__`` of a package does not
-count if it is only a parent on the path to a module.
+count if it is only a parent on the path to a module. The packages in `SCANNED` count with every module of their folder.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import cache, cached_property
 from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from importlib.util import resolve_name
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from bench.contracts.syntax import Import, Parsed, digest_of, parse
@@ -31,6 +32,7 @@ UNCOUNTED = frozenset(
         "bench.api",
         "bench.cli.app",
         "bench.contracts.errors",
+        "bench.contracts.norms.known",
         "bench.contracts.progress",
         "bench.ledger.provenance",
         "bench.plugins.catalog",
@@ -49,6 +51,8 @@ CONTRACT = "bench.conformance.examination"
 """The module whose remarks on a defense are stored in its records."""
 TRAINING = "bench.training.trainer"
 """The module whose closure trains a defense, together with the defense's own."""
+SCANNED = frozenset({"bench.contracts.norms"})
+"""Packages that import all modules of their folder without naming them."""
 _LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s*"([\w./-]+)"', re.MULTILINE)
 
 
@@ -123,6 +127,8 @@ class Sources:
             digests |= {f"{name}: {mention}": digest for mention, digest in self._mentioned(file, parsed)}
             found = [(of, self._origin(*self._absolute(name, of))) for of in parsed.imports]
             waiting += [origin for _, origin in found if origin is not None]
+            if name in SCANNED:
+                waiting += [f"{name}.{module.name}" for module in iter_modules([str(file.parent)])]
             tops = {of.module.partition(".")[0] for of, origin in found if origin is None and not of.level}
             libraries[name] = frozenset(tops - sys.stdlib_module_names - self._folders.keys())
         return Closure(digests, libraries)

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.contracts.chunk import Chunk
 from bench.contracts.norms import NORMS, NormName, within
 from bench.contracts.protocols import Defense
-from bench.contracts.threat import ThreatModel, distance, snap_to_threshold
+from bench.contracts.threat import ThreatModel, snap_to_threshold
 from bench.contracts.work import ALPHA
 from bench.engine.ballot import Ballot, Verdict, classify
 from bench.engine.candidates import by_distance, differ, moved_outward, violation_of, without_invalid
@@ -276,7 +276,9 @@ class _Docket:
             errors = self._estimated(self._images, broken)
             likely_errors = self._estimated(self._likeliest, likely)
             estimating = self._judge.estimation_draws * (broken.long() + likely.long())
-        final = {norm: torch.where(broken, distance(self._images, self._x, norm), torch.inf) for norm in NORMS}
+        final = {
+            name: torch.where(broken, norm.distance(self._images, self._x), torch.inf) for name, norm in NORMS.items()
+        }
         return Judged(
             broken=broken,
             undecided=self._undecided & ~broken,

@@ -30,8 +30,8 @@ def record_clean(columns: Columns, clean: CleanVerdict, judge: Judge) -> None:
     columns["broken"][wrong] = True
     columns["adversarial_prediction"][wrong] = columns["clean_prediction"][wrong]
     columns["found_after"][wrong] = 0.0
-    for norm in NORMS:
-        columns[norm.lower()][wrong] = 0.0
+    for norm in NORMS.values():
+        columns[norm.column][wrong] = 0.0
     record_success(columns, wrong.nonzero()[0], clean.errors[clean.misclassified], judge)
     if judge.randomized:
         columns["likely_rate"][:] = clean.rate.cpu()
@@ -68,7 +68,7 @@ def record(
     columns["adversarial_prediction"][rows] = judged.prediction.cpu()
     record_success(columns, rows[broken], judged.errors[judged.broken], judge)
     for norm, values in judged.distances.items():
-        columns[norm.lower()][rows] = np.where(violated, np.nan, values.cpu().numpy())
+        columns[NORMS[norm].column][rows] = np.where(violated, np.nan, values.cpu().numpy())
     if judge.randomized:
         # The column already holds the clean image's rate, and the clean image may be the likeliest one.
         likely = judged.likely_rate.cpu().numpy() > columns["likely_rate"][rows]

@@ -31,7 +31,7 @@ from bench.ledger.files import read_provenance, write_cell
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import is_finished, load_manifest, write_manifest
 from bench.ledger.provenance import provenance
-from bench.ledger.schema import Status, ledger_dir
+from bench.ledger.schema import DISTANCES, Status, ledger_dir
 from bench.planning.imported import state_of_import
 from bench.planning.staleness import Answers, answers, difference
 from bench.plugins.registry import Registry
@@ -207,7 +207,7 @@ def _judged(
     records = result.records
     absent = records["reason"].eq("unperturbed")
     records.loc[absent, ["status", "reason"]] = [Status.NOT_FOUND, ""]
-    records.loc[absent, ["l0", "l2", "linf"]] = np.inf
+    records.loc[absent, [*DISTANCES]] = np.inf
     found = records.index[records["status"].eq(Status.FOUND)]
     handed_in = [image.numpy() for image in candidates.images.values()]
     moved = [i for i in found if not any(np.array_equal(result.adversarials[i], image) for image in handed_in)]

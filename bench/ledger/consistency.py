@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from bench.contracts.norms import within
+from bench.contracts.norms import NORMS, within
 from bench.ledger.entries import CellEntry, StudyEntry, WorkEntry
 from bench.ledger.schema import Status
 
-_DISTANCES = ("l0", "l2", "linf")
 _ROUNDING = 1e-9
 """Relative tolerance of inequalities between distances. Distances are sums in float64."""
 _SPENT = ("forwards", "backwards", "inner_steps", "seconds")
@@ -220,23 +219,31 @@ class _Rules:
         broken, clean = self._columns["broken"].astype(bool), self._is(Status.CLEAN_ERROR)
         unknown = self._is(Status.VIOLATION, Status.FAILED)
         moved = broken & ~clean
-        l0, l2, linf = (self._columns[name] for name in _DISTANCES)
-        channels, *sides = self._images.shape
-        for name in _DISTANCES:
-            values = self._columns[name]
+        slack = 1 + _ROUNDING
+        for norm in (norm for norm in NORMS.values() if norm.column in self._columns):
+            name, values, diameter = norm.column, self._columns[norm.column], norm.diameter(self._images.shape)
             yield name, clean & (values != 0), "a clean error is at distance 0"
             yield name, moved & ~((values > 0) & np.isfinite(values)), "a broken sample has a distance above 0"
             yield name, ~broken & ~unknown & ~np.isposinf(values), "a sample that is not broken is at infinity"
             yield name, unknown & ~broken & ~np.isnan(values), "a violation or a failure has no distance"
-        with np.errstate(invalid="ignore"):
-            slack = 1 + _ROUNDING
-            yield "l0", moved & ((l0 != np.rint(l0)) | (l0 > np.prod(sides))), f"at most {np.prod(sides)} whole pixels"
-            yield "linf", moved & (linf > 1), "pixels lie in [0, 1]"
-            yield "l2", moved & (l2 < linf / slack), "L2 is at least Linf"
-            yield "l2", moved & (l2 > linf * np.sqrt(channels * l0) * slack), "L2 is at most Linf times the root of L0"
-        epsilon, norm = self._entry.epsilon, self._entry.norm.lower()
+            yield name, moved & (values > diameter * slack), f"two images are at most {diameter:g} apart"
+            if norm.unit == "pixels":
+                yield name, moved & (values != np.rint(values)), "whole pixels"
+        yield from self._rules_between_distances(moved, slack)
+        epsilon, attacked = self._entry.epsilon, self._entry.norm.lower()
         if epsilon is not None:
-            yield norm, moved & ~within(self._columns[norm], epsilon), f"the ball's radius is {epsilon}"
+            yield attacked, moved & ~within(self._columns[attacked], epsilon), f"the ball's radius is {epsilon}"
+
+    def _rules_between_distances(
+        self, moved: NDArray[np.bool_], slack: float
+    ) -> Iterator[tuple[str, NDArray[np.bool_], str]]:
+        if not {"l0", "l2", "linf"} <= self._columns.keys():
+            return
+        l0, l2, linf = (self._columns[name] for name in ("l0", "l2", "linf"))
+        with np.errstate(invalid="ignore"):
+            longest = linf * np.sqrt(self._images.shape[0] * l0)
+        yield "l2", moved & (l2 < linf / slack), "L2 is at least Linf"
+        yield "l2", moved & (l2 > longest * slack), "L2 is at most Linf times the root of L0"
 
     def _prediction_rules(self) -> Iterator[tuple[str, NDArray[np.bool_], str]]:
         broken, clean = self._columns["broken"].astype(bool), self._is(Status.CLEAN_ERROR)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS, NormName, check_norm
 from bench.contracts.work import ALPHA, Cell, Judging, Study, Work
+
+
+def _known(norm: NormName) -> NormName:
+    check_norm(norm, NORMS)
+    return norm
+
+
+KnownNorm = Annotated[NormName, AfterValidator(_known), WithJsonSchema({"enum": [*NORMS]})]
+"""The name of a registered norm."""
 
 
 class Entry(BaseModel):
@@ -59,7 +68,7 @@ class AttackEntry(Entry):
 
     name: str
     """Its name, with its variant after a colon."""
-    norms: tuple[NormName, ...]
+    norms: tuple[KnownNorm, ...]
     kind: Literal["minimal", "bounded"]
     access: str
     """An `bench.contracts.cards.Access`, or ``imported``."""
@@ -86,7 +95,7 @@ class CellEntry(Entry):
     defense: str
     attack: str
     """The attack's name, with its variant after a colon."""
-    norm: NormName
+    norm: KnownNorm
     epsilon: float | None
     """Radius in the norm's unit; None for a minimal attack."""
     file: str
@@ -151,7 +160,7 @@ class StudyEntry(Entry):
     """Hash of everything that can change the result: 16 hexadecimal digits."""
     kind: str
     defense: str
-    norm: NormName | None
+    norm: KnownNorm | None
     """None if the norm makes no difference."""
     epsilon: float | None = None
     """Radius in the norm's unit; None if it makes no difference."""
@@ -192,7 +201,7 @@ class GapEntry(Entry):
 
     defense: str
     attack: str
-    norm: NormName
+    norm: KnownNorm
     reason: str
 
 

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
+from bench.contracts.norms import NormName
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.atomic import write_atomically
-from bench.ledger.schema import CELL_SCHEMA, COLUMNS, READABLE
+from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, READABLE
 from bench.ledger.seals import altered_column, altered_key, column_hashes, sealed
 
 
@@ -71,7 +72,7 @@ class Result:
 
     Attributes:
         path: path of the file.
-        table: records of the file, with the columns of this schema version.
+        table: records of the file, with the columns of this schema version; see `cell_table`.
         facts: metadata of the file about the origin of its records.
         sha256: SHA-256 of the file's bytes.
     """
@@ -141,7 +142,7 @@ def _from_schema_2(table: pa.Table, path: Path) -> pa.Table:
     """Converts a cell's records of schema version 2 to the columns of the current version.
 
     In version 2 all draws of a randomized defense were deciding draws. Samples that are not broken now have no success
-    rate.
+    rate. Distances in norms that are newer than the file stay missing.
     """
     names = {*table.column_names}
     if not {"draws", "success_rate", "broken"} <= names:
@@ -152,7 +153,8 @@ def _from_schema_2(table: pa.Table, path: Path) -> pa.Table:
         "success_rate": pc.if_else(table["broken"], table["success_rate"], np.nan),
     }
     arrays = []
-    for field in CELL_SCHEMA:
+    schema = pa.schema([field for field in CELL_SCHEMA if field.name in names or field.name not in DISTANCES])
+    for field in schema:
         if field.name in new:
             arrays.append(new[field.name])
         elif field.name in names:
@@ -161,7 +163,7 @@ def _from_schema_2(table: pa.Table, path: Path) -> pa.Table:
             blank = np.zeros(count, np.int64) if field.type == pa.int64() else np.full(count, np.nan)
             arrays.append(pa.array(blank))
     try:
-        return pa.table(arrays, schema=CELL_SCHEMA)
+        return pa.table(arrays, schema=schema)
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise unreadable(path, f"it has other columns than schema version 2 ({error})") from None
 
@@ -171,15 +173,21 @@ def unreadable(path: Path, what: str) -> UserError:
     return UserError(f"result {path}: {what}; delete it to run its cell again")
 
 
-def cell_table(result: Result) -> pa.Table:
-    """Returns the records of a cell's file and checks that they have the ledger's columns.
+def cell_table(result: Result, norm: NormName) -> pa.Table:
+    """Returns the records of a cell's file with the ledger's columns. The cell attacks ``norm``.
+
+    A file that is older than another norm has no column of this norm's distances. They are NaN.
 
     Raises:
-        UserError: when the columns differ.
+        UserError: when the columns differ otherwise.
     """
-    if result.table.schema.equals(CELL_SCHEMA):
-        return result.table
-    stored = {field.name: field.type for field in result.table.schema}
+    table = result.table
+    for place, field in enumerate(CELL_SCHEMA):
+        if field.name in DISTANCES and field.name != norm.lower() and field.name not in table.column_names:
+            table = table.add_column(place, field, pa.array(np.full(len(table), np.nan)))
+    if table.schema.equals(CELL_SCHEMA):
+        return table
+    stored = {field.name: field.type for field in table.schema}
     for wanted in CELL_SCHEMA:
         if stored.get(wanted.name) != wanted.type:
             found = stored.get(wanted.name, "missing")

@@ -18,6 +18,7 @@ from bench.ledger.entries import (
     DefenseEntry,
     Entry,
     GapEntry,
+    KnownNorm,
     PluginEntry,
     StudyEntry,
     Turn,
@@ -45,7 +46,7 @@ class Manifest(Entry):
     images: str
     """Name of the file of the clean images in the ledger's folder."""
     seed: int
-    thresholds: dict[NormName, float]
+    thresholds: dict[KnownNorm, float]
     """The radius in each norm at which accuracies are stated, in the norm's unit."""
     estimation_draws: int = 0
     """Number of draws that estimate success rates; 0 before schema version 3, which does not record it."""

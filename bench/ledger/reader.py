@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,9 @@ class Reader:
             UserError: when its file does not verify. The message names the first violation.
         """
         result = self._whole(entry)
-        cell_table(result)
+        table = cell_table(result, entry.norm)
         _refuse(cell_violations(str(result.path), result.table, entry, self.images))
-        return result
+        return replace(result, table=table)
 
     def study(self, entry: StudyEntry) -> Result:
         """Reads a study by its entry in the manifest.

@@ -11,11 +11,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bench.contracts.norms import NORMS
 from bench.contracts.work import SCHEMA_VERSION
 
 READABLE = (2, SCHEMA_VERSION)
 """Readable schema versions. Before version 3 there were no seals, and the judge had no stated error."""
 
+DISTANCES = tuple(norm.column for norm in NORMS.values())
+"""The columns of distances, one per norm."""
 CELL_SCHEMA = pa.schema(
     [
         ("cell", pa.string()),
@@ -32,9 +35,7 @@ CELL_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("broken", pa.bool_()),
         ("reason", pa.string()),
-        ("l0", pa.float64()),
-        ("l2", pa.float64()),
-        ("linf", pa.float64()),
+        *((name, pa.float64()) for name in DISTANCES),
         ("success_rate", pa.float64()),
         ("success_low", pa.float64()),
         ("success_high", pa.float64()),
@@ -60,8 +61,10 @@ COLUMNS: dict[str, Any] = {
 }
 """The columns of a ledger's frame and their numpy types.
 
-Distances are 0 for a clean error, the judged distance for a broken sample, infinity for a sample that is not broken,
-and NaN for a violation or a failure. Predictions are -1 where there is none. Epsilon is NaN for minimal attacks.
+There is one distance per norm, whatever the norm under attack. Distances are 0 for a clean error, the judged distance
+for a broken sample, infinity for a sample that is not broken, and NaN for a violation or a failure. In a file that is
+older than a norm, the norm's distances are NaN. Predictions are -1 where there is none. Epsilon is NaN for minimal
+attacks.
 
 ``success_rate`` is the share of further draws that misclassify the nearest broken image. These draws decided nothing.
 ``success_low`` and ``success_high`` are the ends of its 95 % Wilson interval. For a deterministic defense the rate is 1

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from bench.contracts.cards import AttackCard, Kind
 from bench.contracts.errors import unknown
 from bench.contracts.norms import NormName
+from bench.ledger.entries import KnownNorm
 from bench.plugins.registry import GROUPS, Group, Variants
 from bench.studies.catalog import STUDIES
 
@@ -80,7 +81,7 @@ class AttackEntry(Entry):
             entries.
     """
 
-    norms: tuple[NormName, ...] | None = None
+    norms: tuple[KnownNorm, ...] | None = None
     bounded: bool = False
     budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
@@ -120,7 +121,7 @@ class Matrix(_Strict):
     name: str = ""
     dataset: str
     samples: int = Field(ge=1)
-    thresholds: dict[NormName, Threshold] = Field(min_length=1)
+    thresholds: dict[KnownNorm, Threshold] = Field(min_length=1)
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)

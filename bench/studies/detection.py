@@ -18,7 +18,7 @@ from bench.contracts.chunk import Chunk
 from bench.contracts.door import detection_scores
 from bench.contracts.norms import NormName
 from bench.contracts.protocols import Defense, HasDetectionScore
-from bench.contracts.threat import ThreatModel, project
+from bench.contracts.threat import ThreatModel
 from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset
 from bench.engine.ballot import classify
@@ -122,7 +122,7 @@ def measure(study: Study, defense: Defense, dataset: Dataset, device: torch.devi
         fooled, suspicion = examiner.fooled(attacked, x, y), examiner.suspicion(detector, attacked)
         evaded = (mistaken & _accepted(clean_suspicion)) | (fooled & _accepted(suspicion))
         offset = 2 * oracle.random.uniform(oracle.ids, x.shape[1:]) - 1
-        random = project(x + study.epsilon * offset, x, study.norm, study.epsilon)
+        random = examiner.threat.norm.project(x + study.epsilon * offset, x, study.epsilon)
         for start in (x, attacked, random):
             ids = oracle.ids[~evaded]
             if len(ids):

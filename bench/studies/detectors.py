@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from bench.contracts.ascent import ascend
-from bench.contracts.norms import NormName
+from bench.contracts.norms import Norm
 from bench.engine.oracle import DefenseOracle
 
 
@@ -122,7 +122,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others - logits.gather(1, y[:, None])[:, 0]
 
 
-def _ball(oracle: DefenseOracle) -> tuple[NormName, float]:
+def _ball(oracle: DefenseOracle) -> tuple[Norm, float]:
     assert oracle.threat.epsilon is not None
     return oracle.threat.norm, oracle.threat.epsilon
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bench.contracts.norms import NORMS
 from bench.contracts.protocols import Defense
-from bench.contracts.threat import distance
 from bench.engine.ballot import logits_of
 from bench.ledger.consistency import Violation
 from bench.ledger.files import Result
@@ -19,7 +18,7 @@ from bench.ledger.schema import Status
 from bench.verification.report import Verification
 
 DISTANCE_TOLERANCE = 1e-13
-"""Maximum relative difference between two float64 sums of the same squares in different order."""
+"""Maximum relative difference between two float64 sums of the same numbers in different order."""
 BOUNDARY = 1e-5
 """Difference of two logits, relative to the largest absolute logit, within which rounding decides the larger one."""
 
@@ -47,12 +46,12 @@ class StoredCell:
         broken = np.flatnonzero(self.records["broken"].to_numpy())
         if not len(broken):
             return
-        for norm in NORMS:
-            now = distance(images[broken], x[broken], norm).cpu().numpy()
-            stored = self.records[norm.lower()].to_numpy()[broken]
-            differ = ~np.isclose(stored, now, rtol=DISTANCE_TOLERANCE if norm == "L2" else 0, atol=0)
+        for norm in (norm for norm in NORMS.values() if norm.column in self.records):
+            now = norm.distance(images[broken], x[broken]).cpu().numpy()
+            stored = self.records[norm.column].to_numpy()[broken]
+            differ = ~np.isclose(stored, now, rtol=DISTANCE_TOLERANCE, atol=0)
             for row, value in zip(broken[differ], now[differ], strict=True):
-                self.fault(norm.lower(), int(row), f"the stored image is at {value:.17g}")
+                self.fault(norm.column, int(row), f"the stored image is at {value:.17g}")
 
     def compare(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from bench.conformance.examination import OTHER_DRAWS
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import NormName, within
+from bench.contracts.norms import norm_named, within
 from bench.contracts.protocols import Defense
-from bench.contracts.threat import distance
 from bench.engine.ballot import Ballot
 from bench.engine.judge import CLEAN_SHARE, VERDICT, Judge
 from bench.engine.verdicts import each_draw
@@ -156,8 +155,8 @@ class DrawnVerdicts:
     def _check_likeliest(self, judge: Judge, clean: Any, likeliest: Tensor) -> None:
         cell, records, draws = self._cell, self._cell.records, judge.estimation_draws
         unmoved = (likeliest == self._x).flatten(1).all(1).cpu().numpy()
-        norm = cast(NormName, str(records["norm"].iloc[0]))
-        far = ~within(distance(likeliest, self._x, norm).cpu().numpy(), judge.threshold)
+        norm = norm_named(str(records["norm"].iloc[0]))
+        far = ~within(norm.distance(likeliest, self._x).cpu().numpy(), judge.threshold)
         asked = np.flatnonzero(~unmoved)
         errors = clean.errors.cpu().numpy().copy()
         errors[asked] = judge.estimate(self._showing(likeliest, asked)).cpu().numpy()

@@ -69,7 +69,7 @@ def read_results(
                     f"{path}: schema version {result.facts['schema']}, its run has {manifest.schema_version}"
                 )
             if isinstance(entry, CellEntry):
-                cell_table(result)
+                cell_table(result, entry.norm)
             arrays = images_beside(result)
         except UserError as error:
             found.faults.append(str(error))

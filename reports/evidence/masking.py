@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from bench.contracts.cards import GRANTS
 from bench.contracts.norms import NormName, within
-from bench.ledger.schema import Status
+from bench.ledger.schema import DISTANCES, Status
 from reports.runs.run import AttackRow, Run, once_per_run
 from reports.statistics.significance import falls
 
@@ -56,12 +56,14 @@ OTHERS = 3
 """Number of images that other attacks must break before an attack that never succeeds raises a doubt."""
 GRADIENTS = tuple(access for access, granted in GRANTS.items() if "gradient" in granted)
 """Kinds of access that include gradients."""
+UNROLLED_NORMS = ("L2", "Linf")
+"""Norms of the attacks with access to unrolled gradients."""
 GRADIENT_FREE = ("decision", "score")
 """Kinds of access of attacks that need only the defense's answers."""
 _INVALID = (Status.FAILED, Status.VIOLATION)
 """Statuses of records without a valid result."""
 _COLUMNS = [
-    *("cell", "sample", "status", "claimed", "broken", "epsilon", "l0", "l2", "linf"),
+    *("cell", "sample", "status", "claimed", "broken", "epsilon", *DISTANCES),
     *("found_after", "useless_gradients", "forwards", "backwards", "non_finite", "remarks"),
 ]
 
@@ -149,11 +151,13 @@ def judged_before(run: Run, defense: str, cells: Collection[str]) -> Doubt | Non
 def not_unrolled(run: Run, norm: NormName, defense: str) -> Doubt | None:
     """Returns a doubt if the defense offers gradients through its own optimization.
 
-    The caller has checked that no attack with a result used these gradients. In L0 there is no attack that could, so
-    the result is None.
+    The caller has checked that no attack with a result used these gradients. In norms other than `UNROLLED_NORMS` no
+    attack could, so the result is None.
     """
     offered = {entry.name for entry in run.manifest.defenses if entry.unrolled}
-    return Doubt(NOT_UNROLLED, "gradients hold its end fixed") if defense in offered and norm != "L0" else None
+    return (
+        Doubt(NOT_UNROLLED, "gradients hold its end fixed") if defense in offered and norm in UNROLLED_NORMS else None
+    )
 
 
 def useless_gradients(records: pd.DataFrame) -> Doubt | None:

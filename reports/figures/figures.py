@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS, NormName
 from bench.ledger.intervals import wilson_interval
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
@@ -32,7 +32,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 Its yellow is left out because it is too light for lines.
 """
 LINE_STYLES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
-UNITS: dict[NormName, str] = {"L0": "pixels", "L2": "intensity", "Linf": "intensity"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SMALLEST_P = 1e-4
 """p-value at which the color scale of the heat map ends."""
@@ -302,7 +301,7 @@ def _color(position: int) -> dict[str, Any]:
 
 
 def _distance_label(norm: NormName) -> str:
-    return f"{NORM_LABELS[norm]} distance ε ({UNITS[norm]})"
+    return f"{NORM_LABELS[norm]} distance ε ({NORMS[norm].unit})"
 
 
 def _costs(run: Run, norm: NormName, defense: str) -> Iterator[tuple[float, float]]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS, NormName
 from bench.ledger.schema import Status
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
@@ -239,7 +239,7 @@ def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: 
     predicted = f"seen as {record['adversarial_prediction']}"
     if record["status"] == Status.CLEAN_ERROR:
         return Picture((image,), f"{name}: misclassified as it is, {predicted}", (predicted, "clean error"))
-    distance = f"{NORM_LABELS[norm]} {record['distance']:{'.0f' if norm == 'L0' else '.3g'}}"
+    distance = f"{NORM_LABELS[norm]} {record['distance']:{'.0f' if NORMS[norm].unit == 'pixels' else '.3g'}}"
     alternative = f"{name}: {predicted} at distance {distance}, by {record['attack']}"
     return Picture((image,), alternative, (predicted, distance))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS
 
-NORM_LABELS: dict[NormName, str] = {"L0": "L0", "L2": "L2", "Linf": "L∞"}
-DECIMALS: dict[NormName, int] = {"L0": 1, "L2": 2, "Linf": 3}
+NORM_LABELS = {name: norm.label for name, norm in NORMS.items()}
+DECIMALS = {name: norm.decimals for name, norm in NORMS.items()}
 """Digits of a distance after the decimal point, in print."""

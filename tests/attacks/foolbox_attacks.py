@@ -5,8 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.contracts.norms import NormName
-from bench.contracts.threat import distance
+from bench.contracts.norms import NORMS, NormName
 
 LADDER = [0.02 * 1.12**k for k in range(46)]
 """46 epsilons from 0.02 to 3.3, that a script would try with a bounded attack; neighbors are 12 % apart."""
@@ -30,5 +29,5 @@ def foolbox_distances(
         )
     if epsilons is None:
         clipped, success = [clipped], success[None]
-    found = torch.stack([distance(images, x, norm) for images in clipped])
+    found = torch.stack([NORMS[norm].distance(images, x) for images in clipped])
     return torch.where(success, found, torch.inf).amin(0)

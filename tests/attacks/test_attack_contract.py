@@ -8,8 +8,8 @@ from attack_problems import ATTACKS, CASES, OneGradient, Problem, on_problems, r
 
 from bench.contracts.cards import DefenseCard, card_of
 from bench.contracts.chunk import Chunk
-from bench.contracts.norms import within
-from bench.contracts.threat import ThreatModel, distance
+from bench.contracts.norms import NORMS, within
+from bench.contracts.threat import ThreatModel
 from bench.engine.oracle import DefenseOracle
 from bench.engine.terms import Resources, Terms
 
@@ -85,14 +85,14 @@ def test_bounded_attacks_fill_the_ball_and_stay_inside(linear, name, norm, share
         epsilon = share * float(optimum[i])
         outcome = run(alone, name, norm, epsilon=epsilon, **short(name))
         assert bool(outcome.found) == (share > 1)
-        assert within(distance(outcome.candidates, alone.x, norm), epsilon).all()
+        assert within(NORMS[norm].distance(outcome.candidates, alone.x), epsilon).all()
 
 
 @pytest.mark.parametrize("epsilon", [1 / 255, 8 / 255, 0.3])
 @pytest.mark.parametrize(("name", "norm"), BOUNDED)
 def test_the_ball_holds_in_floating_point(linear, name, norm, epsilon):
     outcome = run(linear, name, norm, epsilon=epsilon, **short(name))
-    assert within(distance(outcome.candidates, linear.x, norm), epsilon).all()
+    assert within(NORMS[norm].distance(outcome.candidates, linear.x), epsilon).all()
 
 
 @pytest.mark.parametrize(("name", "norm"), BOUNDED)

@@ -10,7 +10,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from attacks.autoattack import PROBABILITIES, RANDOMIZED, SQUARE_BREAKS, ZERO_GRADIENTS, possible
 from bench.contracts.errors import UserError
-from bench.contracts.threat import distance
+from bench.contracts.norms import NORMS
 
 ALL = ["apgd-ce", "apgd-t", "fab-t", "square"]
 
@@ -42,7 +42,7 @@ def test_autoattack_breaks_what_the_library_breaks_and_no_less_than_pgd(small_ne
 def test_fab_is_at_least_as_near_as_the_library_and_deepfool(small_net, norm):
     """At the library's own settings for untargeted FAB: all classes' derivatives, 100 steps from the clean image."""
     library = FABAttack_PT(small_net.defense.layers, norm=norm, n_iter=100, device="cpu")
-    theirs = distance(library.attack_single_run(small_net.x, small_net.y), small_net.x, norm)
+    theirs = NORMS[norm].distance(library.attack_single_run(small_net.x, small_net.y), small_net.x)
     ours = run(small_net, "fab", norm, restarts=1)
     assert ours.found.all()
     assert ours.distance.median() <= theirs.median()

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import bench
-from bench.contracts.threat import distance
+from bench.contracts.norms import NORMS
 from bench.datasets.dataset import Dataset
 from bench.training.checkpoints import clean_accuracy
 from defenses.adversarial_training import SETTINGS, adv_l2, adv_linf, perturb
@@ -43,7 +43,7 @@ def test_training_images_lie_in_the_ball_and_the_box_and_raise_the_loss(norm, ep
     net, x, y = adv_linf(DIGITS).eval(), torch.rand(16, 1, 8, 8).round(), torch.arange(16) % 10
     adversarial = perturb(net, x, y, norm, epsilon, steps=5)
     assert not adversarial.requires_grad
-    assert distance(adversarial, x, norm).max() <= epsilon * (1 + 1e-6)
+    assert NORMS[norm].distance(adversarial, x).max() <= epsilon * (1 + 1e-6)
     assert 0 <= adversarial.min() <= adversarial.max() <= 1
     if epsilon:
         rise = F.cross_entropy(net(adversarial), y, reduction="none") - F.cross_entropy(net(x), y, reduction="none")

@@ -5,13 +5,12 @@ import torch
 from scipy.stats import norm as normal
 from torch import nn
 
-from bench.contracts.ascent import steepest
 from bench.contracts.cards import DefenseCard, card_of
 from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
+from bench.contracts.norms import NORMS
 from bench.contracts.protocols import ModuleDefense
 from bench.contracts.streams import Streams
-from bench.contracts.threat import distance, project
 from bench.contracts.work import ALPHA
 from bench.datasets.dataset import load_dataset
 from bench.engine.judge import Judge
@@ -77,7 +76,7 @@ def test_the_search_finds_the_likeliest_point_of_the_ball_for_each_class(norm):
     w = base.module[1].weight
     for y in (0, 1):
         step = (w[y] - w[1 - y]).reshape(SHAPE).expand_as(x)
-        best = project(x + 10 * steepest(step, norm), x, norm, 0.1)
+        best = NORMS[norm].project(x + 10 * NORMS[norm].steepest(step), x, 0.1)
         assert torch.allclose(found[:, y], best, atol=1e-4)
 
 
@@ -89,7 +88,7 @@ def test_the_search_starts_at_random_and_stays_in_the_ball_and_in_the_pixel_box(
     assert not torch.equal(first, second)
     assert ((first >= 0) & (first <= 1)).all()
     for y in range(3):
-        assert (distance(first[:, y], x, norm) <= 0.4).all()
+        assert (NORMS[norm].distance(first[:, y], x) <= 0.4).all()
 
 
 def test_without_ball_and_noise_scores_are_log_probabilities():

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from bench.ledger.entries import AttackEntry, CellEntry, DatasetEntry, DefenseEntry, GapEntry, StudyEntry
 from bench.ledger.manifest import Manifest
-from bench.ledger.schema import sample_hash
+from bench.ledger.schema import DISTANCES, sample_hash
 from reports.evidence.masking import GRADIENTS
 from reports.runs.run import Run
 
@@ -197,7 +197,7 @@ class RunMaker:
                 "status": status.astype(object),
                 "broken": broken,
                 "reason": [reasons.get(i, "") for i in range(count)],
-                **{key: np.where(broken & (distances > 0), 1.0, distances) for key in ("l0", "l2", "linf")},
+                **{key: np.where(broken & (distances > 0), 1.0, distances) for key in DISTANCES},
                 "draws_choosing": 20 * drawn,
                 "draws_deciding": 14 * drawn,
                 "draws_estimating": 20 * drawn,
@@ -269,6 +269,7 @@ def lawful(run):
         moved = own["broken"] & (distance > 0)
         others = {
             "L0": {"l2": np.sqrt(distance), "linf": 1.0},
+            "L1": {"l0": 1, "l2": distance, "linf": distance},
             "L2": {"l0": pixels, "linf": distance / np.sqrt(pixels)},
             "Linf": {"l0": 1, "l2": distance},
         }

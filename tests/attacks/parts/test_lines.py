@@ -18,7 +18,8 @@ from attacks.parts.lines import bisect, climb
 from attacks.pointwise import next_in_cycle, undo, undo_squares
 from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
-from bench.contracts.threat import ThreatModel, distance
+from bench.contracts.norms import NORMS
+from bench.contracts.threat import ThreatModel
 from bench.engine.oracle import DefenseOracle
 from bench.engine.terms import Terms
 
@@ -36,15 +37,15 @@ def images(n, seed=0, size=6):
 @given(st.integers(0, 10**6), st.floats(1e-20, 1e20))
 def test_steepest_is_a_unit_step_whatever_the_gradients_scale(seed, scale):
     gradient, x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) * scale, images(3, size=4)
-    assert torch.allclose(length(steepest(gradient, x, "L2")), torch.ones(3), atol=1e-5)
-    assert torch.equal(steepest(gradient, x, "Linf"), gradient.sign())
-    assert ((steepest(gradient, x, "L2") * gradient).flatten(1).sum(1) > 0).all()
+    assert torch.allclose(length(steepest(gradient, x, NORMS["L2"])), torch.ones(3), atol=1e-5)
+    assert torch.equal(steepest(gradient, x, NORMS["Linf"]), gradient.sign())
+    assert ((steepest(gradient, x, NORMS["L2"]) * gradient).flatten(1).sum(1) > 0).all()
 
 
 def test_steepest_leads_somewhere_where_the_gradient_vanishes():
     x = torch.tensor([0.0, 0.3, 0.8, 1.0]).reshape(1, 1, 2, 2)
-    assert steepest(torch.zeros_like(x), x, "Linf").flatten().tolist() == [1, 1, -1, -1]
-    assert steepest(torch.full_like(x, torch.nan), x, "Linf").flatten().tolist() == [1, 1, -1, -1]
+    assert steepest(torch.zeros_like(x), x, NORMS["Linf"]).flatten().tolist() == [1, 1, -1, -1]
+    assert steepest(torch.full_like(x, torch.nan), x, NORMS["Linf"]).flatten().tolist() == [1, 1, -1, -1]
 
 
 @given(st.integers(0, 10**6), st.floats(1e-4, 1e3))
@@ -100,7 +101,7 @@ def test_epsilon_search_finds_a_threshold(linear):
         return z
 
     found = smallest_epsilon(oracle, linear.x, run, start=0.01, binary_search_steps=15)
-    reached = distance(found, linear.x, "L2")
+    reached = NORMS["L2"].distance(found, linear.x)
     assert (linear.defense.logits(found).argmax(1) != linear.y).all()
     assert (reached >= threshold * (1 - 1e-6)).all()
     assert (oracle.forwards <= 15 + 1 + math.log(6 / 0.01, 1.5)).all()
@@ -121,7 +122,7 @@ def test_random_starts_fill_the_ball(linear, norm):
     oracle = oracle_of(linear, norm=norm)
     x = torch.full((200, 1, 2, 2), 0.5)
     start = random_start(oracle, x, torch.zeros(200, dtype=torch.int64), torch.full((200,), 0.2, dtype=torch.float64))
-    moved = distance(start, x, norm)
+    moved = NORMS[norm].distance(start, x)
     assert moved.max() <= 0.2 + 1e-6
     # In four dimensions the share of a ball within radius r is r^4.
     assert ((moved < 0.1).double().mean() - 0.5**4).abs() < 0.06

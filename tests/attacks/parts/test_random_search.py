@@ -7,8 +7,7 @@ from attack_problems import run
 from attacks.parts.gradients import logit_margin
 from attacks.sparse_rs import changed, corners, swapped, with_pixels
 from attacks.square import edge_of_squares, l2_step, linf_step, to_surface, two_bumps
-from bench.contracts.norms import within
-from bench.contracts.threat import distance
+from bench.contracts.norms import NORMS, within
 
 
 def images(n, seed=0, channels=2, size=7):
@@ -39,16 +38,16 @@ def test_the_pattern_has_length_one_and_two_signs():
 @pytest.mark.parametrize(("norm", "step"), [("L2", l2_step), ("Linf", linf_step)])
 def test_steps_stay_in_balls_of_every_radius(norm, step):
     x, radius = images(50), torch.linspace(0.01, 0.6, 50)
-    z = to_surface(x, images(50, seed=2), radius, norm)
+    z = to_surface(x, images(50, seed=2), radius, NORMS[norm])
     moved = step(x, z, radius, 3, uniform(50, 7))
-    assert within(distance(moved, x, norm), radius.double()).all()
+    assert within(NORMS[norm].distance(moved, x), radius.double()).all()
     assert ((moved >= 0) & (moved <= 1)).all()
     assert (moved != z).flatten(1).any(1).all()
 
 
 def test_a_linf_step_changes_one_square():
     x, radius = images(50), torch.full((50,), 0.2)
-    z = to_surface(x, images(50, seed=2), radius, "Linf")
+    z = to_surface(x, images(50, seed=2), radius, NORMS["Linf"])
     rows = (linf_step(x, z, radius, 3, uniform(50, 7)) != z).any(1)
     assert (rows.any(2).sum(1) <= 3).all()
     assert (rows.any(1).sum(1) <= 3).all()

@@ -81,9 +81,9 @@ def run(matrix, tmp_path, *more):
         (
             '{ name = "pgd", norms = ["L3"] }',
             "L2 = 1",
-            "attacks.0.norms.0: Input should be 'L0', 'L2' or 'Linf' (it is 'L3')",
+            "attacks.0.norms.0: norm 'L3' is not known here. Allowed: L0, L2, Linf, L1",
         ),
-        ('"pgd"', "L3 = 1", "thresholds.L3: Input should be 'L0', 'L2' or 'Linf'"),
+        ('"pgd"', "L3 = 1", "thresholds.L3: norm 'L3' is not known here. Allowed: L0, L2, Linf"),
         ('"pgd"', "L2 = -0.1", "thresholds.L2: Input should be greater than or equal to 0 (it is -0.1)"),
         ('"pgd"', "L2 = inf", "thresholds.L2: Input should be a finite number (it is inf)"),
         ('"pgd"', "L2 = nan", "thresholds.L2: Input should be a finite number (it is nan)"),

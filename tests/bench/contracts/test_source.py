@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import bench.contracts.source
+from bench.contracts.norms import NORMS
 from bench.contracts.source import PACKAGES, ROOT, Sources, changed_modules, engine_code
 from bench.contracts.syntax import normal_form
 from bench.datasets.dataset import load_dataset
@@ -185,7 +186,7 @@ def test_a_plugins_closure_is_what_it_imports_from_its_folder(tmp_path, imports,
 def test_what_a_plugin_takes_from_us_is_in_its_closure_by_its_own_module(tmp_path):
     text = "import bench\nfrom bench import load_dataset\n@bench.defense('a', datasets=['digits'])\ndef a(): ..."
     found = closure_of(tmp_path, {"plugin.py": text})
-    assert {"bench.contracts.cards", "bench.contracts.norms"} == set(found.modules) - {"plugin.py"}
+    assert {"bench.contracts.cards", "bench.contracts.norms.names"} == set(found.modules) - {"plugin.py"}
 
 
 def test_a_folder_of_ours_or_pythons_name_beside_a_plugin_is_not_meant(tmp_path):
@@ -226,6 +227,15 @@ def test_libraries_count_where_they_are_called(tmp_path):
     assert Sources().closure("attacks.autoattack").versions(without=engine_code()).startswith("pyautoattack 0.")
     assert "scikit-learn" not in versions
     assert "sklearn 1." in code_of("detection").versions(without=engine_code())
+
+
+def test_every_norm_is_in_the_closures_of_what_looks_norms_up(tmp_path):
+    """The package imports its modules by scanning, so no import names them."""
+    modules = {f"bench.contracts.norms.{type(norm).__module__.rpartition('.')[2]}" for norm in NORMS.values()}
+    for found in (engine_code(), code_of("detection"), Sources().closure("bench.contracts.threat")):
+        assert modules <= set(found.modules)
+    for found in (Sources().closure("defenses.abs"), closure_of(tmp_path, {"plugin.py": "from bench import attack"})):
+        assert not modules & set(found.modules)
 
 
 def test_the_engines_closure_holds_what_computes_a_cell_and_not_what_plans_or_shows_it():
@@ -324,6 +334,7 @@ def of_defenses(*names):
         ("attacks/parts/lines.py", {(d, a) for d, a in EVERY_CELL if a in WITH_LINES}, set()),
         ("attacks/parts/gradients.py", EVERY_CELL, set()),
         ("bench/engine/judge.py", EVERY_CELL, None),
+        ("bench/contracts/norms/l0.py", EVERY_CELL, {"detection", "distal", "reconstruction"}),
         ("bench/engine/cell.py", EVERY_CELL, None),
         ("bench/engine/oracle.py", EVERY_CELL, None),
         ("defenses/abs/descent.py", of_defenses("abs", "eabs"), None),

@@ -8,15 +8,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bench.contracts.errors import UserError
+from bench.contracts.norms import NORMS
 from bench.ledger.entries import CellEntry, DatasetEntry, DefenseEntry, StudyEntry
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.loading import load_adversarials, load_clean, load_ledger, load_studies, load_study_images
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import is_done, reader, write_clean
-from bench.ledger.schema import COLUMNS, sample_hash
+from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, sample_hash
+from bench.ledger.seals import column_hashes, sealed
 
 IMAGES = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
 LABELS = np.array([0, 1, 2, 3])
@@ -24,11 +27,11 @@ ADVERSARIALS = np.stack([IMAGES[0], IMAGES[1] / 2, np.zeros_like(IMAGES[2]), np.
 NAN, INF = np.nan, np.inf
 
 
-def distances(norm):
+def distances(column):
     """Of a clean error, of image 1 at half its brightness, of one that is not broken, of a violation."""
-    moved = (IMAGES[1] / 2).astype(float)
-    own = {"l0": np.sum(moved != 0), "l2": np.sqrt(np.sum(moved**2)), "linf": moved.max()}
-    return [0.0, float(own[norm]), INF, NAN]
+    clean, moved = torch.from_numpy(IMAGES[1:2]), torch.from_numpy(IMAGES[1:2] / 2)
+    (own,) = (norm.distance(moved, clean).item() for norm in NORMS.values() if norm.column == column)
+    return [0.0, own, INF, NAN]
 
 
 def records(cell="c1", **columns):
@@ -53,7 +56,7 @@ def records(cell="c1", **columns):
         success_low=NAN,
         success_high=NAN,
         likely_rate=NAN,
-        **{norm: distances(norm) for norm in ("l0", "l2", "linf")},
+        **{column: distances(column) for column in DISTANCES},
     )
     return frame.assign(**columns)[list(COLUMNS)]
 
@@ -469,6 +472,38 @@ def test_a_result_of_another_schema_version_is_refused(run):
     pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), one(run))
     with pytest.raises(UserError, match="schema version 99, this assay reads 2 and 3"):
         read_cell(one(run))
+
+
+def without(path, column):
+    """Writes a file anew without a column of distances, as it was written before that norm was known."""
+    frame, facts = read_cell(path)
+    schema = pa.schema([field for field in CELL_SCHEMA if field.name != column])
+    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    facts = sealed({**facts, "columns_sha256": column_hashes(table)})
+    pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), path)
+
+
+@pytest.mark.parametrize("column", [column for column in DISTANCES if column != "l2"])
+def test_a_file_older_than_a_norm_is_read_with_unknown_distances_in_it(run, column):
+    before = load_ledger(run)
+    without(one(run), column)
+    write_manifest(run, load_manifest(run), finished=True)
+    after = load_ledger(run)
+    assert after[column].isna().all()
+    pd.testing.assert_frame_equal(after.drop(columns=column), before.drop(columns=column))
+
+
+def test_a_file_without_distances_in_the_norm_under_attack_is_refused(run):
+    without(one(run), "l2")
+    write_manifest(run, load_manifest(run), finished=True)
+    assert "its column 'l2' is missing, expected double" in refusal(run)
+
+
+def test_unknown_distances_in_a_column_that_is_there_are_refused(run):
+    frame = records()
+    frame["linf"] = NAN
+    write_cell(one(run), frame, ADVERSARIALS, {})
+    assert "row 0 (sample 0) linf is None; a clean error is at distance 0" in refusal(run)
 
 
 def test_a_file_cannot_shed_its_seal_by_calling_itself_older(run):

@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 
 import bench
 from bench.cli.app import app
+from bench.contracts.norms import NORMS
 from bench.ledger.entries import CellEntry
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.intervals import wilson_interval
 from bench.ledger.loading import load_clean
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import write_clean
+from bench.ledger.schema import DISTANCES
 from bench.ledger.seals import sealed
 from bench.verification.laboratory import Laboratory
 from bench.verification.verify import verify
@@ -207,7 +209,8 @@ def hardly_moved(clean, row):
         image[0, 0, 0] += 0.01 if image[0, 0, 0] < 0.5 else -0.01
         images["adversarial"][row] = image
         moved = np.abs(image.astype(float) - clean[row]).max()
-        records.loc[row, ["l0", "l2", "linf"]] = [1.0, moved, moved]
+        for norm in NORMS.values():
+            records.loc[row, norm.column] = 1.0 if norm.unit == "pixels" else moved
 
     return change
 
@@ -512,9 +515,7 @@ def forgeries(random):
         ),
         (lambda records: ~records["broken"], "status", lambda records, row: random.choice(["found", "clean_error"])),
         (lambda records: records["broken"] | True, "broken", lambda records, row: not records.loc[row, "broken"]),
-        distance("l0"),
-        distance("l2"),
-        distance("linf"),
+        *map(distance, DISTANCES),
         (found, "adversarial_prediction", class_but("adversarial_prediction")),
         (found, "clean_prediction", class_but("clean_prediction")),
         (found, "label", class_but("label")),
@@ -549,7 +550,7 @@ def test_forgeries_with_new_hashes_are_named_with_row_and_field(original, tmp_pa
         forge(tmp_path / "run", entry, change)
         lines = faults(tmp_path / "run", laboratory, entry, row)
         assert lines, (number, field, entry.file, row)
-        if field in ("l0", "l2", "linf", "adversarial_prediction", "label", "success_rate"):
+        if field in (*DISTANCES, "adversarial_prediction", "label", "success_rate"):
             assert any(f" {field} is " in line for line in lines), (number, field, lines)
         shutil.rmtree(tmp_path / "run")
 
