@@ -50,6 +50,7 @@ BUILTINS: dict[Group, dict[str, str]] = {
         "ddn": "attacks.ddn",
         "cw": "attacks.cw",
         "fmn": "attacks.fmn",
+        "ead": "attacks.ead",
         "deepfool": "attacks.deepfool",
         "autoattack": "attacks.autoattack",
         "fab": "attacks.autoattack",

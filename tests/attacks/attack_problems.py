@@ -41,6 +41,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "boundary": {"steps": 250},
     "cw": {"searches": 5, "steps": 40},
     "ddn": {"steps": 60},
+    "ead": {"searches": 5, "steps": 40},
     "eot_pgd": {"steps": 10, "relative_step_size": 1 / 4, "binary_search_steps": 5},
     "fab": {"steps": 10},
     "fmn": {"steps": 60},
