@@ -78,7 +78,7 @@ def descend(
         gradient, logits = oracle.gradient(z, y[rows], logit_margin, ids[rows])
         if k == 1:
             scale[rows] = to_spread(logits)[:, 0]
-        wrong = logit_margin(logits, y[rows]) > 0
+        wrong = oracle.reached(logits, ids[rows])
         hit[rows] |= wrong
         pull = per_image(constants[rows] * ~wrong) * torch.nan_to_num(per_image(scale[rows]) * gradient)
         slope = (2 * (z - x[rows]) - pull) * (1 - squashed.square()) / 2

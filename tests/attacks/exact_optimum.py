@@ -1,7 +1,7 @@
 """The distance to the nearest adversarial inside the pixel box, exactly, for piecewise-linear classifiers.
 
 An image is adversarial where it lies in one of several polyhedra {v : G v >= h}; the nearest point of each is found by
-non-negative least squares (L2), linear (Linf) or mixed-integer linear programming (L0).
+non-negative least squares (L2), linear (L1, Linf) or mixed-integer linear programming (L0).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Polyhedron = tuple[Array, Array]
 
 def optimum(adversarial: list[list[Polyhedron]], x: Tensor, norm: str) -> Tensor:
     """Distance (n,) of each image of ``x`` (n, 1, H, W) to the nearest point of its polyhedra that is in [0, 1]."""
-    search = {"L0": fewest_changes, "L2": least_length, "Linf": least_maximum}[norm]
+    search = {"L0": fewest_changes, "L1": least_sum, "L2": least_length, "Linf": least_maximum}[norm]
     images = x.double().flatten(1).numpy()
     nearest = [min(search(v, g, h - g @ v) for g, h in regions) for v, regions in zip(images, adversarial, strict=True)]
     return torch.tensor(nearest, dtype=torch.float64)
@@ -33,6 +33,13 @@ def least_length(v: Array, g: Array, h: Array) -> float:
     if np.linalg.norm(residual) < 1e-9:
         return np.inf
     return float(np.linalg.norm(residual[:-1] / residual[-1]))
+
+
+def least_sum(v: Array, g: Array, h: Array) -> float:
+    """min sum |u| subject to G u >= h and 0 <= v + u <= 1, with u as the difference of two parts of at least 0."""
+    bounds = [(0, room) for room in (*(1 - v), *v)]
+    result = linprog(np.ones(2 * len(v)), np.hstack([-g, g]), -h, bounds=bounds)
+    return float(result.fun) if result.success else np.inf
 
 
 def least_maximum(v: Array, g: Array, h: Array) -> float:

@@ -28,6 +28,7 @@ def distances(problem, attack, norm, epsilons=None):
     ("pgd", "Linf", foolbox.attacks.LinfPGD(steps=20, rel_stepsize=1 / 8), LADDER),
     ("ddn", "L2", foolbox.attacks.DDNAttack(steps=300), None),
     ("cw", "L2", foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=150, stepsize=0.05), None),
+    ("ead", "L1", foolbox.attacks.EADAttack(binary_search_steps=9, steps=300, decision_rule="L1"), None),
     ("fmn", "Linf", foolbox.attacks.LInfFMNAttack(steps=300), None),
     ("uniform_noise", "Linf", foolbox.attacks.LinfRepeatedAdditiveUniformNoiseAttack(repeats=10), GRID),
 ])  # fmt: skip
