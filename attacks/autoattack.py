@@ -19,7 +19,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor
 
 from attacks.parts.gradients import steepest, to_spread
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.errors import unknown
 from bench.contracts.norms import of_norm
@@ -145,9 +145,7 @@ def fab(
                 library.target_class = target + 2  # the library ranks classes from the likeliest, which is 1
                 candidates = library.attack_single_run(x[ids], y[ids], use_rand_start=restart > 0, is_targeted=True)
                 hand_in(oracle, x[ids], candidates, ids)
-    hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(x)[hit], hit, binary_search_steps)
-    return oracle.closest(farthest(oracle, x))
+    return tightened(oracle, x, farthest(oracle, x), binary_search_steps)
 
 
 class Scaled(torch.nn.Module):

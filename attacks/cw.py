@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.parts.gradients import logit_margin, per_image, to_spread
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural, Positive
@@ -53,9 +53,7 @@ def cw(
         last[ids], hit = descend(oracle, x[ids], y[ids], ids, constants[ids], steps, learning_rate)
         high[ids[hit]], low[ids[~hit]] = constants[ids[hit]], constants[ids[~hit]]
         constants = torch.where(torch.isfinite(high), (low + high) / 2, constants * GROWTH)
-    hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(last)[hit], hit, binary_search_steps)
-    return oracle.closest(last)
+    return tightened(oracle, x, last, binary_search_steps)
 
 
 def descend(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from attacks.parts.annealing import cosine
 from attacks.parts.gradients import length, per_image, steepest, wrong_odds
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural, Positive
@@ -46,13 +45,11 @@ def ddn(
     for k in range(steps):
         if not len(active := oracle.working(active)):
             break
-        step = 0.01 + 0.99 * (1 + math.cos(math.pi * k / steps)) / 2
+        step = 0.01 + 0.99 * cosine(k, steps)
         gradient, logits = oracle.gradient(z[active], y[active], wrong_odds, active)
         wrong = oracle.reached(logits, active)
         radii[active] *= torch.where(wrong, 1 - gamma, 1 + gamma)
         delta = z[active] + step * steepest(gradient, x[active], oracle.threat.norm) - x[active]
         delta *= per_image(radii[active] / length(delta).clamp_min(torch.finfo(x.dtype).tiny))
         z[active] = (x[active] + delta).clamp(0, 1)
-    hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], hit, binary_search_steps)
-    return oracle.closest(z)
+    return tightened(oracle, x, z, binary_search_steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.parts.gradients import logit_margin, per_image, to_spread
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural, Positive
@@ -57,10 +57,8 @@ def ead(
         hit = descend(oracle, x, y, constants, step_sizes, beta)
         low, high = torch.where(hit, low, constants), torch.where(hit, constants, high)
         constants = torch.where(torch.isfinite(high), (low + high) / 2, constants * GROWTH)
-    found = oracle.ids[oracle.found]
-    bisect(oracle, x[found], oracle.closest(x)[found], found, binary_search_steps)
     # A run may end where it began, at the clean image. Failures hand in the far end of the pixel range.
-    return oracle.closest((x <= 0.5).to(x.dtype))
+    return tightened(oracle, x, (x <= 0.5).to(x.dtype), binary_search_steps)
 
 
 def descend(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from attacks.parts.annealing import cosine
 from attacks.parts.gradients import logit_margin, steepest
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.norms.l2 import L2
 from bench.contracts.oracle import GradientOracle
@@ -47,7 +46,7 @@ def fmn(
     for k in range(steps):
         if not len(active := oracle.working(active)):
             break
-        annealed = (1 + math.cos(math.pi * k / steps)) / 2
+        annealed = cosine(k, steps)
         change = 0.001 + (gamma - 0.001) * annealed
         clean, radius = x[active], radii[active]
         gradient, logits = oracle.gradient(z[active], y[active], logit_margin, active)
@@ -60,6 +59,4 @@ def fmn(
         radii[active] = torch.where(margin > 0, torch.minimum(radius * (1 - change), closest), grown)
         moved = z[active] + step_size * (0.01 + 0.99 * annealed) * steepest(gradient, clean, L2())
         z[active] = oracle.threat.norm.project(moved, clean, radii[active])
-    hit = oracle.ids[oracle.found]
-    bisect(oracle, x[hit], oracle.closest(z)[hit], hit, binary_search_steps)
-    return oracle.closest(z)
+    return tightened(oracle, x, z, binary_search_steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.parts.gradients import per_image
-from attacks.parts.lines import bisect
+from attacks.parts.lines import tightened
 from bench.contracts.cards import attack
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Natural
@@ -100,9 +100,7 @@ def additive_noise(
         first[climbing[hit]] = first[climbing[hit]].clamp_max(scale)
         climbing = climbing[~hit]
     loudest = (x + draw(oracle.ids, x.shape[1:])).clamp(0, 1)
-    found = oracle.ids[oracle.found]
-    bisect(oracle, x[found], oracle.closest(loudest)[found], found, binary_search_steps)
-    return oracle.closest(loudest)
+    return tightened(oracle, x, loudest, binary_search_steps)
 
 
 @attack(

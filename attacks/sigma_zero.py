@@ -6,11 +6,10 @@ here to pixels. The smooth norm uses the pixels' Euclidean lengths. The threshol
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from attacks.parts.annealing import cosine
 from attacks.parts.gradients import per_image, wrong_odds
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
@@ -58,7 +57,7 @@ def sigma_zero(
         square[active] = DECAYS[1] * square[active] + (1 - DECAYS[1]) * gradient**2
         direction = mean[active] / (1 - DECAYS[0] ** (k + 1))
         direction = direction / ((square[active] / (1 - DECAYS[1] ** (k + 1))).sqrt() + 1e-8)
-        now = step_size * (LAST_STEP + (1 - LAST_STEP) * (1 + math.cos(math.pi * k / steps)) / 2)
+        now = step_size * (LAST_STEP + (1 - LAST_STEP) * cosine(k, steps))
         change = torch.where(missed, -THRESHOLD_STEP, THRESHOLD_STEP) * now
         threshold[active] = (threshold[active] + change).clamp(0, 1)
         z[active] = undo_small(x[active], (z[active] - now * direction).clamp(0, 1), threshold[active])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attacks.parts.gradients import per_image
-from bench.contracts.oracle import DecisionOracle
+from bench.contracts.oracle import DecisionOracle, GradientOracle
 
 
 def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, ids: Tensor, steps: int) -> Tensor:
@@ -24,6 +24,16 @@ def bisect(oracle: DecisionOracle, clean: Tensor, adversarial: Tensor, ids: Tens
         high[rows] = torch.where(hit, middle, high[rows])
         low[rows] = torch.where(hit, low[rows], middle)
     return high
+
+
+def tightened(oracle: GradientOracle, x: Tensor, fallback: Tensor, steps: int) -> Tensor:
+    """Returns the closest adversarial examples after ``steps`` halvings of the segments from ``x`` to them.
+
+    Samples without one get their rows of ``fallback`` (n, C, H, W).
+    """
+    found = oracle.ids[oracle.found]
+    bisect(oracle, x[found], oracle.closest(fallback)[found], found, steps)
+    return oracle.closest(fallback)
 
 
 def climb(
