@@ -46,6 +46,7 @@ def run(
     import torch
 
     from bench.execution.execute import choose_device, default_out, execute, process_count
+    from bench.planning.files import matrices
     from bench.planning.plan import prepare
 
     chosen_runner, torch_device = chosen("--runner", runner), choose_device(device)
@@ -67,6 +68,9 @@ def run(
 
         index = write_report(folder, folder / "report", process_count(workers, chosen_runner, torch.device("cpu")))
     typer.echo(f"Report: {index}")
+    further = [name for name in matrices() if name.startswith(f"{matrix}-")]
+    if further:
+        typer.echo(f"More: assay run {' | '.join(further)}")
     doubted = strict and _name_doubts(folder)
     refuted = bool(planned.studies) and _name_refuted(folder)
     if outcome.failed or doubted or refuted:

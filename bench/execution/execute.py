@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +18,19 @@ from bench.contracts.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
+from bench.execution.forecast import TimeLeft, in_order
 from bench.execution.importing import attack_entries
+from bench.execution.progress import RunProgress, tasks_of
 from bench.execution.runners import run_processes, run_serial
-from bench.execution.worker import Failures, Job
+from bench.execution.worker import Job
 from bench.ledger.bundles import plugin_entry
+from bench.ledger.files import seconds_of
 from bench.ledger.manifest import load_manifest, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean
+from bench.ledger.schema import ledger_dir
 from bench.planning.matrix import Matrix
-from bench.planning.plan import Planned, cost, entry_of, manifest_there
+from bench.planning.plan import Planned, entry_of, manifest_there
 from bench.studies.catalog import code_of
 from bench.studies.refutation import KIND as REFUTATION
 
@@ -98,31 +102,34 @@ def execute(
         print(line, file=sys.stderr, flush=True)
     content = manifest(planned, run, job.provenance)
     works: list[Work] = [*planned.cells, *planned.studies]
-    pending = sorted(
-        (work for work in works if work.id not in planned.done),
-        key=lambda work: -cost(work, planned.defenses[work.defense]),
-    )
-    failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
+    pending = [work for work in works if work.id not in planned.done]
     write_manifest(run, content, finished=not pending)
-    if pending:
-        samples = sum(work.samples for work in pending)
-        with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
-
-            def on_chunk(cell: Work, amount: int) -> None:
-                progress.advance(amount, cell.title)
-
-            def on_done(cell: Work, failures: Failures) -> None:
-                for reason in failures:
-                    failed[cell.defense, reason].append(cell)
-
-            if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
-                run_serial(job, pending, on_done, on_chunk)
-            else:
-                run_processes(job, pending, processes, on_done, on_chunk)
+    failed = _carry_out(planned, job, pending, processes, runner) if pending else {}
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     write_manifest(run, load_manifest(run), finished=True)
     lines = [_failure(works, reason) for (_, reason), works in failed.items()]
     return Outcome(len(pending), len(planned.done), [*planned.broken.values(), *lines])
+
+
+def _carry_out(
+    planned: Planned, job: Job, pending: Sequence[Work], processes: int, runner: RunnerName
+) -> Mapping[tuple[str, str], Sequence[Work]]:
+    """Runs cells and studies, and returns those with failed samples, by defense and reason."""
+    name, by_id = planned.matrix.name, {work.id: work for work in pending}
+    works: list[Work] = [*planned.cells, *planned.studies]
+    there = [work for work in works if work.id in planned.done]
+    known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
+    order = in_order(missing, known)
+    measured = {work.id: seconds_of(ledger_dir(job.run) / work.file) for work in there}
+    time_left = TimeLeft(order, known, measured, processes)
+    samples = sum(work.samples for work in pending)
+    with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:
+        progress, ordered = RunProgress(shown, time_left), [by_id[task.id] for task in order]
+        if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
+            run_serial(job, ordered, progress)
+        else:
+            run_processes(job, ordered, processes, progress)
+    return progress.failed
 
 
 def _failure(works: Sequence[Work], reason: str) -> str:

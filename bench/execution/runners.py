@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Protocol
 
 import torch
 
@@ -23,19 +24,34 @@ _GRACE_SECONDS = 60
 SIGKILLED = -9
 """Exit code of a worker that was killed. The system kills workers when memory runs out."""
 
-OnDone = Callable[[Work, Failures], None]
-"""A callback that receives each finished cell or study and its failures."""
-OnChunk = Callable[[Work, int], None]
-"""A callback that receives a cell or study and its number of newly finished samples."""
+
+class Listener(Protocol):
+    """Hears what happens to the cells and studies of a run."""
+
+    def started(self, work: Work) -> None:
+        """A cell or study was given to a worker."""
+
+    def advanced(self, work: Work, samples: int) -> None:
+        """Another ``samples`` of its samples are finished."""
+
+    def done(self, work: Work, failures: Failures, seconds: float) -> None:
+        """It is finished, after ``seconds`` in its worker."""
 
 
-def run_serial(job: Job, cells: Sequence[Work], on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_serial(job: Job, cells: Sequence[Work], listener: Listener) -> None:
     """Runs cells one after another in this process."""
     threads = torch.get_num_threads()
     worker = Worker(job)
     for cell in cells:
-        on_done(cell, worker.execute(cell, partial(on_chunk, cell)))
+        listener.started(cell)
+        listener.done(cell, *_timed(worker, cell, partial(listener.advanced, cell)))
     torch.set_num_threads(threads)
+
+
+def _timed(worker: Worker, cell: Work, on_chunk: Callable[[int], None]) -> tuple[Failures, float]:
+    """Runs a cell and returns its failures and its seconds."""
+    start = time.monotonic()
+    return worker.execute(cell, on_chunk), time.monotonic() - start
 
 
 class _WorkerProcess:
@@ -55,9 +71,14 @@ class _WorkerProcess:
         self.connection.send(cell)
 
     @property
+    def seconds(self) -> float:
+        """Seconds since the current cell was given."""
+        return time.monotonic() - self.started
+
+    @property
     def overdue(self) -> bool:
         limit = None if self.cell is None else self.cell.timeout
-        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
+        return limit is not None and self.seconds > limit + _GRACE_SECONDS
 
     def stop(self) -> None:
         self.process.kill()
@@ -65,30 +86,30 @@ class _WorkerProcess:
         self.connection.close()
 
 
-def run_processes(job: Job, cells: Sequence[Work], count: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_processes(job: Job, cells: Sequence[Work], count: int, listener: Listener) -> None:
     """Runs cells in worker processes. If a worker dies or hangs, its cell fails and the worker is replaced."""
     waiting = iter(cells)
-    lost: list[tuple[Work, str]] = []
+    lost: list[tuple[Work, str, float]] = []
     workers = [_WorkerProcess(job) for _ in range(min(count, len(cells)))]
     try:
-        workers = [worker for worker in workers if _assign(worker, waiting)]
+        workers = [worker for worker in workers if _assign(worker, waiting, listener)]
         while workers:
             ready = wait([worker.connection for worker in workers], timeout=1.0)
             for worker in list(workers):
                 reason = None
                 if worker.connection in ready:
-                    reason = _receive(worker, on_done, on_chunk)
+                    reason = _receive(worker, listener)
                 elif worker.overdue:
                     reason = "timeout: its worker hung and was killed"
                 if reason is not None:
                     assert worker.cell is not None
-                    lost.append((worker.cell, reason))
+                    lost.append((worker.cell, reason, worker.seconds))
                     workers.remove(worker)
                     worker.stop()
                     worker = _WorkerProcess(job)
                     workers.append(worker)
                     worker.cell = None
-                if worker.cell is None and not _assign(worker, waiting):
+                if worker.cell is None and not _assign(worker, waiting, listener):
                     workers.remove(worker)
                     worker.stop()
     finally:
@@ -96,18 +117,19 @@ def run_processes(job: Job, cells: Sequence[Work], count: int, on_done: OnDone, 
             worker.stop()
     if lost:
         here = Worker(job)
-        for cell, reason in lost:
-            on_done(cell, here.fail(cell, reason))
+        for cell, reason, seconds in lost:
+            listener.done(cell, here.fail(cell, reason), seconds)
 
 
-def _assign(worker: _WorkerProcess, waiting: Iterator[Work]) -> bool:
+def _assign(worker: _WorkerProcess, waiting: Iterator[Work], listener: Listener) -> bool:
     cell = next(waiting, None)
     if cell is not None:
         worker.give(cell)
+        listener.started(cell)
     return cell is not None
 
 
-def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str | None:
+def _receive(worker: _WorkerProcess, listener: Listener) -> str | None:
     """Handles one message from a worker. Returns the reason if the worker is lost, otherwise None."""
     assert worker.cell is not None
     try:
@@ -119,11 +141,11 @@ def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str 
         killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
         return f"worker lost (exit code {worker.process.exitcode}{killed})"
     if what == "chunk":
-        on_chunk(worker.cell, value)
+        listener.advanced(worker.cell, value)
         return None
     if what == "crashed":
         return f"worker crashed: {value}"
-    on_done(worker.cell, value)
+    listener.done(worker.cell, *value)
     worker.cell = None
     return None
 
@@ -134,8 +156,7 @@ def _serve(job: Job, connection: Connection) -> None:
         worker = Worker(job)
         while True:
             cell = connection.recv()
-            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
-            connection.send(("done", failed))
+            connection.send(("done", _timed(worker, cell, lambda samples: connection.send(("chunk", samples)))))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:
