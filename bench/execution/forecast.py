@@ -128,8 +128,8 @@ class TimeLeft:
         self._predicted = self._predicted or predicted_seconds(self._tasks, self._measured)
         now = self._clock()
         busy = [running.left(self._predicted[id], now) for id, running in self._running.items()]
-        loads = [*busy, *[0.0] * (self._processes - len(busy))]
-        heapq.heapify(loads)
+        # Tasks of lost workers are reported at the end only. Until then they count as running.
+        loads = heapq.nsmallest(self._processes, heapq.nlargest(self._processes, [*busy, *[0.0] * self._processes]))
         for id in self._waiting:
             heapq.heapreplace(loads, loads[0] + self._predicted[id])
         return max(loads)
