@@ -47,7 +47,7 @@ def run(
 
     from bench.execution.execute import choose_device, default_out, execute, process_count
     from bench.execution.runners import check_runner
-    from bench.planning.files import chosen_matrix
+    from bench.planning.files import chosen_matrix, matrices
     from bench.planning.plan import prepare
 
     check_runner(runner, "--runner")
@@ -71,6 +71,9 @@ def run(
 
         index = write_report(folder, folder / "report", process_count(workers, runner, torch.device("cpu")))
     typer.echo(f"Report: {index}")
+    further = [name for name in matrices() if name.startswith(f"{matrix}-")]
+    if further:
+        typer.echo(f"More: assay run {' | '.join(further)}")
     doubted = strict and _name_doubts(folder)
     refuted = bool(planned.studies) and _name_refuted(folder)
     if outcome.failed or doubted or refuted:

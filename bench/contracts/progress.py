@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.text import Text
+
+SecondsLeft = Callable[[], float | None]
+"""Returns an estimate of the seconds left, or None while there is none."""
 
 
 class Bar(Protocol):
@@ -26,21 +31,13 @@ class Silent:
         """Does nothing."""
 
 
-class _RichBar:
-    def __init__(self, bars: rich_progress.Progress, task: rich_progress.TaskID) -> None:
-        self._bars, self._task = bars, task
+class _Timed:
+    """A bar that is shown at most every ``interval`` seconds, and at the end."""
 
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._bars.update(self._task, advance=amount, note=note)
+    interval = 0.2
 
-
-class _PlainBar:
-    """A bar that prints one line at most every ``interval`` seconds, and one at the end."""
-
-    interval = 5.0
-
-    def __init__(self, title: str, total: float) -> None:
-        self._title, self._total, self._done = title, total, 0.0
+    def __init__(self, total: float, left: SecondsLeft | None) -> None:
+        self._total, self._done, self._left = total, 0.0, left or self._in_proportion
         self._start = time.monotonic()
         self._last = self._start
 
@@ -49,25 +46,66 @@ class _PlainBar:
         now = time.monotonic()
         if now - self._last < self.interval and self._done < self._total:
             return
-        self._last = now
-        left = (now - self._start) / max(self._done, 1e-9) * (self._total - self._done)
-        share = self._done / max(self._total, 1e-9)
-        print(f"{self._title}: {share:4.0%}, {left:.0f} s left  {note}".rstrip(), file=sys.stderr, flush=True)
+        self._last, left = now, self._left()
+        elapsed = now - self._start
+        share = 0.0 if left is None else elapsed / max(elapsed + left, 1e-9)
+        self.show(1.0 if self._done >= self._total else share, left, note)
+
+    def show(self, share: float, left: float | None, note: str) -> None:
+        """Shows the share of the time that has passed and the seconds left."""
+        raise NotImplementedError
+
+    def _in_proportion(self) -> float:
+        return (time.monotonic() - self._start) / max(self._done, 1e-9) * (self._total - self._done)
+
+
+class _RichBar(_Timed):
+    def __init__(self, title: str, total: float, left: SecondsLeft | None, bars: rich_progress.Progress) -> None:
+        super().__init__(total, left)
+        self._bars, self._task = bars, bars.add_task(title, total=1.0, note="", end=None)
+
+    def show(self, share: float, left: float | None, note: str) -> None:
+        end = None if left is None else time.monotonic() + left
+        self._bars.update(self._task, completed=share, note=note, end=end)
+
+
+class _LeftColumn(rich_progress.ProgressColumn):
+    """Counts down the time left, until the next estimate."""
+
+    def render(self, task: rich_progress.Task) -> Text:
+        end = task.fields["end"]
+        left = "-:--:--" if end is None else str(timedelta(seconds=max(0, round(end - time.monotonic()))))
+        return Text(left, style="progress.remaining")
+
+
+class _PlainBar(_Timed):
+    interval = 5.0
+
+    def __init__(self, title: str, total: float, left: SecondsLeft | None) -> None:
+        super().__init__(total, left)
+        self._title = title
+
+    def show(self, share: float, left: float | None, note: str) -> None:
+        remaining = "" if left is None else f", {left:.0f} s left"
+        print(f"{self._title}: {share:4.0%}{remaining}  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def bar(title: str, total: float) -> Iterator[Bar]:
-    """Shows a progress bar on standard error for work of ``total`` units."""
+def bar(title: str, total: float, left: SecondsLeft | None = None) -> Iterator[Bar]:
+    """Shows a progress bar on standard error for work of ``total`` units.
+
+    ``left`` estimates the seconds left. By default they are in proportion to the units that are not done.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _PlainBar(title, total)
+        yield _PlainBar(title, total, left)
         return
     columns = (
         rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(),
         rich_progress.TaskProgressColumn(),
-        rich_progress.TimeRemainingColumn(),
+        _LeftColumn(),
         rich_progress.TextColumn("{task.fields[note]}", style="dim"),
     )
     with rich_progress.Progress(*columns, console=console) as bars:
-        yield _RichBar(bars, bars.add_task(title, total=total, note=""))
+        yield _RichBar(title, total, left, bars)

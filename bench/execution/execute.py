@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from bench.contracts.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
+from bench.execution.forecast import TimeLeft, in_order
+from bench.execution.progress import RunProgress, tasks_of
 from bench.execution.runners import AUTO, RUNNERS, check_runner, chosen_runner
-from bench.execution.worker import Failures, Job
+from bench.execution.worker import Job
 from bench.ledger.bundles import plugin_entry
 from bench.ledger.entries import (
     AttackEntry,
@@ -30,12 +32,14 @@ from bench.ledger.entries import (
     StudyEntry,
     attacks_of_imports,
 )
+from bench.ledger.files import seconds_of
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, manifest_there, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean
+from bench.ledger.schema import ledger_dir
 from bench.planning.matrix import Matrix
-from bench.planning.plan import Planned, cost
+from bench.planning.plan import Planned
 from bench.studies.catalog import code_of
 from bench.studies.refutation import KIND as REFUTATION
 
@@ -107,28 +111,30 @@ def execute(
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
     content = manifest(planned, run, job.provenance)
-    pending = sorted(
-        (work for work in planned.works if work.id not in planned.done),
-        key=lambda work: -cost(work, planned.defenses[work.defense]),
-    )
-    failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
+    pending = [work for work in planned.works if work.id not in planned.done]
     write_manifest(run, content, finished=not pending)
-    if pending:
-        samples = sum(work.samples for work in pending)
-        with bar(f"{matrix.name}: {len(pending)} cells", samples) as progress:
-
-            def on_chunk(cell: Work, amount: int) -> None:
-                progress.advance(amount, cell.title)
-
-            def on_done(cell: Work, failures: Failures) -> None:
-                for reason in failures:
-                    failed[cell.defense, reason].append(cell)
-
-            chosen_runner(runner, min(processes, len(pending)))(job, pending, processes, on_done, on_chunk)
+    failed = _carry_out(planned, job, pending, processes, runner) if pending else {}
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     write_manifest(run, load_manifest(run), finished=True)
     lines = [_failure(works, reason) for (_, reason), works in failed.items()]
     return Outcome(len(pending), len(planned.done), [*planned.broken.values(), *lines])
+
+
+def _carry_out(
+    planned: Planned, job: Job, pending: Sequence[Work], processes: int, runner: str
+) -> Mapping[tuple[str, str], Sequence[Work]]:
+    """Runs cells and studies, and returns those with failed samples, by defense and reason."""
+    name, by_id = planned.matrix.name, {work.id: work for work in pending}
+    there = [work for work in planned.works if work.id in planned.done]
+    known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
+    order = in_order(missing, known)
+    measured = {work.id: seconds_of(ledger_dir(job.run) / work.file) for work in there}
+    time_left = TimeLeft(order, known, measured, processes)
+    samples = sum(work.samples for work in pending)
+    with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:
+        progress, ordered = RunProgress(shown, time_left), [by_id[task.id] for task in order]
+        chosen_runner(runner, min(processes, len(pending)))(job, ordered, processes, progress)
+    return progress.failed
 
 
 def _failure(works: Sequence[Work], reason: str) -> str:

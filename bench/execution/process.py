@@ -11,7 +11,7 @@ from multiprocessing.context import SpawnProcess
 from bench.contracts.guard import UNGUARDED, unguarded
 from bench.contracts.work import Work
 from bench.engine.cell import OUT_OF_MEMORY
-from bench.execution.runners import OnChunk, OnDone, runner
+from bench.execution.runners import Listener, runner
 from bench.execution.worker import Job, Worker
 
 _GRACE_SECONDS = 60
@@ -37,9 +37,14 @@ class _WorkerProcess:
         self.connection.send(cell)
 
     @property
+    def seconds(self) -> float:
+        """Seconds since the current cell was given."""
+        return time.monotonic() - self.started
+
+    @property
     def overdue(self) -> bool:
         limit = None if self.cell is None else self.cell.timeout
-        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
+        return limit is not None and self.seconds > limit + _GRACE_SECONDS
 
     def stop(self) -> None:
         self.process.kill()
@@ -48,33 +53,33 @@ class _WorkerProcess:
 
 
 @runner("process", parallel=True)
-def run_processes(job: Job, works: Sequence[Work], processes: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+def run_processes(job: Job, works: Sequence[Work], processes: int, listener: Listener) -> None:
     """Runs cells in ``processes`` worker processes.
 
     If a worker dies or hangs, its cell fails and the worker is replaced.
     """
     waiting = iter(works)
-    lost: list[tuple[Work, str]] = []
+    lost: list[tuple[Work, str, float]] = []
     workers = [_WorkerProcess(job) for _ in range(min(processes, len(works)))]
     try:
-        workers = [worker for worker in workers if _assign(worker, waiting)]
+        workers = [worker for worker in workers if _assign(worker, waiting, listener)]
         while workers:
             ready = wait([worker.connection for worker in workers], timeout=1.0)
             for worker in list(workers):
                 reason = None
                 if worker.connection in ready:
-                    reason = _receive(worker, on_done, on_chunk)
+                    reason = _receive(worker, listener)
                 elif worker.overdue:
                     reason = "timeout: its worker hung and was killed"
                 if reason is not None:
                     assert worker.cell is not None
-                    lost.append((worker.cell, reason))
+                    lost.append((worker.cell, reason, worker.seconds))
                     workers.remove(worker)
                     worker.stop()
                     worker = _WorkerProcess(job)
                     workers.append(worker)
                     worker.cell = None
-                if worker.cell is None and not _assign(worker, waiting):
+                if worker.cell is None and not _assign(worker, waiting, listener):
                     workers.remove(worker)
                     worker.stop()
     finally:
@@ -82,18 +87,19 @@ def run_processes(job: Job, works: Sequence[Work], processes: int, on_done: OnDo
             worker.stop()
     if lost:
         here = Worker(job)
-        for cell, reason in lost:
-            on_done(cell, here.fail(cell, reason))
+        for cell, reason, seconds in lost:
+            listener.done(cell, here.fail(cell, reason), seconds)
 
 
-def _assign(worker: _WorkerProcess, waiting: Iterator[Work]) -> bool:
+def _assign(worker: _WorkerProcess, waiting: Iterator[Work], listener: Listener) -> bool:
     cell = next(waiting, None)
     if cell is not None:
         worker.give(cell)
+        listener.started(cell)
     return cell is not None
 
 
-def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str | None:
+def _receive(worker: _WorkerProcess, listener: Listener) -> str | None:
     """Handles one message from a worker. Returns the reason if the worker is lost, otherwise None."""
     assert worker.cell is not None
     try:
@@ -105,11 +111,11 @@ def _receive(worker: _WorkerProcess, on_done: OnDone, on_chunk: OnChunk) -> str 
         killed = f"; if {OUT_OF_MEMORY}" if worker.process.exitcode == SIGKILLED else ""
         return f"worker lost (exit code {worker.process.exitcode}{killed})"
     if what == "chunk":
-        on_chunk(worker.cell, value)
+        listener.advanced(worker.cell, value)
         return None
     if what == "crashed":
         return f"worker crashed: {value}"
-    on_done(worker.cell, value)
+    listener.done(worker.cell, *value)
     worker.cell = None
     return None
 
@@ -120,8 +126,7 @@ def _serve(job: Job, connection: Connection) -> None:
         worker = Worker(job)
         while True:
             cell = connection.recv()
-            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
-            connection.send(("done", failed))
+            connection.send(("done", worker.timed(cell, lambda samples: connection.send(("chunk", samples)))))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:

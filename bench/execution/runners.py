@@ -17,16 +17,24 @@ from bench.plugins.catalog import Catalog
 if TYPE_CHECKING:  # light: the command line shows the names of the runners
     from bench.execution.worker import Failures, Job
 
-OnDone = Callable[[Work, "Failures"], None]
-"""A callback that receives each finished cell or study and its failures."""
-OnChunk = Callable[[Work, int], None]
-"""A callback that receives a cell or study and its number of newly finished samples."""
+
+class Listener(Protocol):
+    """Hears what happens to the cells and studies of a run."""
+
+    def started(self, work: Work) -> None:
+        """A cell or study was given to a worker."""
+
+    def advanced(self, work: Work, samples: int) -> None:
+        """Another ``samples`` of its samples are finished."""
+
+    def done(self, work: Work, failures: Failures, seconds: float) -> None:
+        """It is finished, after ``seconds`` in its worker."""
 
 
 class Run(Protocol):
     """The function of a runner."""
 
-    def __call__(self, job: Job, works: Sequence[Work], processes: int, on_done: OnDone, on_chunk: OnChunk) -> None:
+    def __call__(self, job: Job, works: Sequence[Work], processes: int, listener: Listener) -> None:
         """Executes cells and studies, in at most ``processes`` processes."""
 
 

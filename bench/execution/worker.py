@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -84,6 +85,11 @@ class Worker:
                 return self.fail(work, f"exception: SystemExit: {error.code}")
             except Exception as error:
                 return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
+
+    def timed(self, work: Work, on_chunk: Callable[[int], None]) -> tuple[Failures, float]:
+        """Runs one cell or study, as `execute`, and returns its failures and its seconds."""
+        start = time.monotonic()
+        return self.execute(work, on_chunk), time.monotonic() - start
 
     def write(self, cell: Cell, result: CellResult) -> Failures:
         """Writes a cell's result and returns its failures."""

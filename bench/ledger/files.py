@@ -107,6 +107,11 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return facts
 
 
+def seconds_of(path: Path) -> float:
+    """Returns the seconds that a cell or study took, summed over its records."""
+    return float(pc.sum(pq.read_table(path, columns=["seconds"])["seconds"]).as_py() or 0.0)
+
+
 def read_result(path: Path) -> Result:
     """Reads a file of records and checks its seal.
 

@@ -77,8 +77,8 @@ class AttackEntry(Entry):
         norms: norms of the threat models (default: all norms that the attack and the matrix share).
         bounded: attack within the ball of the norm's threshold instead of minimizing the distance.
         budget: forward plus backward passes per sample (default: the card's).
-        defenses: labels of the only defenses that this entry attacks (default: all). Other defenses may have their own
-            entries.
+        defenses: labels of the only defenses that this entry attacks (default: all that no other entry with the same
+            label names).
     """
 
     norms: tuple[KnownNorm, ...] | None = None
@@ -180,8 +180,14 @@ class Matrix(_Strict):
         return self
 
     def attacked_by(self, entry: AttackEntry) -> list[str]:
-        """Returns the labels of the defenses that an attack's entry runs on, in order."""
-        return [each.label for each in self.defenses if entry.covers(each.label) and each.admits(entry)]
+        """Returns the labels of the defenses that an attack's entry runs on, in order.
+
+        An entry that names a defense takes the place of the entry with the same label that names none.
+        """
+        alike = (other for other in self.attacks if other.label == entry.label and other.defenses)
+        taken = {label for other in alike for label in other.defenses or ()} if entry.defenses is None else set()
+        covered = [each for each in self.defenses if entry.covers(each.label) and each.label not in taken]
+        return [each.label for each in covered if each.admits(entry)]
 
     def studied(self, kind: StudyKind) -> list[str]:
         """Returns the labels of the defenses on which a kind of study runs, in order."""

@@ -20,10 +20,10 @@ from reports.statistics.distances import accuracy_interval
 from reports.tables.cells import (
     BOLD,
     CLEAN,
-    NO_CELL,
     NOT_PLANNED,
     accuracy_quantity,
     all_attacks,
+    blank_note,
     clean_row,
     measured_on,
 )
@@ -50,11 +50,11 @@ def accuracy_table(run: Run, summaries: Mapping[NormName, Table], strengths: Map
                 defense: replace(cell, values=cell.values[3:6], significant=bold[defense].significant)
                 for defense, cell in strengths[norm].row(label).items()
             }
-            rows[name] = [cells.get(defense, Cell(text=NO_CELL, notes=(NOT_PLANNED,))) for defense in run.defenses]
+            rows[name] = [cells.get(defense, NOT_PLANNED) for defense in run.defenses]
     return Table(
         name="accuracy",
         title="Accuracy under attack",
-        caption=f"{_caption(run)} {BOLD}",
+        caption=sentences(_caption(run), BOLD, blank_note(rows.values())),
         frame=laid_out("attack", run.defenses, rows),
         quantities=(replace(accuracy_quantity(run), interval=True),),
         rules=tuple(rules),

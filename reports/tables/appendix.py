@@ -11,8 +11,8 @@ from bench.contracts.norms import NormName
 from reports.evidence.masking import evidence
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import AttackRow, Run
-from reports.tables.cells import measured_on, records_of
-from reports.tables.table import Cell, Quantity, Table, laid_out
+from reports.tables.cells import blank_note, measured_on, records_of
+from reports.tables.table import Cell, Quantity, Table, laid_out, sentences
 
 _COSTS = {
     "forwards": "forward passes",
@@ -62,9 +62,10 @@ def cost_table(run: Run) -> Table:
     return Table(
         name="cost",
         title="Cost",
-        caption=(
+        caption=sentences(
             f"Mean {' / '.join(_COSTS.values())}, per attacked image (clean errors are not attacked), "
-            f"on {measured_on(run)}."
+            f"on {measured_on(run)}.",
+            blank_note(rows.values()),
         ),
         frame=laid_out("attack", run.defenses, rows),
         quantities=tuple(map(Quantity, _COSTS)),

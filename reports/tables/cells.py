@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,8 @@ CLEAN = "clean"
 """Label of the row of clean accuracies."""
 NOT_APPLICABLE, NO_CELL = "n/a", "—"
 """Shown in place of numbers that will never exist."""
-NOT_PLANNED = "not in the matrix"
+NOT_PLANNED = Cell()
+"""The blank cell of an attack that the matrix does not run on the defense. `blank_note` explains it."""
 ALPHA = 0.01
 """Significance level of the tests, as in the papers."""
 BOLD = (
@@ -63,7 +64,7 @@ def marked(cells: Mapping[str, Cell], run: Run, distances: Mapping[Any, pd.Serie
     ``cells`` and ``distances`` are keyed by defense. Nothing is marked while the numbers of a defense are pending or
     unknown, because that defense may be better.
     """
-    if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL) for cell in cells.values()):
+    if not all(cell.values or cell.text in (NOT_APPLICABLE, NO_CELL, NOT_PLANNED.text) for cell in cells.values()):
         return list(cells.values())
     known = pd.DataFrame(dict(distances)).dropna()
     best = significantly_best(~within(known, epsilon), ALPHA) if len(known) else None
@@ -199,7 +200,12 @@ def records_of(run: Run, row: AttackRow, defense: str) -> pd.DataFrame | Cell:
         return Cell(text="not run yet") if records is None else records
     if defense in row.not_applicable:
         return Cell(text=NOT_APPLICABLE, notes=(f"not applicable: {row.not_applicable[defense]}",))
-    return Cell(text=NO_CELL, notes=(NOT_PLANNED,))
+    return NOT_PLANNED
+
+
+def blank_note(rows: Iterable[Sequence[Cell]]) -> str:
+    """Returns the caption's sentence on blank cells, or an empty text if no cell of the rows is blank."""
+    return "Blank: not in the matrix." if any(cell == NOT_PLANNED for row in rows for cell in row) else ""
 
 
 def shortfall(records: pd.DataFrame, norm: NormName) -> tuple[str, ...]:

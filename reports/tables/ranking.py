@@ -14,8 +14,16 @@ from reports.runs.run import Run
 from reports.statistics.distances import (
     local_optimality,
 )
-from reports.tables.cells import distances_of, measured_on, passes_and_seconds, records_of, shortfall, signs_of
-from reports.tables.table import Cell, Quantity, Table, laid_out
+from reports.tables.cells import (
+    blank_note,
+    distances_of,
+    measured_on,
+    passes_and_seconds,
+    records_of,
+    shortfall,
+    signs_of,
+)
+from reports.tables.table import Cell, Quantity, Table, laid_out, sentences
 
 
 def ranking_table(run: Run, norm: NormName) -> Table | None:
@@ -60,11 +68,12 @@ def ranking_table(run: Run, norm: NormName) -> Table | None:
     return Table(
         name=f"ranking_{norm}",
         title=f"{NORM_LABELS[norm]}: ranking of the attacks",
-        caption=(
+        caption=sentences(
             f"Optimality of each {NORM_LABELS[norm]} attack (Cina et al. 2024): 1 where its adversarials are the "
             "nearest known ones, 0 where it breaks nothing within the largest distance that these need; the mean over "
             f"the defenses it ran on / mean passes / mean seconds per attacked image, then each. On {measured_on(run)}."
-            " Known are the adversarials of this run's attacks: with few attacks, all look good."
+            " Known are the adversarials of this run's attacks: with few attacks, all look good.",
+            blank_note(rows.values()),
         ),
         frame=laid_out("attack", columns, {label: rows[label] for label in order}),
         quantities=(Quantity("optimality", 2), Quantity("passes"), Quantity("seconds", 2)),

@@ -23,7 +23,14 @@ from reports.statistics.distances import (
     accuracy_interval,
     median_interval,
 )
-from reports.tables.cells import accuracy_quantity, all_attacks, distances_of, measured_on, passes_and_seconds
+from reports.tables.cells import (
+    accuracy_quantity,
+    all_attacks,
+    blank_note,
+    distances_of,
+    measured_on,
+    passes_and_seconds,
+)
 from reports.tables.summary import summary_table
 from reports.tables.table import Cell, Quantity, Table, laid_out, sentences
 
@@ -70,6 +77,7 @@ def strength_table(run: Run, norm: NormName) -> Table:
             protocols_note(run) if shown else "",
             bound_note(run, [norm]),
             power_note(run, [norm]),
+            blank_note(rows.values()),
         ),
         frame=laid_out("attack", run.defenses_in(norm), rows),
         quantities=(

@@ -20,6 +20,7 @@ from reports.tables.cells import (
     all_attacks,
     all_cell,
     attack_cell,
+    blank_note,
     clean_row,
     distances_of,
     marked,
@@ -56,6 +57,7 @@ def summary_table(run: Run, norm: NormName) -> Table:
         f"The last row takes each image's smallest adversarial over all attacks. {BOLD}",
         bound_note(run, [norm]),
         power_note(run, [norm]),
+        blank_note(rows.values()),
     )
     return Table(
         name=f"summary_{norm}",

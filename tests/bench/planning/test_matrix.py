@@ -239,6 +239,13 @@ def test_the_same_attack_may_differ_between_defenses():
     assert [entry.covers("cnn") for entry in matrix.attacks] == [True, False]
 
 
+def test_an_entry_that_names_a_defense_replaces_the_general_one_there():
+    entries = ["bim", "fgm", {"name": "bim", "defenses": ["binary_cnn"], "budget": 5}]
+    matrix = build(changes={"attacks": entries, "defenses": ["cnn", "binary_cnn", "abs"]})
+    everywhere = ["cnn", "binary_cnn", "abs"]
+    assert [matrix.attacked_by(entry) for entry in matrix.attacks] == [["cnn", "abs"], everywhere, ["binary_cnn"]]
+
+
 @pytest.mark.parametrize(
     ("attacks", "attacked_by"),
     [

@@ -11,6 +11,7 @@ from reports.tables.ranking import ranking_table
 from reports.tables.strength import strength_table
 from reports.tables.studies import bracket_table, detection_table, distal_table
 from reports.tables.summary import summary_table
+from reports.tables.table import Cell
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +191,8 @@ def test_bounded_attacks_alone_give_no_median():
 
 def test_an_attack_kept_from_a_defense_by_the_matrix_is_told_from_one_that_does_not_apply():
     shown = summary_table(spared(), "L2")
-    assert cell(shown, "pgd", "abs").notes == ("not in the matrix",)
+    assert cell(shown, "pgd", "abs") == Cell()
+    assert shown.caption.endswith("Blank: not in the matrix.")
 
 
 def spared():
@@ -224,7 +226,8 @@ def test_a_norms_tables_have_the_defenses_that_it_says_something_of():
     summaries = {norm: summary_table(run, norm) for norm in run.norms}
     shown = accuracy_table(run, summaries, {norm: strength_table(run, norm) for norm in run.norms})
     assert list(shown.frame) == run.defenses
-    assert [each.text for each in shown.row("fgm, L∞").values()] == ["—", "—", ""]
+    assert [each.text for each in shown.row("fgm, L∞").values()] == ["", "", ""]
+    assert [each == Cell() for each in shown.row("fgm, L∞").values()] == [True, True, False]
     assert [each.values[0] for each in shown.row("clean").values()] == [1, 1, 1]
 
 
@@ -296,7 +299,7 @@ def test_an_attack_with_two_budgets_has_a_row_for_each(run):
 def test_costs_are_means_over_the_images_that_were_attacked(run):
     table = cost_table(run)
     assert cell(table, "pgd, L2", "cnn").values == (100, 40, 0)  # one of five is a clean error and cost nothing
-    assert cell(table, "pgd, L∞", "nearest_neighbour").text == "—"
+    assert cell(table, "pgd, L∞", "nearest_neighbour").text == "—"  # all of its images failed
     assert cell(table, "pgd, L2", "binary_cnn").text == "n/a"
 
 

@@ -1,0 +1,132 @@
+"""The time left of a run is near the truth from its first tenth on, also of a run that is resumed half-way.
+
+The clock is simulated. The seconds are those of a real run: ``seconds.csv`` has the processor's seconds of each cell
+and study of the matrix ``digits``, with its maximum cost in passes.
+"""
+
+import csv
+import heapq
+from pathlib import Path
+
+import pytest
+
+from bench.execution.forecast import Task, TimeLeft, in_order, predicted_seconds
+
+RATIO, SECONDS = 1.5, 15
+"""The bound: a forecast is wrong by at most this factor, or by at most this many seconds."""
+
+
+def real_run():
+    """The tasks of a real run, and their seconds by id."""
+    with (Path(__file__).parent / "seconds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tasks = [Task(str(i), row["defense"], row["procedure"], float(row["cost"])) for i, row in enumerate(rows)]
+    return tasks, {task.id: float(row["seconds"]) for task, row in zip(tasks, rows, strict=True)}
+
+
+def forecasts(tasks, seconds, processes, done=()):
+    """Runs tasks under a simulated clock: pairs of the forecast and the truth, each second from the first tenth on."""
+    known = [task for task in tasks if task.id in done]
+    order = in_order([task for task in tasks if task.id not in done], known)
+    now = 0.0
+    time_left = TimeLeft(order, known, {task.id: seconds[task.id] for task in known}, processes, lambda: now)
+    waiting, running, said = iter(order), [], []
+    while True:
+        while len(running) < processes and (task := next(waiting, None)) is not None:
+            time_left.started(task.id)
+            heapq.heappush(running, (now + seconds[task.id], task.id))
+        if not running:
+            break
+        said.append((now, time_left.seconds()))
+        end, id = running[0]
+        if end > now + 1:
+            now += 1
+        else:
+            now = heapq.heappop(running)[0]
+            time_left.finished(id, seconds[id])
+    return [(left, now - at) for at, left in said if at >= now / 10]
+
+
+def outside(pairs):
+    """The forecasts that break the bound, with the truth."""
+    return [
+        (left, truth)
+        for left, truth in pairs
+        if abs(left - truth) > SECONDS and not truth / RATIO <= left <= truth * RATIO
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_from_the_first_tenth_on_the_time_left_is_near_the_truth(processes):
+    assert outside(forecasts(*real_run(), processes)) == []
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_so_it_is_when_a_run_is_resumed(share):
+    tasks, seconds = real_run()
+    done = [task.id for task in in_order(tasks)][: int(share * len(tasks))]
+    assert outside(forecasts(tasks, seconds, 2, done)) == []
+
+
+@pytest.mark.parametrize("factor", [0.5, 3])
+def test_so_it_is_on_a_slower_or_faster_machine(factor):
+    tasks, seconds = real_run()
+    assert outside(forecasts(tasks, {id: factor * value for id, value in seconds.items()}, 2)) == []
+
+
+def grid(defenses, procedures):
+    """Tasks whose maximum costs are all the same, and seconds that are products of two factors."""
+    tasks = [Task(f"{d} {p}", d, p, 100) for d in defenses for p in procedures]
+    return tasks, {task.id: defenses[task.defense] * procedures[task.procedure] for task in tasks}
+
+
+def test_seconds_are_predicted_as_a_product_of_two_factors():
+    tasks, seconds = grid({"cnn": 1, "abs": 20}, {"fgm": 1, "pgd": 5, "boundary": 30})
+    measured = {id: value for id, value in seconds.items() if id not in ("abs pgd", "abs boundary")}
+    predicted = predicted_seconds(tasks, measured)
+    assert predicted["abs pgd"] == pytest.approx(100, rel=0.3)
+    assert predicted["abs boundary"] == pytest.approx(600, rel=0.3)
+
+
+def test_scouts_run_first_one_of_each_defense_and_procedure_then_the_costliest():
+    costs = {"cnn fgm": 1, "cnn pgd": 5, "abs fgm": 10, "abs pgd": 50, "eabs pgd": 500}
+    tasks = [Task(id, *id.split(), cost) for id, cost in costs.items()]
+    assert [task.id for task in in_order(tasks)] == ["eabs pgd", "abs fgm", "cnn pgd", "cnn fgm", "abs pgd"]
+    known = [task for task in tasks if task.id in ("cnn fgm", "cnn pgd", "abs fgm")]
+    rest = [task for task in tasks if task not in known]
+    assert [task.id for task in in_order(rest, known)] == ["eabs pgd", "abs pgd"]
+
+
+def test_nothing_is_forecast_before_a_task_is_done_and_nothing_is_left_at_the_end():
+    task, now = Task("a", "cnn", "pgd", 1), 0.0
+    time_left = TimeLeft([task], [], {}, 2, lambda: now)
+    assert time_left.seconds() is None
+    time_left.started("a")
+    assert time_left.seconds() is None
+    time_left.finished("a", 3.0)
+    assert time_left.seconds() == 0
+
+
+def test_a_task_that_is_half_done_needs_as_long_again():
+    clock = iter([0.0, 10.0, 12.0])
+    tasks = [Task("a", "cnn", "pgd", 1), Task("b", "cnn", "bim", 1)]
+    time_left = TimeLeft(tasks[:1], tasks[1:], {"b": 1.0}, 1, lambda: next(clock))
+    time_left.started("a")
+    time_left.advanced("a", 0.5)
+    assert time_left.seconds() == 8
+
+
+def test_the_longest_task_bounds_the_time_left_whatever_the_number_of_processes():
+    tasks, seconds = grid({"cnn": 1}, {"fgm": 1, "boundary": 60})
+    time_left = TimeLeft(tasks, [], seconds, 16, lambda: 0.0)
+    assert time_left.seconds() == pytest.approx(60, rel=0.2)
+
+
+def test_a_failure_says_nothing_about_other_tasks():
+    tasks, _ = grid({"cnn": 1}, {"fgm": 1, "bim": 1})
+    time_left = TimeLeft(tasks[:1], tasks[1:], {"cnn bim": 4.0}, 1, lambda: 0.0)
+    before = time_left.seconds()
+    time_left.started("cnn fgm")
+    time_left.finished("cnn fgm", None)
+    assert before == pytest.approx(4)
+    assert time_left.seconds() == 0

@@ -1,0 +1,81 @@
+"""What happens to cells and studies reaches the bar, the forecast and the list of failures."""
+
+from collections import Counter
+
+import pytest
+
+from bench.contracts.work import Cell, Study
+from bench.execution.forecast import Task, TimeLeft
+from bench.execution.progress import RunProgress, tasks_of
+
+
+class Recorder:
+    def __init__(self):
+        self.advanced = []
+
+    def advance(self, amount=1, note=""):
+        self.advanced.append((amount, note))
+
+
+def cell(**changes):
+    given = {
+        "dataset": "digits",
+        "defense": "cnn",
+        "attack": "pgd",
+        "function": "pgd",
+        "norm": "L2",
+        "epsilon": None,
+        "access": "gradient",
+        "parameters": {"steps": 5},
+        "budget": 10,
+        "seed": 0,
+        "samples": 4,
+        "chunk": 2,
+        "batch_size": 2,
+        "timeout": None,
+        "state": {},
+    }
+    return Cell(**{**given, **changes})
+
+
+@pytest.fixture
+def followed():
+    """A cell that runs, beside one that is done; the bar and the forecast that hear of it."""
+    work, bar = cell(), Recorder()
+    known = Task("known", "cnn", "bim", 10)
+    time_left = TimeLeft([Task(work.id, "cnn", "pgd", 10)], [known], {"known": 4.0}, 1, lambda: 0.0)
+    progress = RunProgress(bar, time_left)
+    progress.started(work)
+    return work, bar, time_left, progress
+
+
+def test_finished_samples_advance_the_bar_under_the_title_of_their_cell(followed):
+    work, bar, _, progress = followed
+    progress.advanced(work, 2)
+    assert bar.advanced == [(2, "cnn · pgd · L2")]
+
+
+def test_a_finished_cell_leaves_the_forecast(followed):
+    work, _, time_left, progress = followed
+    progress.done(work, Counter(), 7.0)
+    assert time_left.seconds() == 0
+    assert progress.failed == {}
+
+
+def test_a_cell_that_failed_is_listed_by_defense_and_reason(followed):
+    work, _, time_left, progress = followed
+    progress.done(work, Counter({"timeout": 2}), 7.0)
+    assert time_left.seconds() == 0
+    assert progress.failed == {("cnn", "timeout"): [work]}
+
+
+class Plain:
+    defense = object()
+
+
+def test_entries_of_an_attack_with_other_parameters_or_norms_are_other_procedures():
+    study = Study("lower_bound", "digits", "cnn", "L2", None, 0, 4, 2, None, {})
+    works = [cell(), cell(defense="abs"), cell(norm="Linf"), cell(parameters={"steps": 9}), study]
+    tasks = tasks_of(works, {"cnn": Plain(), "abs": Plain()})
+    assert [task.procedure == tasks[0].procedure for task in tasks] == [True, True, False, False, False]
+    assert [task.cost for task in tasks] == [40, 40, 40, 40, 800]
