@@ -14,6 +14,7 @@ from bench.contracts.protocols import HasDetectionScore
 from bench.datasets.dataset import load_dataset
 from bench.planning.files import build_matrix, read_matrix
 from bench.plugins.registry import Registry
+from bench.studies.catalog import STUDIES
 from bench.training.loading import make_defense
 from reports.tables.sweeps import SWEEP_LENGTH
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.datasets.dataset import load_dataset
-from bench.planning.files import build_matrix, matrices, read_matrix
+from bench.planning.files import Choices, build_matrix, matrices, read_matrix
 from bench.planning.plan import prepare
 from bench.plugins.registry import Registry
 from bench.training.loading import make_defense, needs_training
@@ -27,7 +27,7 @@ def test_nothing_trains_in_a_matrix_of_digits(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", BEFORE, ids=lambda path: path.stem)
 def test_a_matrix_from_before_plans_a_cell_for_each_of_its_places(path, request, tmp_path):
     registry = Registry()
-    matrix = build_matrix(*read_matrix(str(path)), registry, samples=10)
+    matrix = build_matrix(*read_matrix(str(path)), registry, Choices(samples=10))
     data_dir = None if matrix.dataset == "digits" else request.getfixturevalue("data_dir")
     planned = prepare(matrix, registry, tmp_path, data_dir, torch.device("cpu"), trainers=0)
     places = {(place.attack, place.defense) for place in (*planned.cells, *planned.not_applicable)}
