@@ -111,6 +111,11 @@ def without_docstrings(code: str) -> str:
     return re.sub(r'    """.*?"""\n', "", code, flags=re.DOTALL)
 
 
+def test_each_public_name_has_a_place_on_the_page_of_the_api():
+    page = text("docs/reference/api.md")
+    assert set(re.findall(r"^::: bench\.(\w+)$", page, re.MULTILINE)) == set(bench.__all__)
+
+
 def test_the_ci_script_runs_the_tests_by_the_command_of_the_readme():
     command = re.search(r"run the tests:\n\n```sh\n(.+)\n```", text("README.md"))[1]
     assert text(".ci/run").rstrip().endswith("\n" + command)
