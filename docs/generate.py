@@ -1,4 +1,4 @@
-"""Hook of mkdocs: writes the reference pages from the code that they describe. No generated page is stored."""
+"""Hook of mkdocs: writes the pages that repeat code or other files. No generated page is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from importlib import resources
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -17,16 +18,19 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 
+import bench
 from bench.api import list_attacks, list_defenses
 from bench.cli.app import COMMANDS, app
 from bench.contracts.cards import AttackCard, DefenseCard
 from bench.contracts.norms import NORMS
 from bench.ledger.schema import CELL_SCHEMA, COLUMNS, Status
+from bench.planning.files import matrices
 from bench.planning.matrix import AttackEntry, DefenseEntry, Matrix
 from bench.plugins.registry import FAMILIES, Registry
 from bench.studies import refutation
 from bench.studies.catalog import STUDIES
 
+FOLDER = Path(__file__).parent
 MEANINGS = {
     "cell": "id of the cell: hash of everything that can change its result",
     "dataset": "name of the dataset",
@@ -79,15 +83,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages to the files of the site."""
     registry = Registry()
     pages = {
-        "cli": command_line(),
-        "matrix": matrix(),
-        "ledger": ledger(),
-        "attacks": attacks(registry),
-        "defenses": defenses(registry),
+        "reference/cli": command_line(),
+        "reference/matrix": matrix(),
+        "reference/ledger": ledger(),
+        "reference/attacks": attacks(registry),
+        "reference/defenses": defenses(registry),
+        "howto/contribute": (FOLDER.parent / "CONTRIBUTING.md").read_text(encoding="utf-8"),
     }
     for name, content in pages.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=content))
+        files.append(File.generated(config, f"{name}.md", content=content))
+    _agree("public names on reference/api.md", _on_the_page_of_the_api(), bench.__all__)
     return files
+
+
+def _on_the_page_of_the_api() -> list[str]:
+    page = (FOLDER / "reference" / "api.md").read_text(encoding="utf-8")
+    return re.findall(r"^::: bench\.(\w+)$", page, re.MULTILINE)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -167,11 +178,18 @@ def matrix() -> str:
     """Returns the page of a matrix file's keys, from its pydantic models."""
     text = "# Matrix\n\nA matrix is a TOML file. `assay run FILE.toml` executes it. Unknown keys are refused.\n"
     text += "The [tutorial](../tutorials/matrix.md) writes one.\n\n"
+    text += "## Embedded matrices\n\n`assay run NAME` executes one of these. Its file begins with this comment.\n\n"
+    text += table(["matrix", "what it is"], ([code(name), _opening_comment(name)] for name in matrices()))
     text += "## Top-level keys\n\n" + _keys(Matrix)
     text += "`resubmissions` is at most `estimation_draws`.\n\n"
     text += "## Keys of a defense\n\nA defense is a name, or a table with these keys.\n\n" + _keys(DefenseEntry)
     text += "## Keys of an attack\n\nAn attack is a name, or a table with these keys.\n\n" + _keys(AttackEntry)
     return text
+
+
+def _opening_comment(matrix: str) -> str:
+    lines = (resources.files("bench") / "matrices" / f"{matrix}.toml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _keys(model: type[BaseModel]) -> str:

@@ -1,6 +1,8 @@
-"""The files around the code: changelog, citations, hooks and type markers agree with the project."""
+"""The files around the code: README, examples, changelog, citations, hooks and types agree with the project."""
 
 import configparser
+import importlib.util
+import json
 import re
 import tomllib
 import unicodedata
@@ -70,11 +72,65 @@ def test_the_citation_file_names_the_version_of_the_package():
     assert f"\nversion: {version}\n" in text("CITATION.cff")
 
 
-def test_hooks_run_the_commands_of_tox():
+def tox_commands(environment: str) -> list[str]:
     tox = configparser.ConfigParser(interpolation=None)
     tox.read_string(text("tox.ini"))
-    hooks = re.findall(r"entry: (.+)", text(".pre-commit-config.yaml"))
-    assert hooks == tox["testenv:lint"]["commands"].strip().splitlines()
+    return tox[f"testenv:{environment}"]["commands"].strip().splitlines()
+
+
+def test_hooks_run_the_commands_of_tox():
+    assert re.findall(r"entry: (.+)", text(".pre-commit-config.yaml")) == tox_commands("lint")
+
+
+@pytest.fixture(scope="module")
+def readme():
+    """The script that writes the generated parts of the README."""
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "docs" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("part", ["attacks", "defenses"])
+def test_the_readme_lists_what_the_cards_say(readme, part):
+    assert readme.replaced(text("README.md"), part, getattr(readme, part)()) == text("README.md"), (
+        "run: python docs/readme.py"
+    )
+
+
+def test_the_readme_is_short_and_its_links_and_code_are_there():
+    lines = text("README.md").splitlines()
+    assert len(lines) <= 120
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text("README.md"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    snippet = re.search(r"```python\n(@defense.*?)```", text("README.md"), re.DOTALL)
+    assert without_docstrings(snippet[1]) in without_docstrings(text("examples/my_net.py"))
+
+
+def without_docstrings(code: str) -> str:
+    return re.sub(r'    """.*?"""\n', "", code, flags=re.DOTALL)
+
+
+def test_each_public_name_has_a_place_on_the_page_of_the_api():
+    page = text("docs/reference/api.md")
+    assert set(re.findall(r"^::: bench\.(\w+)$", page, re.MULTILINE)) == set(bench.__all__)
+
+
+def test_the_ci_script_runs_the_tests_by_the_command_of_the_readme():
+    command = re.search(r"run the tests:\n\n```sh\n(.+)\n```", text("README.md"))[1]
+    assert text(".ci/run").rstrip().endswith("\n" + command)
+
+
+def test_each_example_is_run_by_tox():
+    examples = {f"examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")}
+    assert examples
+    assert examples == {word for line in tox_commands("examples") for word in line.split() if "examples/" in word}
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "examples").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_are_stored_without_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
 @pytest.mark.parametrize("package", ["attacks", "bench", "defenses", "reports"])

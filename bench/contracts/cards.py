@@ -183,6 +183,13 @@ def defense(
     that it ``wraps``. The base is trained as a defense of its own. The factory's other keyword parameters, with their
     defaults, are the defense's parameters in a matrix. It returns a ``torch.nn.Module`` from images to logits, or an
     object with ``logits(x)`` (see `bench.contracts.protocols.Defense`).
+
+    Example:
+        >>> import torch
+        >>> from bench import defense
+        >>> @defense("linear", datasets=["digits"])
+        ... def linear() -> torch.nn.Module:
+        ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     """
 
     def decorate(function: Function) -> Function:
@@ -235,6 +242,12 @@ def attack(
     The function's keyword parameters, with their defaults, are the attack's parameters in a matrix. Their values are
     checked against the annotations (`bench.contracts.parameters`). ``only={"minimal": ["binary_search_steps"]}`` names
     parameters that a bounded attack ignores. A matrix that sets them for a bounded attack is refused.
+
+    Example:
+        >>> from bench import attack
+        >>> @attack("gray", norms=["L2", "Linf"], access="decision", budget=1)
+        ... def gray(oracle, x, y, *, level: float = 0.5):
+        ...     return x + level * (0.5 - x)
     """
 
     def decorate(function: Function) -> Function:

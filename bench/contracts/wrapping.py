@@ -25,6 +25,13 @@ def wrap(net: Callable[..., Tensor], *, output: Output) -> nn.Module:
 
     Raises:
         UserError: for any other ``output``.
+
+    Example:
+        >>> import torch, bench
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Softmax(1))
+        >>> module = bench.wrap(net, output="probabilities")
+        >>> tuple(module(torch.rand(3, 1, 8, 8)).shape)
+        (3, 10)
     """
     if output not in get_args(Output):
         raise unknown("output", output, get_args(Output), "bench.wrap")

@@ -37,12 +37,24 @@ def _read_all(tables: list[pa.Table]) -> pd.DataFrame:
 
 
 def load_ledger(run: Path | str, manifest: Manifest | None = None) -> pd.DataFrame:
-    """Returns all records of a run's current cells that are done: one row per cell and sample, columns `COLUMNS`.
+    """Returns all records of a run's current cells that are done.
 
-    Without ``manifest``, the run's manifest is loaded.
+    Args:
+        run: folder of the run.
+        manifest: the run's manifest; loaded if it is not given.
+
+    Returns:
+        One row per cell and sample. The columns are those of `bench.ledger.schema.COLUMNS`.
 
     Raises:
         UserError: when there is no ledger, or a result does not verify.
+
+    Example:
+        The median of the smallest distances over all attacks, per defense::
+
+            ledger = bench.load_ledger("runs/digits")
+            smallest = ledger[ledger.norm == "L2"].groupby(["defense", "sample"])["l2"].min()
+            smallest.groupby("defense").median()
     """
     known = load_manifest(run) if manifest is None else manifest
     if not known.cells:

@@ -143,10 +143,10 @@ def build_matrix(where: str, data: dict[str, Any], registry: Registry, choices: 
 
 
 def _selected(entries: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
-    chosen = []
+    chosen: list[dict[str, Any]] = []
     for name in wanted:
-        matching = [entry for entry in entries if name in (entry.get("name"), label_of(entry))]
-        chosen += matching or [{"name": name}]
+        matching = [entry for entry in entries if name in (entry.get("name"), label_of(entry))] or [{"name": name}]
+        chosen += [entry for entry in matching if entry not in chosen]
     return chosen
 
 

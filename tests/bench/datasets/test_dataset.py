@@ -22,7 +22,7 @@ from bench.datasets.dataset import load_dataset
 from bench.datasets.files import find_file, read_idx
 from bench.datasets.split import Split
 
-needs_data = pytest.mark.skipif("ASSAY_DATA" not in os.environ, reason="ASSAY_DATA names no data folder")
+needs_data = pytest.mark.skipif("ASSAY_DATA" not in os.environ, reason="needs the data sets' files (ASSAY_DATA=FOLDER)")
 
 
 def idx(array: np.ndarray) -> bytes:

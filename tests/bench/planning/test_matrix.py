@@ -41,6 +41,11 @@ def test_the_command_lines_choices_win():
     assert dict(matrix.thresholds) == {"L2": 1.5}
 
 
+def test_an_entry_chosen_by_name_and_by_label_runs_once():
+    matrix = build(attacks=["pgd", "pgd:bounded", "pgd"])
+    assert [entry.label for entry in matrix.attacks] == ["pgd:bounded"]
+
+
 def test_settings_change_keys_thresholds_parameters_and_budgets():
     matrix = build(["samples=4", "thresholds.L2=2.5", "boundary.steps=9", "boundary.budget=77"])
     assert matrix.samples == 4

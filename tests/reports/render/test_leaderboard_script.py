@@ -1,7 +1,6 @@
 """The leaderboard's JavaScript computes what Python does, in Node.js: without a page, in a second."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from reports.tables.cells import all_attacks
 from reports.tables.strength import strength_table
 from reports.tables.summary import summary_table
 
-NODE = shutil.which("node")
 SCRIPT = Path(reports.__file__).parent / "templates" / "leaderboard.js"
-pytestmark = pytest.mark.skipif(not NODE, reason="node is not installed")
+pytestmark = pytest.mark.needs("node")
 
 
 def computed(expression, argument):
@@ -30,7 +28,7 @@ def computed(expression, argument):
         const argument = JSON.parse(require("fs").readFileSync(0, "utf-8"));
         console.log(JSON.stringify({expression}, (_, value) => value === Infinity ? "inf" : value));
     """
-    done = subprocess.run([NODE, "-e", code], input=json.dumps(argument), capture_output=True, text=True, check=True)
+    done = subprocess.run(["node", "-e", code], input=json.dumps(argument), capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

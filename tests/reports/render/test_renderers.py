@@ -5,7 +5,6 @@ ASSAY_WRITE_GOLDEN=1 pytest tests/reports/test_render.py
 
 import io
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -185,10 +184,7 @@ def test_latex_escapes_every_character(text, latex):
     assert escape_latex(text) == latex
 
 
-needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-
-
-@needs_latex
+@pytest.mark.needs("pdflatex")
 def test_latex_compiles_with_booktabs_and_siunitx(tmp_path):
     awkward = one_cell(Cell(text="n/a", notes=("exception: 100% of C:\\a_b^c~d|e<f>{g}$h#i&j «k» 你好 β ∞ “l” é",)))
     inputs = []
