@@ -12,6 +12,7 @@ from bench.engine.oracle import DefenseOracle
 from defenses.smoothing import RandomizedSmoothing
 
 CHANGED = {
+    "beta": 0.3,
     "binary_search_steps": 2,
     "clean_binary_search_steps": 2,
     "constant": 5.0,
