@@ -33,7 +33,7 @@ def not_following(run_dir: Path) -> list[str]:
         return []
     run = load_run(run_dir)
     options = _options(report / OPTIONS)
-    if options is None and run.manifest["schema"] < SCHEMA_VERSION:
+    if options is None and run.schema < SCHEMA_VERSION:
         return []  # its contents were defined differently; rewrite it with: assay report
     chosen = options or {}
     with TemporaryDirectory() as folder:

@@ -17,17 +17,17 @@ def problems(run: Run) -> list[str]:
     """Returns one line for each cell or study that has not run or has samples without a valid result."""
     of_cells = [
         f"{defense}, {NORM_LABELS[norm]}: {row.label} {problem}"
-        for norm in run.norms
+        for norm, attacks in run.in_norms.items()
         for defense in run.defenses
-        for row in run.attack_rows(norm)
-        if (problem := problem_of(run, norm, row, defense))
+        for row in attacks.rows
+        if (problem := problem_of(attacks, row, defense))
     ]
     return [*of_cells, *_study_problems(run)]
 
 
 def _study_problems(run: Run) -> list[str]:
     lines = []
-    for study in run.manifest.get("studies", []):
+    for study in run.study_entries:
         records = run.study_records(study["kind"])
         own = records[records["cell"] == study["id"]] if len(records) else records
         norm = f", {NORM_LABELS[study['norm']]}" if study["norm"] else ""

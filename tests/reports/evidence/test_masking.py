@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from reports.tables.appendix import masking_table
+from reports.tables.pairwise import mcnemar_table
 from synthetic_runs import INF, NAN, RunMaker
 
 from reports.evidence.masking import (
@@ -22,8 +24,6 @@ from reports.evidence.masking import (
     VANISHED,
     evidence,
 )
-from reports.tables.appendix import masking_table
-from reports.tables.pairwise import mcnemar_table
 from reports.tables.ranking import ranking_table
 from reports.tables.strength import strength_table
 from reports.tables.summary import summary_table

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from reports.render.renderers import print_numbers, to_csv
+from reports.tables.accuracies import accuracy_table
+from reports.tables.pairwise import baseline_table, mcnemar_table
 from statsmodels.stats.proportion import proportion_confint
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
 from reports.render.leaderboard import leaderboard
-from reports.render.renderers import print_numbers, to_csv
 from reports.runs.selection import combined
 from reports.statistics.protocols import share_interval
-from reports.tables.accuracies import accuracy_table
-from reports.tables.pairwise import baseline_table, mcnemar_table
 from reports.tables.strength import strength_table
 from reports.tables.summary import summary_table
 

@@ -2,8 +2,6 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from synthetic_runs import INF, NAN, RunMaker, every_defense, every_status
-
 from reports.figures.figures import (
     COLORS,
     LINE_STYLES,
@@ -16,9 +14,11 @@ from reports.figures.figures import (
     to_svg,
     write_figure,
 )
+from reports.tables.sweeps import sweep_table, sweeps
+from synthetic_runs import INF, NAN, RunMaker, every_defense, every_status
+
 from reports.figures.gallery import quantile_gallery
 from reports.statistics.distances import accuracy_interval
-from reports.tables.sweeps import sweep_table, sweeps
 
 
 def curves(figure):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from reports.tables.studies import detection_table
 from synthetic_runs import RunMaker, every_status
 
 from bench.plugins.registry import Registry
 from reports.published.numbers import PAPERS, published_detection, published_numbers
-from reports.tables.studies import detection_table
 from reports.tables.summary import summary_table, with_published
 
 

@@ -7,10 +7,10 @@ attacks, McNemar's test between models.
 from math import comb
 
 import pytest
-from synthetic_runs import INF, RunMaker
-
 from reports.tables.accuracies import ablation_tables, accuracy_table
 from reports.tables.pairwise import mcnemar_table
+from synthetic_runs import INF, RunMaker
+
 from reports.tables.strength import strength_table
 from reports.tables.summary import summary_table
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from reports.render.renderers import print_numbers
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -13,7 +14,6 @@ from selenium.webdriver.support.wait import WebDriverWait
 from synthetic_runs import RunMaker, every_defense, every_status, random_answers
 
 from bench.ledger.intervals import wilson_interval
-from reports.render.renderers import print_numbers
 from reports.report import write_run_report
 from reports.runs.selection import selected
 from reports.statistics.protocols import survival

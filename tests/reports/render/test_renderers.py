@@ -12,9 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import INF, NAN, every_defense, every_status, random_answers, studied
-
-from reports.published.numbers import PAPERS, published_numbers
 from reports.render.renderers import (
     escape_latex,
     print_numbers,
@@ -27,9 +24,12 @@ from reports.render.renderers import (
 from reports.tables.accuracies import ablation_tables, accuracy_table
 from reports.tables.appendix import attacks_table, cost_table, defenses_table, masking_table
 from reports.tables.pairwise import mcnemar_table
+from reports.tables.studies import bracket_table, detection_table, distal_table
+from synthetic_runs import INF, NAN, every_defense, every_status, random_answers, studied
+
+from reports.published.numbers import PAPERS, published_numbers
 from reports.tables.ranking import ranking_table
 from reports.tables.strength import strength_table
-from reports.tables.studies import bracket_table, detection_table, distal_table
 from reports.tables.summary import summary_table, with_published
 from reports.tables.table import Cell, Quantity, Table
 

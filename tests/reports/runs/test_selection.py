@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from reports.tables.pairwise import baseline_table
 from synthetic_runs import INF, RunMaker, every_status, studied
 
 from bench.contracts.errors import UserError
 from reports.report import FORMATS, write_run_report
 from reports.runs.selection import combined, selected
-from reports.tables.pairwise import baseline_table
 from reports.tables.summary import summary_table
 
 

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
+from reports.tables.accuracies import accuracy_table
+from reports.tables.appendix import attacks_table, cost_table, defenses_table
+from reports.tables.pairwise import mcnemar_table
+from reports.tables.studies import bracket_table, detection_table, distal_table
 from synthetic_runs import INF, NAN, RunMaker, every_status
 
 from reports.evidence.problems import problems, refuted_certificates
 from reports.statistics.distances import accuracy_interval
-from reports.tables.accuracies import accuracy_table
-from reports.tables.appendix import attacks_table, cost_table, defenses_table
-from reports.tables.pairwise import mcnemar_table
 from reports.tables.ranking import ranking_table
 from reports.tables.strength import strength_table
-from reports.tables.studies import bracket_table, detection_table, distal_table
 from reports.tables.summary import summary_table
 
 
