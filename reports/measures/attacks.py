@@ -198,7 +198,10 @@ def protocol_numbers(place: Place, run: NormRun, names: Sequence[str], records: 
     if run.resubmissions is None or not names:
         return []
     found = protocols(records, run.norm, run.resubmissions)
-    return [place.number(name, Estimate(*share)) for name, share in zip(names, found, strict=True)]
+    return [
+        place.number(name, Estimate(*share), reason=UNKNOWN if np.isnan(share[0]) else "")
+        for name, share in zip(names, found, strict=True)
+    ]
 
 
 def _quantities(row: AttackRow, protocols: Sequence[str], swept: bool) -> list[str]:

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from reports.tables.sweeps import SWEEP_LENGTH
 
 import bench
 from bench.contracts.protocols import HasDetectionScore
@@ -17,6 +16,7 @@ from bench.plugins.registry import Registry
 from bench.studies.catalog import KINDS
 from bench.training.checkpoints import zoo_cards
 from bench.training.loading import make_defense
+from reports.measures.sweeps import SWEEP_LENGTH
 
 REFERENCE = [f"{name}.method='coordinate'" for name in BUILTINS["attacks"] if name.endswith("_ge")]
 """Gradient estimation as in Schott et al. 2019, section 5; all else at the attacks' defaults."""

@@ -1,10 +1,10 @@
 """What moved between two runs, on ledgers whose answers are worked out by hand."""
 
 import pytest
-from reports.tables.comparison import TOGETHER, compare
 from synthetic_runs import INF, NAN, RunMaker
 
 from bench.contracts.errors import UserError
+from reports.runs.comparison import TOGETHER, compare
 
 
 def made(samples=10, dataset="synthetic", **distances):
