@@ -17,8 +17,9 @@ from reports.figures.gallery import (
     reconstruction_gallery,
 )
 from reports.figures.registry import Plot, plots_of_norm
+from reports.measures.facts import NormFacts
 from reports.measures.measure import measure
-from reports.measures.numbers import NormFacts, Numbers
+from reports.measures.numbers import Numbers
 from reports.published.numbers import PAPERS
 from reports.render.csv import to_csv
 from reports.render.latex import to_latex

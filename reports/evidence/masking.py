@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.contracts.cards import GRANTS
-from bench.contracts.norms import NormName, within
+from bench.contracts.norms import within
 from bench.ledger.schema import Status
 from reports.evidence.signs import (
     COLUMNS,
@@ -23,6 +23,7 @@ from reports.evidence.signs import (
     NOT_UNROLLED,
     OLD_RULE,
     Doubt,
+    Evidence,
     beaten,
     cut_short,
     failed,
@@ -49,8 +50,8 @@ GRADIENT_FREE = ("decision", "score")
 """Kinds of access of attacks that need only the defense's answers."""
 
 
-def evidence(run: Run) -> Iterator[tuple[str, NormName, str | None, Doubt]]:
-    """Yields every doubt of a run: defense, norm, the attack's label (None for all attacks), and the doubt."""
+def evidence(run: Run) -> Iterator[Evidence]:
+    """Yields every doubt of a run."""
     smaller = {norm: smaller_settings(attacks) for norm, attacks in run.in_norms.items()}
     for defense in run.defenses:
         for norm, attacks in run.in_norms.items():

@@ -55,3 +55,12 @@ def bounded_cells(run: NormRun, defense: str) -> list[float]:
         return []
     own = (entry for cell, entry in run.entries.items() if entry["defense"] == defense and cell in run.records)
     return [float(np.max(entry["alpha"])) for entry in own if entry.get("alpha")]
+
+
+def percentage(share: float) -> str:
+    """Formats a small probability for print.
+
+    >>> percentage(0.013)
+    '1.3 %'
+    """
+    return f"{100 * share:.3g} %"

@@ -7,6 +7,7 @@ sign does not prove that a number is wrong. It says why the number may be wrong.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +65,20 @@ class Doubt:
 
     sign: str
     detail: str
+
+
+Evidence = tuple[str, NormName, str | None, Doubt]
+"""A doubt with its place: defense, norm and label of the attack's row (None for all attacks of the norm)."""
+Signs = Mapping[tuple[str, NormName, str | None], tuple[str, ...]]
+"""The signs of doubt of each place."""
+
+
+def signs_of(evidence: Iterable[Evidence]) -> Signs:
+    """Returns the signs of doubt of each place that has some."""
+    signs: dict[tuple[str, NormName, str | None], tuple[str, ...]] = {}
+    for defense, norm, attack, doubt in evidence:
+        signs[defense, norm, attack] = (*signs.get((defense, norm, attack), ()), doubt.sign)
+    return signs
 
 
 def useless_gradients(records: pd.DataFrame) -> Doubt | None:

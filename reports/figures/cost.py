@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from reports.figures.registry import Plot, figure
 from reports.figures.style import MARKERS, STYLE, THRESHOLD_LINE, color, distance_label
-from reports.measures.numbers import MEDIAN, PASSES, NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import MEDIAN, PASSES, Numbers
 
 
 @figure("cost", order=130)

@@ -10,7 +10,8 @@ from matplotlib.ticker import PercentFormatter
 from bench.ledger.intervals import wilson_interval
 from reports.figures.registry import Plot, figure
 from reports.figures.style import LINE_STYLES, STYLE, THRESHOLD_LINE, color, distance_label, right_end
-from reports.measures.numbers import NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
 from reports.statistics.distances import accuracy_distortion_curve
 
 

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from reports.figures.registry import Plot, figure
 from reports.figures.style import STYLE, THRESHOLD_LINE, color, distance_label, right_end
-from reports.measures.numbers import NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
 from reports.statistics.distances import median_distance
 
 RASTERIZED = 2000

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
-from reports.measures.numbers import NormFacts
+from reports.measures.facts import NormFacts
 from reports.runs.labels import NORM_LABELS
 from reports.runs.run import Run
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 import reports.figures
-from reports.measures.numbers import NormFacts, Numbers
-from reports.tables.registry import CARD, ExhibitCard, Function, exhibits
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
+from reports.tables.scanning import CARD, Exhibit, exhibits
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,36 @@ class Plot:
     figure: Figure
 
 
-def figure(name: str, *, order: int, heading: str = "") -> Callable[[Function], Function]:
-    """Marks a function that makes a figure of each norm, several, or None.
+Drawn = Plot | list[Plot] | None
+"""What the function behind a figure returns: None if the norm has no such figure."""
+Function = Callable[[Numbers, NormFacts], Drawn]
 
-    The function takes the run's `Numbers` and a norm's `NormFacts`. It returns a `Plot`, a list of them, or None.
 
-    With a ``heading``, the figure stands among the tables (see `reports.tables.registry.ExhibitCard`). Otherwise it
-    stands under "More figures".
+@dataclass(frozen=True)
+class FigureCard(Exhibit):
+    """What is declared about a figure.
+
+    With a heading, the figure stands among the tables of its norm. Otherwise it stands under "More figures".
+
+    Attributes:
+        draw: takes the run's numbers and the facts of a norm.
     """
 
+    draw: Function
+
+
+def figure(name: str, *, order: int, heading: str = "") -> Callable[[Function], Function]:
+    """Marks a function that makes a figure of each norm, several, or None. `FigureCard` describes the arguments."""
+
     def mark(function: Function) -> Function:
-        setattr(function, CARD, ExhibitCard(name, "norm", order, heading, function))
+        setattr(function, CARD, FigureCard(name, order, heading, function))
         return function
 
     return mark
 
 
-def plots_of_norm(numbers: Numbers, norm: NormFacts) -> Iterator[tuple[ExhibitCard, list[Plot]]]:
+def plots_of_norm(numbers: Numbers, norm: NormFacts) -> Iterator[tuple[FigureCard, list[Plot]]]:
     """Yields the cards of the figures, in order, each with its figures of a norm."""
-    for card in exhibits(reports.figures):
-        made = card.make(numbers, norm)
-        yield card, made if isinstance(made, list) else [made] if made is not None else []
+    for card in exhibits(reports.figures, FigureCard):
+        drawn = card.draw(numbers, norm)
+        yield card, drawn if isinstance(drawn, list) else [drawn] if drawn is not None else []

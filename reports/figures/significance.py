@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from reports.figures.registry import Plot, figure
 from reports.figures.style import STYLE
-from reports.measures.numbers import NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
 
 SMALLEST_P = 1e-4
 """p-value at which the color scale of the heat map ends."""

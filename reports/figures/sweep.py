@@ -9,7 +9,8 @@ from matplotlib.ticker import PercentFormatter
 
 from reports.figures.registry import Plot, figure
 from reports.figures.style import LINE_STYLES, MARKERS, STYLE, color
-from reports.measures.numbers import SWEPT_ACCURACY, NormFacts, Numbers, Sweep
+from reports.measures.facts import NormFacts, Sweep
+from reports.measures.numbers import SWEPT_ACCURACY, Numbers
 
 
 @figure("sweep", order=140)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,8 @@ import pandas as pd
 from bench.contracts.norms import NormName, within
 from bench.ledger.schema import Status
 from reports.evidence.randomized import protocols
-from reports.evidence.signs import OLD_RULE, Doubt
+from reports.evidence.signs import OLD_RULE, Signs
+from reports.measures.facts import NormFacts
 from reports.measures.numbers import (
     ACCURACY,
     BACKWARDS,
@@ -24,10 +25,10 @@ from reports.measures.numbers import (
     PASSES,
     SECONDS,
     SWEPT_ACCURACY,
-    NormFacts,
     Number,
     Place,
 )
+from reports.measures.reasons import BOUNDED, DETERMINISTIC, NO_CELL, NOT_APPLICABLE, NOT_ATTACKED, NOT_PLANNED, UNKNOWN
 from reports.runs.gaps import NOT_RUN, details, invalid, shortfall
 from reports.runs.norm_run import NormRun
 from reports.runs.rows import AttackRow
@@ -37,23 +38,6 @@ from reports.statistics.records import by_sample
 from reports.statistics.significance import SIGNIFICANCE_LEVEL, significantly_best
 
 COSTS = (FORWARDS, BACKWARDS, INNER_STEPS, PASSES, SECONDS)
-Signs = Mapping[tuple[str, NormName, str | None], tuple[str, ...]]
-"""The signs of doubt by defense, norm and label of the attack's row (None for all attacks)."""
-NOT_APPLICABLE, NO_CELL = "n/a", "—"
-"""Reasons of numbers that will never exist."""
-NOT_PLANNED = "not in the matrix"
-UNKNOWN = "unknown"
-BOUNDED = "bounded attacks do not search for the smallest distance"
-NOT_ATTACKED = "no image was attacked"
-DETERMINISTIC = "equal to the accuracy: the defense is deterministic"
-
-
-def signs_of(evidence: Iterable[tuple[str, NormName, str | None, Doubt]]) -> Signs:
-    """Returns the signs among the doubts of a run (`reports.evidence.masking.evidence`)."""
-    signs: dict[tuple[str, NormName, str | None], tuple[str, ...]] = {}
-    for defense, norm, attack, doubt in evidence:
-        signs[defense, norm, attack] = (*signs.get((defense, norm, attack), ()), doubt.sign)
-    return signs
 
 
 def attack_numbers(run: NormRun, facts: NormFacts, signs: Signs) -> Iterator[Number]:

@@ -1,114 +1,192 @@
-"""Facts of a run that its tables state besides numbers: norms, attacks with their settings, and defenses."""
+"""The facts of a run that its tables, figures and page state besides numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from reports.evidence.randomized import bounded_cells, protocol_names
-from reports.measures.attacks import Signs
-from reports.measures.numbers import AttackFacts, DefenseFacts, NormFacts
-from reports.measures.pairs import Comparisons
-from reports.measures.sweeps import sweeps
-from reports.runs.gaps import gaps_of
-from reports.runs.norm_run import NormRun
-from reports.runs.run import Run
+import numpy as np
+import pandas as pd
+
+from bench.contracts.norms import NormName
+from reports.runs.labels import NORM_LABELS
+from reports.runs.rows import AttackRow, all_attacks
+from reports.statistics.estimates import MISSING, Estimate
 
 
-def norm_facts(run: Run, attacks: NormRun, signs: Signs, baseline: str | None) -> NormFacts:
-    """Returns the facts of one norm.
+@dataclass(frozen=True)
+class Pair:
+    """Two defenses of a norm, compared image by image under the per-sample minimum over attacks.
 
-    Args:
-        run: the run.
-        attacks: the run in the norm.
-        signs: the doubts of the run.
-        baseline: a defense that all others are compared with.
+    Attributes:
+        first: a defense.
+        second: the defense that it is compared with.
+        p: p-value of McNemar's exact test that both survive equally often; NaN if it is missing.
+        adjusted: the p-value adjusted for the number of pairs by Holm's method.
+        reason: what is shown in place of missing numbers.
+        notes: footnotes.
+        doubts: signs that the numbers may be wrong.
+        significant: whether the adjusted p-value is below `reports.statistics.significance.SIGNIFICANCE_LEVEL`.
+        median: the first median minus the second, with the ends of its 95 % paired bootstrap interval; NaN if unknown.
+        accuracy: the first accuracy at the threshold minus the second.
     """
-    defenses, several = attacks.defenses, len(attacks.defenses) > 1
-    gaps = {defense: gaps_of(attacks, defense) for defense in defenses}
-    planned = {
-        name: frozenset(row.attack.partition(":")[0] for row in attacks.rows if row.concerns(name)) for name in defenses
-    }
-    minimized = {
-        name
-        for row in attacks.rows
-        if row.epsilon is None
-        for name in defenses
-        if attacks.records_of(row, name) is not None
-    }
-    distances = attacks.smallest.pivot(index="sample", columns="defense", values="distance")
-    compared = Comparisons(
-        distances=distances.reindex(columns=list(defenses)),
-        threshold=attacks.threshold,
-        samples=len(run.samples),
-        doubts={name: signs.get((name, attacks.norm, None), ()) for name in defenses},
-        incomplete={name for name in defenses if gaps[name]},
-        planned=planned,
-        minimized=minimized,
-    )
-    alphas = [alpha for name in run.randomized for alpha in bounded_cells(attacks, name)]
-    return NormFacts(
-        norm=attacks.norm,
-        threshold=attacks.threshold,
-        defenses=defenses,
-        rows=attacks.rows,
-        minimized=minimized,
-        planned=planned,
-        gaps=gaps,
-        alpha=max(alphas, default=None),
-        protocols=protocol_names(attacks),
-        equality=compared.equality() if several else None,
-        pairs=compared.pairs(),
-        against_baseline=compared.against(baseline) if baseline is not None and baseline in defenses else [],
-        sweeps=sweeps(attacks.rows, {entry["name"]: entry for entry in run.attack_entries}, run.defenses),
-        bounds=run.brackets(attacks.norm),
-        distances=attacks.distances,
-        records={
-            row.label: {name: own for name in row.cells if (own := attacks.records_of(row, name)) is not None}
-            for row in attacks.rows
-            if row.cells
-        },
-    )
+
+    first: str
+    second: str
+    p: float = np.nan
+    adjusted: float = np.nan
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    significant: bool = False
+    median: Estimate = MISSING
+    accuracy: float = np.nan
 
 
-def defense_facts(run: Run) -> list[DefenseFacts]:
-    """Returns the defenses, in the run's order."""
-    return [
-        DefenseFacts(
-            name=entry["name"],
-            randomized=entry["randomized"],
-            parameters=_in_words(entry.get("parameters", {})),
-            citation=entry["citation"],
-            family=entry.get("family") or "",
-            parts=tuple(entry.get("parts") or ()),
-        )
-        for entry in run.defense_entries
-    ]
+@dataclass(frozen=True)
+class Equality:
+    """The test that all defenses of a norm survive equally often.
+
+    Attributes:
+        q: Cochran's Q.
+        p: its p-value.
+        n: number of images known for all defenses.
+    """
+
+    q: float
+    p: float
+    n: int
 
 
-def attack_facts(run: Run) -> list[AttackFacts]:
-    """Returns the attacks with each of their settings, in the run's order."""
-    settings: dict[tuple[str, str, int], set[str]] = {}
-    for cell in run.cell_entries:
-        key = (cell["attack"], _in_words(cell["parameters"]), cell["budget"])
-        settings.setdefault(key, set()).add(cell["defense"])
-    found: list[AttackFacts] = []
-    for entry in run.attack_entries:
-        own = [(key, defenses) for key, defenses in settings.items() if key[0] == entry["name"]]
-        for (name, parameters, budget), defenses in own:
-            found.append(
-                AttackFacts(
-                    name=name,
-                    norms=tuple(entry["norms"]),
-                    kind=entry["kind"],
-                    access=entry["access"],
-                    budget=budget,
-                    parameters=parameters,
-                    against=() if len(own) == 1 else tuple(name for name in run.defenses if name in defenses),
-                    citation=entry["citation"],
-                )
-            )
-    return found
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: bounded attacks of one kind that differ only in one parameter.
+
+    Attributes:
+        attack: name of the attack, without a variant.
+        parameter: name of the parameter.
+        epsilon: the radius that all are bounded to.
+        steps: the values of the parameter in ascending order, each with the label of its attack's row.
+        defenses: the defenses that enough of the attacks were planned for.
+    """
+
+    attack: str
+    parameter: str
+    epsilon: float
+    steps: tuple[tuple[float, str], ...]
+    defenses: tuple[str, ...]
 
 
-def _in_words(parameters: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in parameters.items())
+@dataclass(frozen=True)
+class NormFacts:
+    """What tables and figures of one norm need to know besides its numbers.
+
+    Attributes:
+        norm: the norm.
+        threshold: the epsilon at which accuracies are stated.
+        defenses: the defenses for which an attack is planned or not applicable.
+        rows: the attacks, in the order of rows.
+        minimized: the defenses that a minimal attack ran on.
+        planned: names of the attacks, without variants, that the matrix has a place for on each defense.
+        gaps: the attacks on each defense that are incomplete, each with its problem.
+        alpha: the largest error probability of the judge in a cell of a randomized defense; None if there is none.
+        protocols: names of the other accuracies of randomized defenses; empty if there are none.
+        equality: the test that all defenses survive equally often; None if no image is known for all.
+        pairs: each pair of defenses.
+        against_baseline: each other defense beside the baseline; empty if none was named.
+        sweeps: the sweeps.
+        bounds: `reports.statistics.brackets.brackets`.
+        distances: the smallest distances over all attacks by sample, for each defense that has some.
+        records: the records of each attack, by row label and defense. Attacks without cells are left out.
+    """
+
+    norm: NormName
+    threshold: float
+    defenses: Sequence[str]
+    rows: Sequence[AttackRow]
+    minimized: Collection[str]
+    planned: Mapping[str, frozenset[str]]
+    gaps: Mapping[str, Sequence[str]]
+    alpha: float | None
+    protocols: tuple[str, ...]
+    equality: Equality | None
+    pairs: Sequence[Pair]
+    against_baseline: Sequence[Pair]
+    sweeps: Sequence[Sweep]
+    bounds: pd.DataFrame
+    distances: Mapping[str, pd.Series]
+    records: Mapping[str, Mapping[str, pd.DataFrame]]
+
+    @property
+    def label(self) -> str:
+        """The norm's name in print."""
+        return NORM_LABELS[self.norm]
+
+    @property
+    def all_attacks(self) -> str:
+        """Label of the row of per-sample minima over attacks."""
+        return all_attacks(self.norm)
+
+    @property
+    def with_distances(self) -> list[str]:
+        """The defenses without those on which only bounded attacks ran; all defenses if none would remain."""
+        bounded = {name for name in self.distances if name not in self.minimized}
+        return [name for name in self.defenses if name not in bounded] or list(self.defenses)
+
+    def spared(self, defense: str) -> bool:
+        """True if the matrix plans an attack of this norm for some other defense but not for this one.
+
+        An attack that is not applicable counts as planned.
+        """
+        return self.planned[defense] != self.planned_for_any
+
+    @property
+    def planned_for_any(self) -> frozenset[str]:
+        """Names of the attacks, without variants, that the matrix has a place for on some defense."""
+        return frozenset[str]().union(*self.planned.values())
+
+
+@dataclass(frozen=True)
+class DefenseFacts:
+    """A defense of a run.
+
+    Attributes:
+        name: its name.
+        randomized: whether its answers are random.
+        parameters: its parameters, in words.
+        citation: its citation.
+        family: the family of defenses that it belongs to; empty if it belongs to none.
+        parts: the parts of the family that it has.
+    """
+
+    name: str
+    randomized: bool
+    parameters: str
+    citation: str
+    family: str
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AttackFacts:
+    """An attack of a run with one of its settings.
+
+    Attributes:
+        name: its name.
+        norms: the attack's norms.
+        kind: minimal or bounded.
+        access: what it may ask of a defense.
+        budget: forward plus backward passes per image.
+        parameters: its parameters, in words.
+        against: the defenses that meet this setting; empty if the attack has only one.
+        citation: its citation.
+    """
+
+    name: str
+    norms: tuple[NormName, ...]
+    kind: str
+    access: str
+    budget: int
+    parameters: str
+    against: tuple[str, ...]
+    citation: str

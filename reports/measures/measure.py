@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from reports.evidence.masking import evidence
 from reports.evidence.problems import problems
-from reports.measures.attacks import attack_numbers, signs_of
-from reports.measures.facts import attack_facts, defense_facts, norm_facts
+from reports.evidence.signs import signs_of
+from reports.measures.attacks import attack_numbers
+from reports.measures.norms import norm_facts
 from reports.measures.numbers import Numbers
+from reports.measures.settings import attack_facts, defense_facts
 from reports.measures.studies import bound_numbers, detection_numbers, distal_numbers
 from reports.measures.together import clean_numbers, together_numbers
 from reports.runs.run import Run

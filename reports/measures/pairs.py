@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from bench.contracts.norms import within
-from reports.measures.numbers import Equality, Pair
+from reports.measures.facts import Equality, Pair
 from reports.statistics.distances import accuracy_at
 from reports.statistics.estimates import Estimate
 from reports.statistics.significance import SIGNIFICANCE_LEVEL, cochran_q, holm, mcnemar, median_difference

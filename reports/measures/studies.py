@@ -9,9 +9,9 @@ import pandas as pd
 
 from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
-from reports.evidence.signs import OLD_RULE
-from reports.measures.attacks import UNKNOWN, Signs
+from reports.evidence.signs import OLD_RULE, Signs
 from reports.measures.numbers import Number, Place
+from reports.measures.reasons import UNKNOWN
 from reports.runs.labels import NORM_LABELS
 from reports.statistics.distances import median_distance
 from reports.statistics.estimates import Estimate

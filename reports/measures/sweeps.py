@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.measures.numbers import Sweep
+from reports.measures.facts import Sweep
 from reports.runs.rows import AttackRow
 
 SWEEP_LENGTH = 3

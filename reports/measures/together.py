@@ -9,25 +9,16 @@ import numpy as np
 import pandas as pd
 
 from bench.ledger.schema import Status
-from reports.evidence.randomized import DRAWS, bounded_cells
-from reports.evidence.signs import OLD_RULE
-from reports.measures.attacks import BOUNDED, NO_CELL, Signs, marked, protocol_numbers, undecided_note
-from reports.measures.numbers import ACCURACY, MEDIAN, NormFacts, Number, Place
+from reports.evidence.randomized import DRAWS, bounded_cells, percentage
+from reports.evidence.signs import OLD_RULE, Signs
+from reports.measures.attacks import marked, protocol_numbers, undecided_note
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, MEDIAN, Number, Place
+from reports.measures.reasons import BOUNDED, NO_ATTACK, NO_CELL
 from reports.runs.gaps import NOT_RUN, shortfall
 from reports.runs.norm_run import NormRun
 from reports.runs.rows import CLEAN
 from reports.statistics.estimates import accuracy_estimate, median_estimate
-
-NO_ATTACK = ("no attack applies",)
-
-
-def percentage(share: float) -> str:
-    """Formats a small probability for print.
-
-    >>> percentage(0.013)
-    '1.3 %'
-    """
-    return f"{100 * share:.3g} %"
 
 
 def clean_numbers(norm: str, defenses: Sequence[str], clean: Mapping[str, pd.Series], signs: Signs) -> list[Number]:
@@ -92,7 +83,9 @@ class _Together:
         """Returns the median, the accuracy and the accuracies under the other protocols."""
         distances, gaps = self.run.distances.get(self.defense), self._gaps()
         if distances is None:
-            return self._missing(NOT_RUN, gaps) if self.facts.gaps[self.defense] else self._missing(NO_CELL, NO_ATTACK)
+            return (
+                self._missing(NOT_RUN, gaps) if self.facts.gaps[self.defense] else self._missing(NO_CELL, (NO_ATTACK,))
+            )
         known = distances.dropna()
         if known.empty:
             return self._missing(f"unknown ({len(distances)}/{len(distances)})", gaps)

@@ -15,7 +15,8 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from reports.measures.numbers import ACCURACY, MEDIAN, NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, MEDIAN, Numbers
 from reports.measures.studies import DETECTION, SHARE, ball
 from reports.runs.rows import CLEAN
 

@@ -9,8 +9,9 @@ import pandas as pd
 
 from bench.contracts.norms import TOLERANCE, NormName
 from bench.ledger.schema import Status
-from reports.measures.attacks import signs_of
-from reports.measures.numbers import ACCURACY, NormFacts, Numbers
+from reports.evidence.signs import signs_of
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, Numbers
 from reports.runs.labels import DECIMALS
 from reports.runs.rows import CLEAN
 from reports.tables.cells import accuracy_quantity

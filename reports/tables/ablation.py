@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from reports.measures.numbers import ACCURACY, DefenseFacts, Numbers
+from reports.measures.facts import DefenseFacts
+from reports.measures.numbers import ACCURACY, Numbers
 from reports.runs.rows import CLEAN
 from reports.tables.accuracy import accuracy_caption
 from reports.tables.cells import accuracy_quantity, cell_of

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import AttackFacts, Numbers
+from reports.measures.facts import AttackFacts
+from reports.measures.numbers import Numbers
 from reports.runs.labels import NORM_LABELS
 from reports.tables.registry import table
 from reports.tables.table import Table, TableCell, listed

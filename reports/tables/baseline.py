@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import ACCURACY, MEDIAN, NormFacts, Numbers, Pair
+from reports.measures.facts import NormFacts, Pair
+from reports.measures.numbers import ACCURACY, MEDIAN, Numbers
 from reports.runs.labels import DECIMALS
 from reports.statistics.estimates import Estimate
 from reports.statistics.significance import SIGNIFICANCE_LEVEL

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reports.measures.numbers import MEDIAN, NormFacts, Number, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import MEDIAN, Number, Numbers
 from reports.measures.studies import LOWER_BOUND, REFUTED, STUDY, UNTESTED, UPPER_BOUND
 from reports.runs.labels import DECIMALS
 from reports.statistics.brackets import REFUTATION_LEVEL

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from reports.measures.numbers import NormFacts, Numbers
-from reports.measures.together import percentage
+from reports.evidence.randomized import percentage
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
 from reports.statistics.significance import SIGNIFICANCE_LEVEL
 
 BOLD = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reports.measures.attacks import NO_CELL, NOT_PLANNED
 from reports.measures.numbers import ACCURACY, Number, Numbers
+from reports.measures.reasons import NO_CELL, NOT_PLANNED
 from reports.tables.table import Quantity, TableCell
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import NormFacts, Numbers, Pair
+from reports.measures.facts import NormFacts, Pair
+from reports.measures.numbers import Numbers
 from reports.statistics.estimates import Estimate
 from reports.statistics.significance import SIGNIFICANCE_LEVEL
 from reports.tables.captions import bound_note, measured_on

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from reports.measures.numbers import NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import Numbers
 from reports.published.numbers import PAPERS, Published, published_numbers
 from reports.tables.registry import table
 from reports.tables.summary import summary_table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import EVERY_DEFENSE, OPTIMALITY, PASSES, SECONDS, NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import EVERY_DEFENSE, OPTIMALITY, PASSES, SECONDS, Numbers
 from reports.tables.captions import measured_on
 from reports.tables.cells import cell_of
 from reports.tables.registry import table

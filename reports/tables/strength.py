@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reports.measures.numbers import ACCURACY, MEDIAN, PASSES, SECONDS, NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, MEDIAN, PASSES, SECONDS, Numbers
 from reports.runs.labels import DECIMALS
 from reports.tables.captions import bound_note, measured_on, power_note, protocols_note
 from reports.tables.cells import accuracy_quantity, cell_of

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import ACCURACY, MEDIAN, NormFacts, Numbers
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, MEDIAN, Numbers
 from reports.runs.labels import DECIMALS
 from reports.runs.rows import CLEAN
 from reports.tables.captions import BOLD, bound_note, measured_on, power_note

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from reports.measures.numbers import ACCURACY, SWEPT_ACCURACY, NormFacts, Numbers, Sweep
+from reports.measures.facts import NormFacts, Sweep
+from reports.measures.numbers import ACCURACY, SWEPT_ACCURACY, Numbers
 from reports.tables.captions import bound_note, measured_on
 from reports.tables.cells import accuracy_quantity, cell_of
 from reports.tables.registry import table

@@ -4,7 +4,10 @@ import math
 
 import reports.tables
 from reports.measures.measure import measure
-from reports.tables.registry import exhibits
+from reports.statistics.estimates import Estimate
+from reports.tables.registry import TableCard
+from reports.tables.scanning import exhibits
+from reports.tables.table import Quantity, Table, laid_out
 
 
 def facts(run, norm):
@@ -15,7 +18,7 @@ def facts(run, norm):
 def tables_of(run, name, norm=None, **choices):
     """The registered tables of a name; ``choices`` are a baseline and papers."""
     numbers = measure(run, **choices)
-    (card,) = [card for card in exhibits(reports.tables) if card.name == name]
+    (card,) = [card for card in exhibits(reports.tables, TableCard) if card.name == name]
     made = card.make(numbers, *([numbers.norms[norm]] if norm else []))
     return made if isinstance(made, list) else [made] if made is not None else []
 
@@ -38,3 +41,16 @@ def interval(cell, quantity):
 def cell(table, row, column):
     """A place of a table."""
     return table.frame.loc[row, column]
+
+
+MEDIAN, ACCURACY = Quantity("median", 2), Quantity("accuracy", percent=True)
+
+
+def estimates(median=math.nan, accuracy=math.nan):
+    """The numbers of a cell."""
+    return {"median": Estimate(median), "accuracy": Estimate(accuracy)}
+
+
+def one_cell(cell, quantities=(MEDIAN, ACCURACY)):
+    """A table of one cell."""
+    return Table("name", "Title", "Caption.", laid_out("attack", ["cnn"], {"row": [cell]}), quantities)
