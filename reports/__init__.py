@@ -3,11 +3,12 @@
 from reports.evidence.masking import evidence
 from reports.evidence.problems import refuted_certificates
 from reports.following import not_following
+from reports.measures.measure import measure
 from reports.published.numbers import PAPERS
 from reports.report import FORMATS, write_report, write_run_report
+from reports.runs.comparison import compare
 from reports.runs.run import load_run
 from reports.runs.selection import combined, selected
-from reports.tables.comparison import compare
 
 __all__ = [
     "FORMATS",
@@ -16,6 +17,7 @@ __all__ = [
     "compare",
     "evidence",
     "load_run",
+    "measure",
     "not_following",
     "refuted_certificates",
     "selected",

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.contracts.errors import unknown
-from bench.contracts.norms import NormName
 from reports.figures.drawing import draw
-from reports.figures.figures import curve_figure, plots
-from reports.figures.gallery import distal_gallery, gallery, gallery_figure, quantile_gallery, reconstruction_gallery
-from reports.published.numbers import PAPERS, Numbers, published_detection, published_numbers
+from reports.figures.gallery import (
+    Gallery,
+    distal_gallery,
+    gallery,
+    gallery_figure,
+    quantile_gallery,
+    reconstruction_gallery,
+)
+from reports.figures.registry import Plot, plots_of_norm
+from reports.measures.facts import NormFacts
+from reports.measures.measure import measure
+from reports.measures.numbers import Numbers
+from reports.published.numbers import PAPERS
+from reports.render.csv import to_csv
+from reports.render.latex import to_latex
 from reports.render.leaderboard import leaderboard
-from reports.render.page import Section, page
-from reports.render.renderers import to_csv, to_latex, to_markdown
+from reports.render.markdown import to_markdown
+from reports.render.page import Part, Section, page
 from reports.runs.run import Run, load_run
-from reports.tables.accuracies import ablation_tables, accuracy_table
-from reports.tables.appendix import attacks_table, cost_table, defenses_table, masking_table
-from reports.tables.pairwise import baseline_table, mcnemar_table
-from reports.tables.ranking import ranking_table
-from reports.tables.strength import strength_table
-from reports.tables.studies import bracket_table, detection_table, distal_table
-from reports.tables.summary import summary_table, with_published
-from reports.tables.sweeps import sweep_table, sweeps
-from reports.tables.table import Table
+from reports.tables.registry import tables_of_norm, tables_of_run
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "untested", "note"]
 OPTIONS = "options.json"
@@ -72,82 +75,77 @@ def write_run_report(
     Raises:
         UserError: for a format, a baseline or a paper that does not exist.
     """
+    _check(formats, baseline, papers, run.defenses)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    numbers = measure(run, baseline=baseline, papers=papers)
+    sections = [_section(numbers, norm, run) for norm in numbers.norms.values()]
+    tables, galleries = tables_of_run(numbers), _galleries(run)
+    for name in formats:
+        for table in [*(each for section in sections for each in section.tables), *tables]:
+            if name in _RENDERERS:
+                (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
+    if "csv" in formats:
+        _write_brackets(numbers, out_dir)
+        options = {"norms": list(numbers.norms), "attacks": numbers.chosen, "baseline": baseline}
+        (out_dir / OPTIONS).write_text(json.dumps(options, indent=1), encoding="utf-8")
+    pictured = [*(each for section in sections for each in section.galleries), *galleries.values()]
+    drawn = _draw(sections, pictured, out_dir / "figures", formats, processes)
+    if "html" not in formats:
+        return out_dir
+    index = out_dir / "index.html"
+    index.write_text(page(numbers, sections, tables, drawn, galleries=galleries, files=formats), encoding="utf-8")
+    return index
+
+
+def _check(formats: Sequence[str], baseline: str | None, papers: Sequence[str], defenses: Sequence[str]) -> None:
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS, "--format")
     for name in papers:
         if name not in PAPERS:
             raise unknown("paper", name, PAPERS, "--published")
-    if baseline is not None and baseline not in run.defenses:
-        raise unknown("defense", baseline, run.defenses, "--baseline")
-    out_dir.mkdir(parents=True, exist_ok=True)
-    sections = [_section(run, norm, baseline, papers) for norm in run.norms]
-    accuracies = accuracy_table(
-        run, {each.norm: each.summary for each in sections}, {each.norm: each.strength for each in sections}
-    )
-    distals, detected = distal_table(run), detection_table(run)
-    pictures = distal_gallery(run)
-    appendix = [accuracies, *ablation_tables(run, accuracies)] if run.norms else []
-    if detected:
-        numbers = ((paper, published_detection(run, paper)) for paper in papers)
-        appendix += [detected, *_beside(detected, numbers)]
-    appendix += [masking_table(run), cost_table(run), attacks_table(run), defenses_table(run)]
-    tables = [table for section in sections for table in section.tables] + ([distals] if distals else []) + appendix
-    for name in formats:
-        for table in tables if name in _RENDERERS else ():
-            (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
-    if "csv" in formats:
-        _write_brackets(run, sections, out_dir)
-        options = {"norms": run.norms, "attacks": run.chosen, "baseline": baseline}
-        (out_dir / OPTIONS).write_text(json.dumps(options, indent=1), encoding="utf-8")
-    shown = {name: figure for section in sections for name, figure in section.figures.items()}
-    figures = dict(shown)
-    if "figures" in formats:
-        galleries = [each for section in sections for each in section.galleries] + ([pictures] if pictures else [])
-        figures |= {each.name: gallery_figure(each) for each in galleries if each.rows and each.defenses}
-    drawn = draw(
-        figures,
-        out_dir / "figures" if "figures" in formats else None,
-        shown if "html" in formats else (),
-        processes,
-    )
-    if "html" not in formats:
-        return out_dir
-    index = out_dir / "index.html"
-    distal = (distals, pictures) if distals and pictures else None
-    index.write_text(page(run, sections, drawn, appendix, distal, formats), encoding="utf-8")
-    return index
+    if baseline is not None and baseline not in defenses:
+        raise unknown("defense", baseline, defenses, "--baseline")
 
 
-def _write_brackets(run: Run, sections: Sequence[Section], out_dir: Path) -> None:
-    for section in sections:
-        if section.bracket is not None:
-            samples = run.brackets(section.norm)[BRACKET_COLUMNS]
-            samples.to_csv(out_dir / f"brackets_{section.norm}.csv", index=False)
-
-
-def _beside(table: Table, numbers: Iterable[tuple[str, Numbers]]) -> list[Table]:
-    """Returns the table with published numbers, once for each paper that has some for it."""
-    shown = (with_published(table, own, paper, PAPERS[paper].reference) for paper, own in numbers)
-    return [each for each in shown if each is not None]
-
-
-def _section(run: Run, norm: NormName, baseline: str | None, papers: Sequence[str]) -> Section:
-    summary, defenses = summary_table(run, norm), run.defenses_in(norm)
+def _section(numbers: Numbers, norm: NormFacts, run: Run) -> Section:
+    parts = [Part(card.order, card.heading, tables=tables) for card, tables in tables_of_norm(numbers, norm) if tables]
+    plots: list[Plot] = []
+    for card, own in plots_of_norm(numbers, norm):
+        if card.heading:
+            parts.append(Part(card.order, card.heading, plots=own))
+        else:
+            plots += own
     return Section(
-        norm=norm,
-        leaderboard=leaderboard(run, norm),
-        summary=summary,
-        published=_beside(summary, ((paper, published_numbers(run, norm, paper)) for paper in papers)),
-        strength=strength_table(run, norm),
-        mcnemar=mcnemar_table(run, norm) if len(defenses) > 1 else None,
-        baseline=baseline_table(run, norm, baseline) if baseline in defenses and len(defenses) > 1 else None,
-        ranking=ranking_table(run, norm),
-        sweeps=[sweep_table(run, norm, parameter, sweep) for parameter, sweep in sweeps(run, norm)],
-        bracket=bracket_table(run, norm),
-        curves=curve_figure(run, norm),
-        plots=plots(run, norm),
+        norm=norm.norm,
+        leaderboard=leaderboard(numbers, norm),
+        parts=sorted(parts, key=lambda part: part.order),
+        plots=plots,
         gallery=gallery(run, norm),
         quantiles=quantile_gallery(run, norm),
-        reconstructions=reconstruction_gallery(run, norm),
+        reconstructions=reconstruction_gallery(run, norm.norm),
     )
+
+
+def _galleries(run: Run) -> dict[str, Gallery]:
+    """Returns the pictures that stand below tables of the run, by the table's name."""
+    distal = distal_gallery(run)
+    return {distal.name: distal} if distal else {}
+
+
+def _draw(
+    sections: Sequence[Section], galleries: Sequence[Gallery], folder: Path, formats: Sequence[str], processes: int
+) -> dict[str, bytes]:
+    """Writes the figures and galleries if they are wanted, and returns the page's figures as SVG files by name."""
+    shown = {plot.name: plot.figure for section in sections for plot in section.figures}
+    if "figures" not in formats:
+        return draw(shown, None, shown if "html" in formats else (), processes)
+    pictured = {each.name: gallery_figure(each) for each in galleries if each.rows and each.defenses}
+    return draw(shown | pictured, folder, shown if "html" in formats else (), processes)
+
+
+def _write_brackets(numbers: Numbers, out_dir: Path) -> None:
+    """Writes each image's lower bound and smallest distance."""
+    for norm in numbers.norms.values():
+        if len(norm.bounds):
+            norm.bounds[BRACKET_COLUMNS].to_csv(out_dir / f"brackets_{norm.norm}.csv", index=False)

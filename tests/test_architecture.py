@@ -32,7 +32,7 @@ ALLOWED = {
     "reports": {"reports", "bench.contracts", "bench.ledger"},
 }
 """What the modules of each other package may import of ours."""
-REPORT_ROOMS = ("statistics", "runs", "evidence", "tables", "published", "figures", "render")
+REPORT_ROOMS = ("statistics", "runs", "evidence", "measures", "published", "tables", "figures", "render")
 """Of `reports`, from the ground up."""
 ATTACK_ROOMS = ("parts",)
 LAZY = ("bench", "reports")

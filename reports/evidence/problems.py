@@ -17,10 +17,10 @@ def problems(run: Run) -> list[str]:
     """Returns one line for each cell or study that has not run or has samples without a valid result."""
     of_cells = [
         f"{defense}, {NORM_LABELS[norm]}: {row.label} {problem}"
-        for norm in run.norms
+        for norm, attacks in run.in_norms.items()
         for defense in run.defenses
-        for row in run.attack_rows(norm)
-        if (problem := problem_of(run, norm, row, defense))
+        for row in attacks.rows
+        if (problem := problem_of(attacks, row, defense))
     ]
     return [*of_cells, *_study_problems(run)]
 

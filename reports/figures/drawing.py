@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from reports.figures.figures import to_svg, write_figure
+from reports.figures.style import to_svg, write_figure
 
 
 def draw(

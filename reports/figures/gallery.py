@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from bench.contracts.norms import NORMS, NormName
+from bench.contracts.norms import NormName
 from bench.ledger.schema import Status
-from reports.runs.labels import NORM_LABELS
+from reports.measures.facts import NormFacts
+from reports.runs.labels import NORM_LABELS, UNITS
 from reports.runs.run import Run
-from reports.tables.cells import with_distances
 
 SHOWN = 6
 """Number of images that a gallery shows."""
@@ -62,16 +63,16 @@ class Gallery:
 
     name: str
     heading: str
-    defenses: list[str]
+    defenses: Sequence[str]
     rows: list[tuple[Picture, list[Picture]]]
 
 
-def gallery(run: Run, norm: NormName) -> Gallery:
+def gallery(run: Run, norm: NormFacts) -> Gallery:
     """Builds the gallery of the smallest known adversarial examples of a few samples.
 
     The samples are the run's first one of each of its first `SHOWN` labels. The choice depends on no result.
     """
-    smallest = run.smallest(norm)
+    smallest = run.in_norms[norm.norm].smallest
     first = smallest.drop_duplicates("sample").set_index("sample")["label"].reindex(run.samples).dropna()
     chosen = first.drop_duplicates().head(SHOWN).astype(int)
     shown = smallest[smallest["sample"].isin(chosen.index)].to_dict("records")
@@ -82,20 +83,20 @@ def gallery(run: Run, norm: NormName) -> Gallery:
         clean = run.clean[run.samples.index(sample)]
         heading = Picture((clean,), f"image {sample}, label {label}", (f"label {label}",))
         pictures = [
-            _picture(found.get((sample, defense)), images, norm, f"image {sample}, {defense}")
-            for defense in run.defenses_in(norm)
+            _picture(found.get((sample, defense)), images, norm.norm, f"image {sample}, {defense}")
+            for defense in norm.defenses
         ]
         rows.append((heading, [_with_difference(picture, clean) for picture in pictures]))
-    return Gallery(f"smallest_{norm}", "clean", run.defenses_in(norm), rows)
+    return Gallery(f"smallest_{norm.norm}", "clean", norm.defenses, rows)
 
 
-def quantile_gallery(run: Run, norm: NormName) -> Gallery:
+def quantile_gallery(run: Run, norm: NormFacts) -> Gallery:
     """Builds the gallery of the smallest adversarial examples at some quantiles of each defense's finite distances.
 
     Clean errors are left out (Schott et al. 2019, Figures 5 to 7). Defenses on which only bounded attacks ran are left
     out if there are others.
     """
-    smallest, defenses = run.smallest(norm), with_distances(run, norm)
+    smallest, defenses = run.in_norms[norm.norm].smallest, norm.with_distances
     attacked = smallest[np.isfinite(smallest["distance"]) & (smallest["distance"] > 0)]
     chosen = {}
     for name, own in attacked.groupby("defense"):
@@ -107,11 +108,11 @@ def quantile_gallery(run: Run, norm: NormName) -> Gallery:
         title = {0.0: "nearest", 0.5: "median", 1.0: "farthest"}.get(q, f"{q:.0%}")
         found = [chosen[defense][i] if defense in chosen else None for defense in defenses]
         pictures = [
-            _quantile_picture(run, record, images, norm, f"{title}, {defense}")
+            _quantile_picture(run, record, images, norm.norm, f"{title}, {defense}")
             for record, defense in zip(found, defenses, strict=True)
         ]
         rows.append((Picture((), title, (title,)), pictures))
-    return Gallery(f"quantiles_{norm}", "distance", defenses, rows)
+    return Gallery(f"quantiles_{norm.norm}", "distance", defenses, rows)
 
 
 def distal_gallery(run: Run) -> Gallery | None:
@@ -239,7 +240,7 @@ def _picture(record: Record | None, images: dict[tuple[str, int], Image], norm: 
     predicted = f"seen as {record['adversarial_prediction']}"
     if record["status"] == Status.CLEAN_ERROR:
         return Picture((image,), f"{name}: misclassified as it is, {predicted}", (predicted, "clean error"))
-    distance = f"{NORM_LABELS[norm]} {record['distance']:{'.0f' if NORMS[norm].unit == 'pixels' else '.3g'}}"
+    distance = f"{NORM_LABELS[norm]} {record['distance']:{'.0f' if UNITS[norm] == 'pixels' else '.3g'}}"
     alternative = f"{name}: {predicted} at distance {distance}, by {record['attack']}"
     return Picture((image,), alternative, (predicted, distance))
 

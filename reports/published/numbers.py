@@ -15,15 +15,24 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from bench.contracts.norms import NormName
-from reports.runs.run import Run
-from reports.tables.cells import CLEAN, all_attacks
-from reports.tables.studies import DETECTION, detection_row
-from reports.tables.table import Published
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, MEDIAN, Numbers
+from reports.measures.studies import DETECTION, SHARE, ball
+from reports.runs.rows import CLEAN
 
-Numbers = dict[tuple[str, str], Published]
-"""Published numbers, keyed by row and column label of a table."""
 NONE = (np.nan, "")
+
+
+@dataclass(frozen=True)
+class PublishedCell:
+    """A publication's numbers for a cell of a table by quantity, NaN where it has none, and their footnotes."""
+
+    values: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+Published = dict[tuple[str, str], PublishedCell]
+"""Published numbers, keyed by row and column label of a table."""
 
 
 @dataclass(frozen=True)
@@ -66,38 +75,39 @@ _DATASETS = {"cifar_two_class": "cifar2"}
 _ATTACKS = {"noise": "gaussian_noise"}
 
 
-def published_numbers(run: Run, norm: NormName, paper: str) -> Numbers:
+def published_numbers(numbers: Numbers, norm: NormFacts, paper: str) -> Published:
     """Returns a paper's median distances and accuracies, keyed by row label and defense of the summary table.
 
     The table is `reports.tables.summary.summary_table`. A number is NaN if it is not printed, or printed for an epsilon
     other than the run's threshold. The result is empty if the paper has nothing for the run's dataset, defenses and
     attacks in this norm.
     """
-    values = _values(run, norm, paper)
-    rows = {CLEAN: ("", "clean_accuracy"), all_attacks(norm): (f"all_{norm.lower()}", "accuracy_at_epsilon")}
-    rows |= {row.label: (row.attack.partition(":")[0], "accuracy_at_epsilon") for row in run.attack_rows(norm)}
-    bounded = {row.label for row in run.attack_rows(norm) if row.epsilon is not None}
-    numbers: Numbers = {}
+    values = _values(numbers.dataset, norm, paper)
+    rows = {CLEAN: ("", "clean_accuracy"), norm.all_attacks: (f"all_{norm.norm.lower()}", "accuracy_at_epsilon")}
+    rows |= {row.label: (row.attack.partition(":")[0], "accuracy_at_epsilon") for row in norm.rows}
+    bounded = {row.label for row in norm.rows if row.epsilon is not None}
+    found: Published = {}
     for label, (attack, metric) in rows.items():
-        for defense in run.defenses:
+        for defense in numbers.defense_names:
             place = (_name(defense, paper), attack)
             median, note = NONE if label in bounded else values.get((*place, "median_distance"), NONE)
             accuracy, remark = values.get((*place, metric), NONE)
             if not np.isnan([median, accuracy]).all():
-                numbers[label, defense] = Published((median, accuracy), tuple(filter(None, [note, remark])))
-    return numbers if any(label != CLEAN for label, _ in numbers) else {}
+                notes = tuple(filter(None, [note, remark]))
+                found[label, defense] = PublishedCell({MEDIAN: median, ACCURACY: accuracy}, notes)
+    return found if any(label != CLEAN for label, _ in found) else {}
 
 
-def published_detection(run: Run, paper: str) -> Numbers:
+def published_detection(numbers: Numbers, paper: str) -> Published:
     """Returns the accuracies of defenses' detectors in a paper.
 
-    They are keyed by row and column label of `reports.tables.studies.detection_table`.
+    They are keyed by row and column label of `reports.tables.detection.detection_tables`.
     """
     return {
-        (detection_row(run, defense, norm), DETECTION["accuracy"]): Published((value,))
-        for norm in run.norms
-        for (name, _, metric), (value, _) in _values(run, norm, paper).items()
-        for defense in run.defenses
+        (f"{defense}, {ball(norm.norm, norm.threshold)}", DETECTION["accuracy"]): PublishedCell({SHARE: value})
+        for norm in numbers.norms.values()
+        for (name, _, metric), (value, _) in _values(numbers.dataset, norm, paper).items()
+        for defense in numbers.defense_names
         if metric == "detection_accuracy" and name == _name(defense, paper)
     }
 
@@ -107,15 +117,15 @@ def _name(defense: str, paper: str) -> str:
     return "" if defense in known.others else known.defenses.get(defense, defense)
 
 
-def _values(run: Run, norm: NormName, paper: str) -> dict[tuple[str, str, str], tuple[float, str]]:
-    """Returns a paper's values for the run's dataset and threshold in a norm.
+def _values(dataset: str, norm: NormFacts, paper: str) -> dict[tuple[str, str, str], tuple[float, str]]:
+    """Returns a paper's values for a dataset and a norm's threshold.
 
     They are keyed by the paper's defense, attack and metric. Each value comes with a note on what makes it look
     misprinted, or an empty string.
     """
     own = _table(paper)
-    own = own[(own["dataset"] == run.dataset) & own["norm"].isin(["", norm.lower()])]
-    at_threshold = own["epsilon"].isna() | np.isclose(own["epsilon"], run.threshold(norm), rtol=1e-6)
+    own = own[(own["dataset"] == dataset) & own["norm"].isin(["", norm.norm.lower()])]
+    at_threshold = own["epsilon"].isna() | np.isclose(own["epsilon"], norm.threshold, rtol=1e-6)
     own = own[at_threshold | (own["metric"] == "clean_accuracy")].drop_duplicates(
         ["defense", "attack", "metric"], keep="last"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ import pandas as pd
 
 from bench.contracts.norms import TOLERANCE, NormName
 from bench.ledger.schema import Status
-from reports.evidence.masking import defense_doubts
-from reports.evidence.randomized import with_protocols
-from reports.runs.gaps import gaps_of
-from reports.runs.labels import DECIMALS, NORM_LABELS
-from reports.runs.run import AttackRow, Run
-from reports.statistics.distances import accuracy_at
-from reports.tables.cells import accuracy_quantity, signs_of, spared
+from reports.evidence.signs import signs_of
+from reports.measures.facts import NormFacts
+from reports.measures.numbers import ACCURACY, Numbers
+from reports.runs.labels import DECIMALS
+from reports.runs.rows import CLEAN
+from reports.tables.cells import accuracy_quantity
 
 LARGEST = 250_000
 """Number of records above which a page has no leaderboards. The distances would make it too large."""
@@ -29,57 +27,52 @@ With fewer digits, two distances on different sides of an epsilon could become e
 """
 
 
-def leaderboard(run: Run, norm: NormName) -> dict[str, Any]:
+def leaderboard(numbers: Numbers, norm: NormFacts) -> dict[str, Any]:
     """Returns the data that ``templates/leaderboard.js`` reads, ready for JSON; empty if the run is too large."""
-    if len(run.records) > LARGEST:
+    if numbers.records > LARGEST:
         return {}
+    signs = signs_of(numbers.evidence)
     return {
-        "norm": NORM_LABELS[norm],
-        "epsilon": run.threshold(norm),
+        "norm": norm.label,
+        "epsilon": norm.threshold,
         "tolerance": TOLERANCE,
-        "samples": len(run.samples),
-        "decimals": DECIMALS[norm],
-        "percent_decimals": accuracy_quantity(run).decimals,
+        "samples": numbers.samples,
+        "decimals": DECIMALS[norm.norm],
+        "percent_decimals": accuracy_quantity(numbers).decimals,
         "undecided": UNDECIDED,
-        "resubmissions": run.manifest.resubmissions if with_protocols(run, norm) else None,
+        "resubmissions": numbers.resubmissions if norm.protocols else None,
         "defenses": [
             {
                 "name": name,
-                "randomized": name in run.randomized,
-                "clean": _clean_accuracy(run, name),
-                "doubts": signs_of(*defense_doubts(run, norm, name)),
-                "gaps": gaps_of(run, norm, name),
-                "spared": spared(run, norm, name),
+                "randomized": name in numbers.randomized,
+                "clean": _number(numbers.of("", CLEAN, name)[ACCURACY].value),
+                "doubts": signs.get((name, norm.norm, None), ()),
+                "gaps": norm.gaps[name],
+                "spared": norm.spared(name),
             }
-            for name in run.defenses_in(norm)
+            for name in norm.defenses
         ],
         "attacks": [
             {
                 "label": row.label,
                 "epsilon": row.epsilon,
-                "distances": {defense: _distances(records, norm) for defense, records in found.items()},
+                "distances": {name: _distances(own, norm.norm) for name, own in norm.records[row.label].items()},
                 "likeliest": {
-                    defense: _likeliest(records, norm)
-                    for defense, records in found.items()
-                    if defense in run.randomized and with_protocols(run, norm)
+                    name: _likeliest(own, norm.norm)
+                    for name, own in norm.records[row.label].items()
+                    if name in numbers.randomized and norm.protocols
                 },
             }
-            for row, found in _found(run, norm)
+            for row in norm.rows
+            if row.cells
         ],
     }
 
 
-def _found(run: Run, norm: NormName) -> Iterator[tuple[AttackRow, dict[str, pd.DataFrame]]]:
-    """Yields each attack that has cells, with its records by defense in the order of the samples."""
-    for row in run.attack_rows(norm):
-        records = {defense: run.cell_records(cell) for defense, cell in row.cells.items()}
-        if row.cells:
-            yield row, {name: own.sort_values("sample") for name, own in records.items() if own is not None}
-
-
 def _distances(records: pd.DataFrame, norm: NormName) -> list[float | None]:
-    undecided = records["status"].eq(Status.UNDECIDED)
-    return [UNDECIDED if u else _number(value) for value, u in zip(records[norm.lower()], undecided, strict=True)]
+    ordered = records.sort_values("sample")
+    undecided = ordered["status"].eq(Status.UNDECIDED)
+    return [UNDECIDED if u else _number(value) for value, u in zip(ordered[norm.lower()], undecided, strict=True)]
 
 
 def _likeliest(records: pd.DataFrame, norm: NormName) -> list[tuple[float, int, int] | None]:
@@ -87,17 +80,13 @@ def _likeliest(records: pd.DataFrame, norm: NormName) -> list[tuple[float, int, 
 
     The image was chosen by the rate. The errors are those among the fresh draws.
     """
-    valid = records[norm.lower()].notna() & (records["likely_draws"] > 0)
-    columns = (records[name] for name in ("likely_rate", "likely_errors", "likely_draws"))
+    ordered = records.sort_values("sample")
+    valid = ordered[norm.lower()].notna() & (ordered["likely_draws"] > 0)
+    columns = (ordered[name] for name in ("likely_rate", "likely_errors", "likely_draws"))
     return [(float(rate), int(k), int(n)) if own else None for own, rate, k, n in zip(valid, *columns, strict=True)]
 
 
-def _clean_accuracy(run: Run, defense: str) -> float | None:
-    known = run.clean_distances.get(defense, pd.Series(dtype=float)).dropna()
-    return _number(accuracy_at(known, 0.0))
-
-
 def _number(value: float) -> float | None:
-    if pd.isna(value):
+    if np.isnan(value):
         return None
     return NONE_FOUND if np.isinf(value) else float(f"{value:.{DIGITS}g}")

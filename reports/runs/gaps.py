@@ -1,4 +1,4 @@
-"""The smallest distance over all attacks, and why a place of a table has none, or one over fewer samples."""
+"""Why a place of a table has no number, or one over fewer samples."""
 
 from __future__ import annotations
 
@@ -9,31 +9,27 @@ import numpy as np
 import pandas as pd
 
 from bench.contracts.norms import NormName
-from reports.runs.run import AttackRow, Run, once_per_run
-from reports.statistics.records import by_sample
+from reports.runs.norm_run import NormRun
+from reports.runs.rows import AttackRow
+
+NOT_RUN = "not run yet"
+"""The problem of a cell that has not run."""
 
 
-@once_per_run
-def smallest_of(run: Run, norm: NormName) -> dict[str, pd.Series]:
-    """Returns the smallest distances over all attacks by sample, for each defense that has some."""
-    return {str(name): by_sample(own, "distance") for name, own in run.smallest(norm).groupby("defense")}
-
-
-@once_per_run
-def gaps_of(run: Run, norm: NormName, defense: str) -> list[str]:
+def gaps_of(run: NormRun, defense: str) -> list[str]:
     """Returns the attacks on a defense whose cell has not run or lacks valid results, each with its problem.
 
     A missing result counts only on images for which another attack has a valid result. If no attack has any, it counts
     on all images.
     """
-    distances = smallest_of(run, norm).get(defense, pd.Series(dtype=float))
+    distances = run.distances.get(defense, pd.Series(dtype=float))
     unknown = distances.index[distances.isna()]
     samples = unknown[:0] if len(unknown) == len(distances) else unknown
-    gaps = ((row, problem_of(run, norm, row, defense, samples)) for row in run.attack_rows(norm))
+    gaps = ((row, problem_of(run, row, defense, samples)) for row in run.rows)
     return [f"{row.label} {problem}" for row, problem in gaps if problem]
 
 
-def problem_of(run: Run, norm: NormName, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
+def problem_of(run: NormRun, row: AttackRow, defense: str, passed_over: Collection[int] = ()) -> str:
     """Returns what is wrong with the cell of an attack on a defense; empty if there is no cell, or no problem.
 
     The text says that the cell has not run, or counts its images without a valid result. Samples in ``passed_over`` are
@@ -41,10 +37,8 @@ def problem_of(run: Run, norm: NormName, row: AttackRow, defense: str, passed_ov
     """
     if defense not in row.cells:
         return ""
-    records = run.cell_records(row.cells[defense])
-    if records is None:
-        return "not run yet"
-    return invalid(records, norm, passed_over)
+    records = run.records_of(row, defense)
+    return NOT_RUN if records is None else invalid(records, run.norm, passed_over)
 
 
 def invalid(records: pd.DataFrame, norm: NormName, passed_over: Collection[int] = ()) -> str:
@@ -59,3 +53,24 @@ def invalid(records: pd.DataFrame, norm: NormName, passed_over: Collection[int] 
         for status, reason in zip(records["status"][unknown], records["reason"][unknown], strict=True)
     ]
     return "; ".join(f"{kind} ({count}/{len(records)})" for kind, count in Counter(kinds).items())
+
+
+def shortfall(records: pd.DataFrame, norm: NormName) -> tuple[str, ...]:
+    """Returns the footnotes of a number computed over records of which some have no distance.
+
+    The first one reads like ``4 of 5, 1 failed (non_finite)``. Reasons that it shortens follow in full.
+    """
+    unknown = np.isnan(records[norm.lower()].to_numpy(float))
+    if not unknown.any():
+        return ()
+    missing = records[unknown]
+    reasons = missing["reason"].str.partition(":")[0]
+    kinds = Counter(zip(missing["status"], reasons, strict=True))
+    counts = [f"{count} {status}{f' ({reason})' if reason else ''}" for (status, reason), count in kinds.items()]
+    return f"{len(records) - len(missing)} of {len(records)}, {', '.join(counts)}", *details(records, norm)
+
+
+def details(records: pd.DataFrame, norm: NormName) -> tuple[str, ...]:
+    """Returns in full the reasons that `invalid` and `shortfall` shorten."""
+    reasons = records.loc[records[norm.lower()].isna(), "reason"]
+    return tuple(reasons[reasons.str.contains(":")].unique())

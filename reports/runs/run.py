@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple, Unpack
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,25 +18,10 @@ from bench.ledger.loading import load_clean, load_ledger, load_studies
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import reader
+from reports.runs.norm_run import NormRun
+from reports.runs.rows import AttackRow
 from reports.statistics.brackets import brackets
-from reports.statistics.records import CellFacts, cell_facts, clean_distances, smallest_adversarials
-
-Others = TypeVarTuple("Others")
-Answer = TypeVar("Answer")
-
-
-def once_per_run(function: Callable[[Run, Unpack[Others]], Answer]) -> Callable[[Run, Unpack[Others]], Answer]:
-    """Caches in a run what a function of the run and of hashable positional arguments returned."""
-
-    @wraps(function)
-    def remembered(run: Run, /, *arguments: *Others) -> Answer:
-        key = (function, arguments)
-        if key not in run.memory:
-            run.memory[key] = function(run, *arguments)
-        answer: Answer = run.memory[key]
-        return answer
-
-    return remembered
+from reports.statistics.records import CellFacts, by_sample, cell_facts, clean_distances, smallest_adversarials
 
 
 @dataclass(frozen=True)
@@ -50,8 +35,7 @@ class Run:
         adversarials: maps a cell's id to its adversarial images, (S, C, H, W) float32; zeros if none was found.
         studies: maps a kind of study (`bench.studies.study`) to its records.
         study_images: maps a study's id to its images, (M, C, H, W) float32.
-        chosen: the attacks that a selection kept; None for a whole run.
-        memory: the cache of `once_per_run`.
+        chosen: names of the attacks that were selected from the run; None for all of them.
     """
 
     records: pd.DataFrame
@@ -61,7 +45,6 @@ class Run:
     studies: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     study_images: Callable[[str], NDArray[np.float32]] = lambda study: np.empty((0, 1, 1, 1), np.float32)
     chosen: tuple[str, ...] | None = None
-    memory: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def dataset(self) -> str:
@@ -94,29 +77,10 @@ class Run:
         """Returns the epsilon at which accuracies are stated."""
         return self.manifest.thresholds[norm]
 
-    @once_per_run
-    def attack_rows(self, norm: NormName) -> list[AttackRow]:
-        """Returns the rows of a table of ``norm``: each attack once, but a bounded attack once per epsilon."""
-        cells: dict[str, dict[float | None, dict[str, str]]] = {}
-        for cell in self.manifest.cells:
-            if cell.norm == norm:
-                cells.setdefault(cell.attack, {}).setdefault(cell.epsilon, {})[cell.defense] = cell.id
-        reasons: dict[str, dict[str, str]] = {}
-        for gap in self.manifest.not_applicable:
-            if gap.norm == norm:
-                reasons.setdefault(gap.attack, {})[gap.defense] = gap.reason
-        return [
-            AttackRow(attack.name, attack.access, epsilon, of_defense, reasons.get(attack.name, {}))
-            for attack in self.manifest.attacks
-            if attack.name in cells or attack.name in reasons
-            for epsilon, of_defense in cells.get(attack.name, {None: {}}).items()
-        ]
-
-    @once_per_run
-    def defenses_in(self, norm: NormName) -> list[str]:
-        """Returns the defenses for which an attack in ``norm`` is planned or not applicable."""
-        rows = self.attack_rows(norm)
-        return [name for name in self.defenses if any(row.concerns(name) for row in rows)]
+    @cached_property
+    def in_norms(self) -> dict[NormName, NormRun]:
+        """The run in each of its norms."""
+        return {norm: self._in_norm(norm) for norm in self.norms}
 
     @cached_property
     def clean_distances(self) -> dict[str, pd.Series]:
@@ -125,31 +89,10 @@ class Run:
         return {str(name): clean_distances(own) for name, own in columns.groupby("defense")}
 
     @cached_property
-    def cells(self) -> dict[str, CellEntry]:
-        """The manifest's entries of cells, keyed by id."""
-        return {cell.id: cell for cell in self.manifest.cells}
-
-    def cells_of(self, defense: str, norm: NormName | None = None) -> list[str]:
-        """Returns the ids of the cells of a defense, in one norm or in all."""
-        own = (cell for cell in self.manifest.cells if cell.defense == defense)
-        return [cell.id for cell in own if norm in (None, cell.norm)]
-
-    @cached_property
     def facts(self) -> dict[str, CellFacts]:
         """`reports.statistics.records.cell_facts`, for each cell that has run."""
         return cell_facts(self.records)
 
-    def records_against(self, defense: str, norm: NormName, columns: list[str]) -> pd.DataFrame:
-        """Returns some columns of the records of all attacks on a defense in a norm."""
-        rows = np.asarray(self._places.get((defense, norm), ()), dtype=np.intp)
-        return self.records[columns].iloc[rows]
-
-    @once_per_run
-    def smallest(self, norm: NormName) -> pd.DataFrame:
-        """Returns `reports.statistics.records.smallest_adversarials` of the run's records."""
-        return smallest_adversarials(self.records, norm)
-
-    @once_per_run
     def brackets(self, norm: NormName) -> pd.DataFrame:
         """Returns `reports.statistics.brackets.brackets` of the run's records and studies."""
         return brackets(
@@ -168,6 +111,43 @@ class Run:
         """Returns the records of one cell, or None if the cell has not run."""
         return self._cells.get(cell)
 
+    def _in_norm(self, norm: NormName) -> NormRun:
+        rows = self._attack_rows(norm)
+        smallest = smallest_adversarials(self.records, norm)
+        return NormRun(
+            norm=norm,
+            threshold=self.threshold(norm),
+            rows=rows,
+            defenses=[name for name in self.defenses if any(row.concerns(name) for row in rows)],
+            entries={cell.id: cell for cell in self.manifest.cells if cell.norm == norm},
+            records={cell: self._cells[cell] for row in rows for cell in row.cells.values() if cell in self._cells},
+            facts=self.facts,
+            smallest=smallest,
+            distances={str(name): by_sample(own, "distance") for name, own in smallest.groupby("defense")},
+            randomized=self.randomized,
+            resubmissions=self.manifest.resubmissions,
+            unrolled=[defense.name for defense in self.manifest.defenses if defense.unrolled],
+            all_records=self.records,
+            places=self._places,
+        )
+
+    def _attack_rows(self, norm: NormName) -> list[AttackRow]:
+        """Returns the rows of a table of ``norm``: each attack once, but a bounded attack once per epsilon."""
+        cells: dict[str, dict[float | None, dict[str, str]]] = {}
+        for cell in self.manifest.cells:
+            if cell.norm == norm:
+                cells.setdefault(cell.attack, {}).setdefault(cell.epsilon, {})[cell.defense] = cell.id
+        reasons: dict[str, dict[str, str]] = {}
+        for gap in self.manifest.not_applicable:
+            if gap.norm == norm:
+                reasons.setdefault(gap.attack, {})[gap.defense] = gap.reason
+        return [
+            AttackRow(attack.name, attack.access, epsilon, of_defense, reasons.get(attack.name, {}))
+            for attack in self.manifest.attacks
+            if attack.name in cells or attack.name in reasons
+            for epsilon, of_defense in cells.get(attack.name, {None: {}}).items()
+        ]
+
     @cached_property
     def _places(self) -> Mapping[Any, Any]:
         """Positions of the records of each defense and norm."""
@@ -182,34 +162,6 @@ class Run:
             together = last - first + 1 == len(rows)
             found[str(cell)] = self.records.iloc[first : last + 1] if together else self.records.iloc[rows]
         return found
-
-
-@dataclass(frozen=True, eq=False)
-class AttackRow:
-    """One attack against every defense, at one epsilon if the attack is bounded. Rows compare by identity.
-
-    Attributes:
-        attack: the attack's name.
-        access: what the attack may ask of a defense.
-        epsilon: radius of the ball that the attack is bounded to; None for a minimal attack.
-        cells: id of the cell, for each defense that has one.
-        not_applicable: the reason, for each defense that the attack cannot be run against.
-    """
-
-    attack: str
-    access: str
-    epsilon: float | None
-    cells: Mapping[str, str]
-    not_applicable: Mapping[str, str]
-
-    def concerns(self, defense: str) -> bool:
-        """True if the matrix has a cell for this attack on the defense, or states that the attack is not applicable."""
-        return defense in self.cells or defense in self.not_applicable
-
-    @property
-    def label(self) -> str:
-        """The row's heading."""
-        return self.attack if self.epsilon is None else f"{self.attack} (ε={self.epsilon:g})"
 
 
 def load_run(directory: Path) -> Run:

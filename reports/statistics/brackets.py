@@ -11,7 +11,7 @@ from bench.contracts.norms import NormName
 from reports.statistics.records import smallest_adversarials
 from reports.statistics.significance import holm
 
-REFUTED = 0.001
+REFUTATION_LEVEL = 0.001
 """Significance level of the test on fresh draws that refutes certificates of a randomized defense.
 
 It holds for all certificates of a defense and norm together.
@@ -61,8 +61,8 @@ def brackets(
 def significant_errors(refutations: pd.DataFrame | None, norm: NormName) -> pd.Series:
     """Tests, by draws, whether images are misclassified more often than not.
 
-    Each sample gets a one-sided exact binomial test at level `REFUTED`. Holm's method adjusts for the tested samples of
-    the same defense and norm.
+    Each sample gets a one-sided exact binomial test at level `REFUTATION_LEVEL`. Holm's method adjusts for the tested
+    samples of the same defense and norm.
 
     Returns:
         bool, indexed by defense and sample; empty if nothing was tested.
@@ -72,4 +72,4 @@ def significant_errors(refutations: pd.DataFrame | None, norm: NormName) -> pd.S
         return nothing
     own = refutations[(refutations["norm"] == norm) & (refutations["draws"] > 0)]
     p = pd.Series(binom.sf(own["errors"] - 1, own["draws"], 0.5), index=[own["defense"], own["sample"]])
-    return p.groupby(level=0).transform(holm) < REFUTED if len(p) else nothing
+    return p.groupby(level=0).transform(holm) < REFUTATION_LEVEL if len(p) else nothing

@@ -11,6 +11,9 @@ from scipy.stats import binom, chi2
 
 from reports.statistics.distances import FloatArray
 
+SIGNIFICANCE_LEVEL = 0.01
+"""Significance level of the tests between defenses and between runs, as in the papers."""
+
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     """Returns the p-value of McNemar's exact test that two defenses survive equally often on the same samples.

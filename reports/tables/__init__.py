@@ -1,1 +1,1 @@
-"""Tables: statistics laid out in rows and columns, ready for any renderer."""
+"""Tables: numbers laid out in rows and columns, ready for any renderer. Each module is one table, found by scanning."""

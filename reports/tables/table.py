@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
+
+from reports.statistics.estimates import Estimate
 
 
 @dataclass(frozen=True)
@@ -13,10 +15,10 @@ class Quantity:
     """A quantity: one of the numbers in a table's cells. Shares and p-values are fractions in [0, 1].
 
     Attributes:
-        name: its name in data files.
+        name: its name in cells and in data files.
         decimals: number of digits after the point, in print.
         percent: whether it is printed as a percentage.
-        interval: whether two more numbers follow it, the ends of its confidence interval.
+        interval: whether the ends of its confidence interval are shown.
     """
 
     name: str
@@ -26,32 +28,24 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell: what one place of a table says.
+class TableCell:
+    """What one place of a table says.
 
     Attributes:
-        values: the numbers of the table's quantities, NaN where one does not apply; empty if the cell has none.
+        values: the number of each of the table's quantities that applies, by name.
         text: what is shown instead of numbers.
-        significant: whether the cell is set off in print, as the caption explains.
         notes: footnotes.
         doubts: footnotes behind a dagger that say why the numbers may be too good.
-        published: a publication's numbers for the same quantities, NaN where it has none; empty if there are none.
+        published: a publication's numbers for the same quantities, by name.
+        significant: whether the cell is set off in print, as the caption explains.
     """
 
-    values: tuple[float, ...] = ()
+    values: Mapping[str, Estimate] = field(default_factory=dict)
     text: str = ""
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    published: tuple[float, ...] = ()
+    published: Mapping[str, float] = field(default_factory=dict)
     significant: bool = False
-
-
-@dataclass(frozen=True)
-class Published:
-    """A publication's numbers for a cell, NaN where it has none, and their footnotes."""
-
-    values: tuple[float, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +56,9 @@ class Table:
         name: stem of its files and of its LaTeX label.
         title: a few words.
         caption: what the numbers are and what they were measured on.
-        frame: the cells. The index holds the row labels, and its name is their heading. The columns are the column
-            labels.
-        quantities: the quantities that the cells' values hold, in this order.
+        frame: the cells (`TableCell`). The index holds the row labels, and its name is their heading. The columns are
+            the column labels.
+        quantities: the quantities of the cells, in the order of print.
         prose: columns that hold running text.
         rules: positions of the rows that are set off from the row above.
     """
@@ -77,16 +71,21 @@ class Table:
     prose: tuple[str, ...] = ()
     rules: tuple[int, ...] = ()
 
-    def row(self, label: str) -> dict[str, Cell]:
+    def row(self, label: str) -> dict[str, TableCell]:
         """Returns the cells of a row by column label."""
-        cells: list[Cell] = self.frame.iloc[list(self.frame.index).index(label)].tolist()
+        cells: list[TableCell] = self.frame.iloc[list(self.frame.index).index(label)].tolist()
         return dict(zip(map(str, self.frame.columns), cells, strict=True))
 
 
-def laid_out(heading: str, columns: list[str], rows: Mapping[str, list[Cell]]) -> pd.DataFrame:
+def laid_out(heading: str, columns: Sequence[str], rows: Mapping[str, Sequence[TableCell]]) -> pd.DataFrame:
     """Returns a table's frame, built from its rows by label."""
-    index = pd.Index(list(rows), name=heading)
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
+    return listed(heading, columns, list(rows.items()))
+
+
+def listed(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequence[TableCell]]]) -> pd.DataFrame:
+    """Returns a table's frame, built from labels and rows; several rows may have the same label."""
+    index = pd.Index([label for label, _ in rows], name=heading)
+    return pd.DataFrame([list(cells) for _, cells in rows], index=index, columns=list(columns), dtype=object)
 
 
 def sentences(*texts: str) -> str:

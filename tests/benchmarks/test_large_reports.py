@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import INF, RunMaker
+from synthetic_runs import INF, RunMaker, lawful
 
 from bench.ledger.files import write_cell
 from bench.ledger.manifest_file import write_manifest
@@ -15,6 +16,8 @@ from bench.ledger.reader import write_clean
 from bench.ledger.schema import ledger_dir
 
 THRESHOLDS = {"L2": 1.5, "Linf": 0.3}
+LARGEST = {"L2": 2.0, "Linf": 1.0}
+"""Distances that no two images of four pixels exceed."""
 MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
@@ -36,10 +39,12 @@ def write_ledger(folder, defenses, attacks, samples):
         for place, defense in enumerate(maker.defenses):
             for norm, threshold in THRESHOLDS.items():
                 distances = threshold * random.gamma(2, 0.4 + 0.1 * place / defenses, samples)
+                distances = np.minimum(distances, LARGEST[norm])
                 distances[random.random(samples) < 0.05] = INF
                 distances[random.random(samples) < 0.02] = 0
                 maker.cell(defense, f"a{attack}", norm, distances)
-                write_cell(ledger_dir(folder) / maker.cells[-1]["file"], maker.frames.pop(), images, {})
+                records = lawful(replace(maker.make(images), records=maker.frames.pop()))
+                write_cell(ledger_dir(folder) / maker.cells[-1]["file"], records, images, {})
     maker.frames.append(pd.DataFrame())
     name = write_clean(folder, images, np.arange(samples) % 10)
     write_manifest(folder, maker.make(images).manifest.model_copy(update={"images": name}))

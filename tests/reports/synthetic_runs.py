@@ -104,6 +104,7 @@ class RunMaker:
         columns = {
             **self._study("refutation", defense, norm, len(errors)),
             "status": "tested",
+            "reason": "",
             "lower_bound": 1.0,
             "distance": 0.5,
             "errors": errors,

@@ -16,7 +16,7 @@ from bench.planning.files import build_matrix, read_matrix
 from bench.plugins.registry import Registry
 from bench.studies.catalog import STUDIES
 from bench.training.loading import make_defense
-from reports.tables.sweeps import SWEEP_LENGTH
+from reports.measures.sweeps import SWEEP_LENGTH
 
 REFERENCE = [f"{name}.method='coordinate'" for name in Registry().names("attacks") if name.endswith("_ge")]
 """Gradient estimation as in Schott et al. 2019, section 5; all else at the attacks' defaults."""

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from reading import table_of
 from synthetic_runs import INF, NAN, RunMaker
 
-from reports.evidence.masking import (
+from reports.evidence.masking import evidence
+from reports.evidence.signs import (
     BEATEN,
     CUT_SHORT,
     FAILED,
@@ -20,13 +22,7 @@ from reports.evidence.masking import (
     UNBROKEN,
     USELESS_GRADIENTS,
     VANISHED,
-    evidence,
 )
-from reports.tables.appendix import masking_table
-from reports.tables.pairwise import mcnemar_table
-from reports.tables.ranking import ranking_table
-from reports.tables.strength import strength_table
-from reports.tables.summary import summary_table
 
 FOUND = [1.0] * 10
 ATTACKS = {"pgd": "gradient", "boundary": "decision", "pgd_ball": "gradient", "square_ball": "score"}
@@ -53,7 +49,7 @@ def doubts(made):
 def test_a_sound_run_has_no_doubts():
     made = make(pgd=(FOUND, {}), pgd_ball=([INF] * 5 + [1.5] * 5, {}), boundary=([2.0] * 10, {}))
     assert doubts(made) == []
-    table = masking_table(made)
+    table = table_of(made, "masking")
     assert len(table.frame) == 0
     assert table.caption.endswith("Nothing was found.")
 
@@ -326,10 +322,10 @@ def test_each_number_of_a_randomized_defense_judged_by_the_old_rule_says_so():
         ("eabs", "pgd", OLD_RULE, "1 of 1 cells"),
         ("eabs", "boundary", OLD_RULE, "1 of 1 cells"),
     ]
-    for table in (summary_table(made, "L2"), strength_table(made, "L2"), ranking_table(made, "L2")):
+    for table in (table_of(made, "summary", "L2"), table_of(made, "strength", "L2"), table_of(made, "ranking", "L2")):
         assert {cell.doubts for cell in table.frame["eabs"]} == {(OLD_RULE,)}
         assert {cell.doubts for cell in table.frame["cnn"]} == {()}
-    assert mcnemar_table(made, "L2").frame.loc["eabs", "cnn"].doubts == (f"eabs: {OLD_RULE}",)
+    assert table_of(made, "mcnemar", "L2").frame.loc["eabs", "cnn"].doubts == (f"eabs: {OLD_RULE}",)
     maker.schema = 3
     maker.cells.clear()
     maker.frames.clear()
@@ -414,7 +410,7 @@ def test_numbers_wear_daggers_with_reasons():
     maker.cell("abs", "pgd", "L2", [INF] + [1.0] * 9, useless_gradients=1.0)
     maker.cell("abs", "boundary", "L2", np.full(10, 0.5))
     made = maker.make()
-    summary, mcnemar = summary_table(made, "L2").frame, mcnemar_table(made, "L2").frame
+    summary, mcnemar = table_of(made, "summary", "L2").frame, table_of(made, "mcnemar", "L2").frame
     assert summary.loc["pgd", "abs"].doubts == (USELESS_GRADIENTS,)
     assert summary.loc["boundary", "abs"].doubts == ()
     assert summary.loc["All L2 attacks", "abs"].doubts == (USELESS_GRADIENTS, BEATEN, UNBROKEN)
@@ -424,7 +420,7 @@ def test_numbers_wear_daggers_with_reasons():
         f"abs: {BEATEN}",
         f"abs: {UNBROKEN}",
     )
-    rows = masking_table(made).frame
+    rows = table_of(made, "masking").frame
     texts = [(defense, *(cell.text for cell in row)) for defense, row in zip(rows.index, rows.to_numpy(), strict=True)]
     assert texts == [
         ("abs", "L2", USELESS_GRADIENTS, "all attacks: 100% of the derivatives, pgd: 100% of the derivatives"),

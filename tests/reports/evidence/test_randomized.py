@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
+from reading import table_of, values
 from statsmodels.stats.proportion import proportion_confint
 from synthetic_runs import INF, NAN, RunMaker, every_status, replaced
 
+from reports.measures.measure import measure
+from reports.render.csv import to_csv
 from reports.render.leaderboard import leaderboard
-from reports.render.renderers import print_numbers, to_csv
+from reports.render.printing import print_numbers
+from reports.statistics.estimates import MISSING
 from reports.statistics.protocols import share_interval
-from reports.tables.accuracies import accuracy_table
-from reports.tables.pairwise import baseline_table, mcnemar_table
-from reports.tables.strength import strength_table
-from reports.tables.summary import summary_table
 
 ALL = "All L2 attacks"
 
@@ -37,10 +37,10 @@ def maker():
 
 def protocols_of(run, row, defense="eabs"):
     """Majority, one draw and best of 10, each with its interval."""
-    table = strength_table(run, "L2")
+    table = table_of(run, "strength", "L2")
     assert [q.name for q in table.quantities] == ["median", "accuracy", "one draw", "best of 10", "passes", "seconds"]
-    values = table.row(row)[defense].values
-    return values[3:6], values[6:9], values[9:12]
+    shown = table.row(row)[defense].values
+    return tuple(shown.get(name, MISSING) for name in ("accuracy", "one draw", "best of 10"))
 
 
 def test_an_attack_is_judged_by_majority_one_draw_and_best_of_n(maker):
@@ -90,21 +90,21 @@ def test_of_a_deterministic_defense_the_protocols_are_its_accuracy_and_stand_now
     majority, *others = protocols_of(maker.make(), "a", "cnn")
     assert majority[0] == 0.5
     assert np.isnan(others).all()
-    table = strength_table(maker.make(), "L2")
+    table = table_of(maker.make(), "strength", "L2")
     text = print_numbers(table.row("a")["cnn"].values, table.quantities)
     assert text.endswith("50% [15%, 85%] / 140 / 0.50")
 
 
 def test_without_randomized_defenses_nothing_is_said_of_them():
     run = every_status()
-    for table in (summary_table(run, "L2"), strength_table(run, "L2"), mcnemar_table(run, "L2")):
+    for table in (table_of(run, "summary", "L2"), table_of(run, "strength", "L2"), table_of(run, "mcnemar", "L2")):
         assert "andomized" not in table.caption
         assert "one draw" not in to_csv(table)
 
 
 def test_the_protocols_are_explained_with_the_number_of_resubmissions(maker):
     run = replaced(maker.make(), resubmissions=5)
-    table = strength_table(run, "L2")
+    table = table_of(run, "strength", "L2")
     assert "best of 5 the expected share of samples for which all of 5 submissions are answered right" in table.caption
     assert "eabs best of 5 low" in to_csv(table)
     assert "eabs one draw" in to_csv(table)
@@ -113,30 +113,30 @@ def test_the_protocols_are_explained_with_the_number_of_resubmissions(maker):
 def test_each_cells_bound_and_that_of_a_row_of_several_are_stated(maker):
     run = maker.make()
     for table in (
-        summary_table(run, "L2"),
-        strength_table(run, "L2"),
-        mcnemar_table(run, "L2"),
-        baseline_table(run, "L2", "cnn"),
-        accuracy_table(run, {"L2": summary_table(run, "L2")}, {"L2": strength_table(run, "L2")}),
+        table_of(run, "summary", "L2"),
+        table_of(run, "strength", "L2"),
+        table_of(run, "mcnemar", "L2"),
+        table_of(run, "baseline", "L2", baseline="cnn"),
+        table_of(run, "accuracy"),
     ):
         assert "below one half with probability at most α = 0.1 %; a row over m cells does so with at most m α." in (
             table.caption
         )
     notes = ("over m = 2 cells: broken by mistake with probability at most m α = 0.2 % per sample",)
-    assert summary_table(run, "L2").row(ALL)["eabs"].notes == notes
-    assert strength_table(run, "L2").row(ALL)["eabs"].notes == notes
-    assert summary_table(run, "L2").row(ALL)["cnn"].notes == ()
+    assert table_of(run, "summary", "L2").row(ALL)["eabs"].notes == notes
+    assert table_of(run, "strength", "L2").row(ALL)["eabs"].notes == notes
+    assert table_of(run, "summary", "L2").row(ALL)["cnn"].notes == ()
 
 
 def test_cells_that_have_not_run_are_not_in_the_bound(maker):
     maker.attack("c", ["L2"])
     maker.cell("eabs", "c", "L2")
-    assert any("m = 2 cells" in note for note in summary_table(maker.make(), "L2").row(ALL)["eabs"].notes)
+    assert any("m = 2 cells" in note for note in table_of(maker.make(), "summary", "L2").row(ALL)["eabs"].notes)
 
 
 def test_what_not_found_says_of_a_randomized_defense_is_stated(maker):
     run = maker.make()
-    for table in (summary_table(run, "L2"), strength_table(run, "L2")):
+    for table in (table_of(run, "summary", "L2"), table_of(run, "strength", "L2")):
         assert "no tested candidate reaches P(misclassified) = .65" in table.caption
         assert "one between .5 and .65 may be given up (p = .55: in 75 % of cases)" in table.caption
 
@@ -148,13 +148,13 @@ def test_undecided_images_are_counted_and_not_broken():
         a=([INF, INF, 1.0, INF], {"status": undecided}),
         b=([1.0, INF, INF, INF], {"status": ["found"] + ["not_found"] * 3}),
     ).make()
-    shown = summary_table(run, "L2")
-    assert shown.row("a")["eabs"].values[1] == 0.75
+    shown = table_of(run, "summary", "L2")
+    assert values(shown.row("a")["eabs"])["accuracy"] == 0.75
     assert shown.row("a")["eabs"].notes == ("2 of 4 undecided",)
     assert shown.row("b")["eabs"].notes == ()
-    assert shown.row(ALL)["eabs"].values[1] == 0.5
+    assert values(shown.row(ALL)["eabs"])["accuracy"] == 0.5
     assert shown.row(ALL)["eabs"].notes[0] == "1 of 4 undecided"
-    assert strength_table(run, "L2").row("a")["eabs"].notes == ("2 of 4 undecided",)
+    assert table_of(run, "strength", "L2").row("a")["eabs"].notes == ("2 of 4 undecided",)
 
 
 def test_a_run_of_the_old_schema_has_no_protocols_and_no_bound(maker):
@@ -163,6 +163,6 @@ def test_a_run_of_the_old_schema_has_no_protocols_and_no_bound(maker):
     maker.frames.clear()
     maker.cell("eabs", "a", "L2", [INF] * 4)
     run = maker.make()
-    assert [q.name for q in strength_table(run, "L2").quantities] == ["median", "accuracy", "passes", "seconds"]
-    assert "α" not in summary_table(run, "L2").caption
-    assert leaderboard(run, "L2")["resubmissions"] is None
+    assert [q.name for q in table_of(run, "strength", "L2").quantities] == ["median", "accuracy", "passes", "seconds"]
+    assert "α" not in table_of(run, "summary", "L2").caption
+    assert leaderboard(measure(run), measure(run).norms["L2"])["resubmissions"] is None

@@ -5,6 +5,7 @@ from dataclasses import replace
 import matplotlib.image
 import numpy as np
 import pytest
+from reading import facts
 from synthetic_runs import INF, NAN, RunMaker
 
 from reports.figures.gallery import (
@@ -37,30 +38,32 @@ def run():
 
 
 def test_it_shows_the_runs_first_sample_of_each_of_its_first_labels(run):
-    assert [clean.lines for clean, _ in gallery(run, "L2").rows] == [(f"label {label}",) for label in range(6)]
+    assert [clean.lines for clean, _ in gallery(run, facts(run, "L2")).rows] == [
+        (f"label {label}",) for label in range(6)
+    ]
 
 
 def test_clean_images_are_the_runs(run):
-    clean, _ = gallery(run, "L2").rows[1]
+    clean, _ = gallery(run, facts(run, "L2")).rows[1]
     np.testing.assert_allclose(pixels(clean.sources[0])[..., 0], run.clean[1, 0], atol=0.5 / 255 + 1e-6)
 
 
 def test_an_adversarial_is_the_nearest_attacks(run):
-    picture = gallery(run, "L2").rows[1][1][0]
+    picture = gallery(run, facts(run, "L2")).rows[1][1][0]
     assert picture.lines == ("seen as 2", "L2 1.23")
     assert picture.alternative == "image 1, cnn: seen as 2 at distance L2 1.23, by b"
     assert (pixels(picture.sources[0])[..., :3] == 1).all()
 
 
 def test_beside_it_stands_what_was_added_stretched_around_grey(run):
-    adversarial, added = gallery(run, "L2").rows[1][1][0].images
+    adversarial, added = gallery(run, facts(run, "L2")).rows[1][1][0].images
     np.testing.assert_array_equal(added, difference(run.clean[1], adversarial))
     np.testing.assert_allclose(difference(np.zeros((1, 1, 2)), np.array([[[0.1, -0.05]]])), [[[1.0, 0.25]]])
     np.testing.assert_allclose(difference(run.clean[1], run.clean[1]), 0.5)
 
 
 def test_a_quantile_shows_the_clean_image_the_adversarial_and_the_difference(run):
-    nearest = quantile_gallery(run, "L2").rows[0][1][0]
+    nearest = quantile_gallery(run, facts(run, "L2")).rows[0][1][0]
     clean, adversarial, added = nearest.images
     sample = int(nearest.alternative.split("image ")[1].split(":")[0])
     np.testing.assert_array_equal(clean, run.clean[sample])
@@ -72,13 +75,13 @@ def test_a_quantile_shows_the_clean_image_the_adversarial_and_the_difference(run
     [(0, ("seen as 1", "clean error")), (2, ("none found",)), (3, ("unknown:", "attacks failed"))],
 )
 def test_a_sample_without_an_adversarial_says_why(run, sample, lines):
-    picture = gallery(run, "L2").rows[sample][1][0]
+    picture = gallery(run, facts(run, "L2")).rows[sample][1][0]
     assert picture.lines == lines
     assert bool(picture.images) == (sample == 0)
 
 
 def test_a_defense_that_has_not_run_has_an_empty_column(run):
-    gallery_ = gallery(run, "L2")
+    gallery_ = gallery(run, facts(run, "L2"))
     assert gallery_.defenses == ["cnn", "abs"]
     assert {pictures[1].lines for _, pictures in gallery_.rows} == {("no results",)}
 
@@ -96,7 +99,7 @@ def test_quantiles_go_from_each_defenses_nearest_to_its_farthest():
     maker.attack("a", ["L2"])
     maker.cell("cnn", "a", "L2", [0, 5.0, 1.0, 3.0, 2.0, 4.0, INF])
     maker.cell("abs", "a", "L2", [INF] * 7)
-    shown = quantile_gallery(maker.make(), "L2")
+    shown = quantile_gallery(maker.make(), facts(maker.make(), "L2"))
     assert [pictures[0].lines[1] for _, pictures in shown.rows] == ["L2 1", "L2 2", "L2 3", "L2 4", "L2 5"]
     assert [heading.lines[0] for heading, _ in shown.rows] == ["nearest", "25%", "median", "75%", "farthest"]
     assert {pictures[1].lines for _, pictures in shown.rows} == {("no results",)}
@@ -124,7 +127,7 @@ def test_reconstructions_stand_beside_images_and_adversarials():
 
 
 def test_a_gallery_for_print_has_a_picture_for_each_place(run):
-    (axes,) = gallery_figure(gallery(run, "L2")).axes
+    (axes,) = gallery_figure(gallery(run, facts(run, "L2"))).axes
     texts = [text.get_text() for text in axes.texts]
     assert texts[:3] == ["clean", "cnn", "abs"]
     assert "seen as 2\nL2 1.23" in texts

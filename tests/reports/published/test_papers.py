@@ -7,12 +7,8 @@ attacks, McNemar's test between models.
 from math import comb
 
 import pytest
+from reading import table_of, tables_of, values
 from synthetic_runs import INF, RunMaker
-
-from reports.tables.accuracies import ablation_tables, accuracy_table
-from reports.tables.pairwise import mcnemar_table
-from reports.tables.strength import strength_table
-from reports.tables.summary import summary_table
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +36,14 @@ def schott():
     ],
 )
 def test_schott_et_al_table_1(schott, attack, defense, median, accuracy):
-    assert summary_table(schott, "L2").row(attack)[defense].values == pytest.approx((median, accuracy))
+    assert values(table_of(schott, "summary", "L2").row(attack)[defense]) == pytest.approx(
+        {"median": median, "accuracy": accuracy}
+    )
 
 
 def test_the_clean_error_counts_at_distance_0(schott):
-    assert summary_table(schott, "L2").row("clean")["cnn"].values[1] == pytest.approx(5 / 6)
-    assert summary_table(schott, "L2").row("clean")["abs"].values[1] == 1
+    assert values(table_of(schott, "summary", "L2").row("clean")["cnn"]) == pytest.approx({"accuracy": 5 / 6})
+    assert values(table_of(schott, "summary", "L2").row("clean")["abs"]) == {"accuracy": 1}
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +64,9 @@ def ju():
     return maker.make()
 
 
-def accuracies(run):
-    return accuracy_table(run, {"L2": summary_table(run, "L2")}, {"L2": strength_table(run, "L2")})
-
-
 @pytest.mark.parametrize(("defense", "alive"), [("cnn", 11), ("adv_l2", 23), ("eabs", 24)])
 def test_ju_and_wagner_table_1(ju, defense, alive):
-    accuracy, low, high = accuracies(ju).row("pgd:bounded (ε=1.5), L2")[defense].values
+    accuracy, low, high = table_of(ju, "accuracy").row("pgd:bounded (ε=1.5), L2")[defense].values["accuracy"]
     assert accuracy == pytest.approx(alive / 30)
     # Wilson: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, n = 30.
     z2 = 1.959964**2
@@ -82,13 +76,15 @@ def test_ju_and_wagner_table_1(ju, defense, alive):
 
 
 def test_mcnemar_between_models(ju):
-    table = mcnemar_table(ju, "L2")
+    table = table_of(ju, "mcnemar", "L2")
     # eabs against cnn: 14 and 1 discordant, p = 2 (1 + 15) / 2^15; adv_l2 against cnn: 13 and 1, p = 2 (1 + 14) / 2^14;
     # eabs against adv_l2: 1 and 0, p = 1. Holm: 3 p, 2 p (which must not be less than the one before), 1.
     eabs_cnn, adv_cnn = 2 * (comb(15, 0) + comb(15, 1)) / 2**15, 2 * (comb(14, 0) + comb(14, 1)) / 2**14
-    assert table.row("eabs")["cnn"].values == pytest.approx((eabs_cnn, 3 * eabs_cnn))
-    assert table.row("adv_l2")["cnn"].values == pytest.approx((adv_cnn, max(2 * adv_cnn, 3 * eabs_cnn)))
-    assert table.row("eabs")["adv_l2"].values == (1.0, 1.0)
+    assert values(table.row("eabs")["cnn"]) == pytest.approx({"p": eabs_cnn, "adjusted p": 3 * eabs_cnn})
+    assert values(table.row("adv_l2")["cnn"]) == pytest.approx(
+        {"p": adv_cnn, "adjusted p": max(2 * adv_cnn, 3 * eabs_cnn)}
+    )
+    assert values(table.row("eabs")["adv_l2"]) == {"p": 1.0, "adjusted p": 1.0}
     assert table.row("eabs")["cnn"].significant
     # Columns 11, 23, 24; rows with 3, 2, 1 or 0 survivors: 10, 13, 2, 5. Q = (K-1) (K Σ C² - T²) / (K T - Σ R²)
     q = 2 * (3 * (11**2 + 23**2 + 24**2) - 58**2) / (3 * 58 - (10 * 9 + 13 * 4 + 2 * 1))
@@ -96,15 +92,15 @@ def test_mcnemar_between_models(ju):
 
 
 def test_what_is_best_is_bold_only_where_it_differs_from_all_others(ju):
-    assert not any(cell.significant for cell in accuracies(ju).row("All L2 attacks").values())
+    assert not any(cell.significant for cell in table_of(ju, "accuracy").row("All L2 attacks").values())
     maker = RunMaker(["cnn", "eabs"], 30)
     maker.attack("pgd", ["L2"])
     maker.cell("cnn", "pgd", "L2", [1.0] * 30)
     maker.cell("eabs", "pgd", "L2", [1.0] * 20 + [2.0] * 10)  # 10 to 0: p = 2 / 2^10
     alone = maker.make()
-    assert summary_table(alone, "L2").row("pgd")["eabs"].significant
-    assert accuracies(alone).row("pgd, L2")["eabs"].significant
-    assert not accuracies(alone).row("pgd, L2")["cnn"].significant
+    assert table_of(alone, "summary", "L2").row("pgd")["eabs"].significant
+    assert table_of(alone, "accuracy").row("pgd, L2")["eabs"].significant
+    assert not table_of(alone, "accuracy").row("pgd, L2")["cnn"].significant
 
 
 def test_nothing_is_bold_beside_a_defense_that_nobody_knows():
@@ -113,14 +109,14 @@ def test_nothing_is_bold_beside_a_defense_that_nobody_knows():
     maker.cell("cnn", "pgd", "L2", [1.0] * 30)
     maker.cell("eabs", "pgd", "L2", [2.0] * 30)
     maker.cell("abs", "pgd", "L2")
-    assert not any(cell.significant for cell in summary_table(maker.make(), "L2").row("pgd").values())
+    assert not any(cell.significant for cell in table_of(maker.make(), "summary", "L2").row("pgd").values())
 
 
 def test_an_ablation_names_the_parts_and_begins_with_the_fewest(ju):
-    (table,) = ablation_tables(ju, accuracies(ju))
+    (table,) = tables_of(ju, "ablation")
     assert list(table.frame.index) == ["adv_l2", "eabs"]
     assert table.row("eabs")["parts"].text == "A, D, V"
-    assert table.row("eabs")["All L2 attacks"].values[0] == pytest.approx(24 / 30)
+    assert values(table.row("eabs")["All L2 attacks"]) == pytest.approx({"accuracy": 24 / 30})
 
 
 def test_an_ablation_leaves_out_norms_in_which_the_family_was_not_attacked():
@@ -130,7 +126,5 @@ def test_an_ablation_leaves_out_norms_in_which_the_family_was_not_attacked():
         maker.cell(defense, "pgd", norm, [1.0])
     maker.member("eabs", "E-ABS", "A", "D", "V")
     maker.member("ad_abs", "E-ABS", "A", "D")
-    run = maker.make()
-    tables = [{norm: made(run, norm) for norm in run.norms} for made in (summary_table, strength_table)]
-    (table,) = ablation_tables(run, accuracy_table(run, *tables))
+    (table,) = tables_of(maker.make(), "ablation")
     assert list(table.frame) == ["parts", "clean", "All L2 attacks"]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reading import table_of, values
 from synthetic_runs import every_status, random_answers
 
 import reports
 from bench.ledger.intervals import wilson_interval
+from reports.measures.measure import measure
 from reports.render.leaderboard import leaderboard
+from reports.runs.rows import all_attacks
 from reports.statistics.protocols import survival
-from reports.tables.cells import all_attacks
-from reports.tables.strength import strength_table
-from reports.tables.summary import summary_table
 
 SCRIPT = Path(reports.__file__).parent / "templates" / "leaderboard.js"
 pytestmark = pytest.mark.needs("node")
@@ -50,16 +50,18 @@ def test_survival_is_pythons():
     ("run", "norm"), [(every_status(), "L2"), (every_status(), "Linf"), (random_answers(), "Linf")]
 )
 def test_the_worst_case_over_all_attacks_is_the_tables(run, norm):
+    measured = measure(run)
     standings = computed(
-        "argument.defenses.map(d => standing(argument, argument.attacks, argument.epsilon, d))", leaderboard(run, norm)
+        "argument.defenses.map(d => standing(argument, argument.attacks, argument.epsilon, d))",
+        leaderboard(measured, measured.norms[norm]),
     )
-    cells, strengths = summary_table(run, norm).row(all_attacks(norm)), strength_table(run, norm).row(all_attacks(norm))
+    cells = table_of(run, "strength", norm).row(all_attacks(norm))
     for row in standings:
-        values = cells[row["name"]].values
-        if not values:
+        shown = values(cells[row["name"]])
+        if not shown:
             assert row["accuracy"] is None
             continue
-        median = float("nan") if row["median"] is None else float(row["median"])
-        assert (median, row["accuracy"]) == pytest.approx(values, nan_ok=True)
-        others = strengths[row["name"]].values[6:12:3] if row["name"] in run.randomized else [row["accuracy"]] * 2
+        median = None if row["median"] is None else float(row["median"])
+        assert (median, row["accuracy"]) == pytest.approx((shown.get("median"), shown["accuracy"]))
+        others = [shown.get(name, shown["accuracy"]) for name in ("one draw", "best of 10")]
         assert (row["oneDraw"], row["bestOf"]) == pytest.approx(tuple(others))

@@ -4,6 +4,7 @@ import math
 import shutil
 
 import pytest
+from reading import table_of
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -12,13 +13,12 @@ from selenium.webdriver.support.wait import WebDriverWait
 from synthetic_runs import RunMaker, every_defense, every_status, random_answers, replaced
 
 from bench.ledger.intervals import wilson_interval
-from reports.render.renderers import print_numbers
+from reports.render.printing import print_numbers
 from reports.report import write_run_report
+from reports.runs.rows import all_attacks
 from reports.runs.selection import selected
+from reports.statistics.estimates import Estimate
 from reports.statistics.protocols import survival
-from reports.tables.cells import all_attacks
-from reports.tables.strength import strength_table
-from reports.tables.summary import summary_table
 from reports.tables.table import Quantity
 
 pytestmark = pytest.mark.needs("chromium", "chromedriver")
@@ -85,7 +85,7 @@ def test_the_console_is_silent(page):
 def test_the_leaderboard_rounds_as_the_tables_do(page, value, quantity):
     script = "printed(100 * arguments[0], arguments[1]) + '%'" if quantity.percent else "printedDistance(...arguments)"
     shown = page.execute_script(f"return {script}", value, quantity.decimals)
-    assert shown == print_numbers((value,), (quantity,))
+    assert shown == print_numbers({quantity.name: Estimate(value)}, [quantity])
 
 
 @pytest.mark.parametrize(("survivors", "samples"), [(0, 1), (1, 1), (3, 40), (20, 40), (999, 1000), (5000, 10000)])
@@ -132,10 +132,10 @@ def leaderboard_rows(browser, norm="L2"):
 
 def printed(run, norm="L2"):
     """Accuracy and median of each defense in the summary's last row, as the leaderboard prints them."""
-    table = summary_table(run, norm)
+    table = table_of(run, "summary", norm)
     cells = table.row(all_attacks(norm))
     return {
-        name: tuple(print_numbers(values, table.quantities) for values in ((math.nan, cell.values[1]), cell.values[:1]))
+        name: tuple(print_numbers(cell.values, [quantity]) for quantity in reversed(table.quantities))
         for name, cell in cells.items()
     }
 
@@ -226,12 +226,14 @@ def random_page(browser, tmp_path):
 def protocols_printed(run):
     """Majority, one draw and best of 10 of each defense in the strength table's last row; of one that is deterministic
     all are the same."""
-    cells = strength_table(run, "Linf").row(all_attacks("Linf"))
-    numbers = {name: [cell.values[place] for place in (3, 6, 9)] for name, cell in cells.items()}
-    accuracy = (Quantity("accuracy", percent=True),)
+    cells = table_of(run, "strength", "Linf").row(all_attacks("Linf"))
+    protocols = [Quantity(name, percent=True) for name in ("accuracy", "one draw", "best of 10")]
     return {
-        name: [print_numbers((value if value == value else shown[0],), accuracy) for value in shown]
-        for name, shown in numbers.items()
+        name: [
+            print_numbers({each.name: cell.values.get(each.name, cell.values["accuracy"])}, [each])
+            for each in protocols
+        ]
+        for name, cell in cells.items()
     }
 
 

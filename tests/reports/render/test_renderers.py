@@ -1,72 +1,46 @@
 """Renderers are guarded by golden files. To write them anew, after looking at the difference:
 
-ASSAY_WRITE_GOLDEN=1 pytest tests/reports/test_render.py
+ASSAY_WRITE_GOLDEN=1 pytest tests/reports/render/test_renderers.py
 """
 
-import io
 import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from synthetic_runs import INF, NAN, every_defense, every_status, random_answers, studied
+from reading import estimates, one_cell, table_of, tables_of
+from synthetic_runs import every_defense, every_status, random_answers, studied
 
-from reports.published.numbers import PAPERS, published_numbers
-from reports.render.renderers import (
-    escape_latex,
-    print_numbers,
-    print_published,
-    print_table,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
-from reports.tables.accuracies import ablation_tables, accuracy_table
-from reports.tables.appendix import attacks_table, cost_table, defenses_table, masking_table
-from reports.tables.pairwise import mcnemar_table
-from reports.tables.ranking import ranking_table
-from reports.tables.strength import strength_table
-from reports.tables.studies import bracket_table, detection_table, distal_table
-from reports.tables.summary import summary_table, with_published
-from reports.tables.table import Cell, Quantity, Table
+from reports.render.csv import to_csv
+from reports.render.latex import to_latex
+from reports.render.markdown import to_markdown
+from reports.tables.table import TableCell
 
 GOLDEN = Path(__file__).with_name("golden")
 RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
-MEDIAN, ACCURACY = Quantity("median", 2), Quantity("accuracy", percent=True)
 
 
 def tables():
     run = every_status()
-    per_norm = [table for norm in run.norms for table in (summary_table(run, norm), mcnemar_table(run, norm))]
+    per_norm = [
+        table for norm in run.norms for table in (table_of(run, "summary", norm), table_of(run, "mcnemar", norm))
+    ]
     return [
         *per_norm,
-        strength_table(run, "L2"),
-        strength_table(random_answers(), "Linf"),
-        ranking_table(run, "L2"),
-        masking_table(run),
-        attacks_table(run),
-        cost_table(run),
-        defenses_table(run),
-        published_table(),
-        bracket_table(studied(), "L2"),
-        distal_table(studied()),
-        detection_table(studied()),
-        accuracies(run),
-        *ablation_tables(studied(), accuracies(studied())),
+        table_of(run, "strength", "L2"),
+        table_of(random_answers(), "strength", "Linf"),
+        table_of(run, "ranking", "L2"),
+        table_of(run, "masking"),
+        table_of(run, "attacks"),
+        table_of(run, "cost"),
+        table_of(run, "defenses"),
+        table_of(every_defense(samples=20, dataset="mnist"), "published", "L2", papers=["schott2019"]),
+        table_of(studied(), "bracket", "L2"),
+        table_of(studied(), "distal"),
+        table_of(studied(), "detection"),
+        table_of(run, "accuracy"),
+        *tables_of(studied(), "ablation"),
     ]
-
-
-def accuracies(run):
-    per_norm = [{norm: make(run, norm) for norm in run.norms} for make in (summary_table, strength_table)]
-    return accuracy_table(run, *per_norm)
-
-
-def published_table():
-    run = every_defense(samples=20, dataset="mnist")
-    numbers = published_numbers(run, "L2", "schott2019")
-    return with_published(summary_table(run, "L2"), numbers, "schott2019", PAPERS["schott2019"].reference)
 
 
 @pytest.mark.parametrize("table", tables(), ids=lambda table: table.name)
@@ -79,114 +53,17 @@ def test_rendering_is_the_golden_file(table, kind):
     assert text == golden.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ((1.234, 0.5), "1.23 / 50%"),
-        ((INF, 1.0), "∞ / 100%"),
-        ((NAN, 0.25), "25%"),
-        ((0.0, 0.0), "0.00 / 0%"),
-        ((0.001, 0.125), "<0.01 / 12%"),
-        ((-INF, -0.25), "−∞ / −25%"),
-        ((-0.5, -0.001), "−0.50 / 0%"),
-        ((-0.001, 0.0), "−<0.01 / 0%"),
-        ((), ""),
-    ],
-)
-def test_numbers_are_printed_as_in_a_paper(values, text):
-    assert print_numbers(values, (MEDIAN, ACCURACY)) == text
-
-
-def test_an_interval_stands_in_brackets_behind_its_number():
-    quantities = (
-        Quantity("median", 1, interval=True),
-        Quantity("accuracy", percent=True, interval=True),
-        Quantity("passes"),
-    )
-    assert print_numbers((1.0, 0.5, INF, 0.5, 0.25, 0.75, 3.0), quantities) == "1.0 [0.5, ∞] / 50% [25%, 75%] / 3"
-    assert print_numbers((NAN, NAN, NAN, 0.5, NAN, NAN), quantities) == "50%"
-    table = one_cell(Cell((1.0, 0.5, INF, 0.5, 0.25, 0.75, 3.0)), quantities=quantities)
-    header, numbers = to_csv(table).splitlines()
-    assert header.count(",") == numbers.count(",") == 7
-    assert "median,cnn median low,cnn median high," in header
-
-
-def test_no_line_of_a_latex_cell_begins_with_a_bracket():
-    """Behind a line's end it would be the length of a space; pdfTeX does not come back from that."""
-    quantities = (Quantity("median", 1, interval=True), Quantity("passes"))
-    latex = to_latex(one_cell(Cell((1.0, 0.5, INF, 1234.0)), quantities=quantities))
-    assert r"\num{1.0} [\num{0.5}, $\infty$]\\\num{1234}" in latex
-    assert r"\\{}[a b]" in to_latex(one_cell(Cell(text="fourteen words [a b]")))
-
-
 def test_what_is_significant_is_bold_in_print():
-    table = one_cell(Cell((0.001, 0.5), significant=True))
+    table = one_cell(TableCell(estimates(0.001, 0.5), significant=True))
     assert "**<0.01 / 50%**" in to_markdown(table).replace("\\", "")
     assert r"\textbf{$<$\num{0.01}\,/\,\num{50}\%}" in to_latex(table)
 
 
-def test_published_numbers_keep_their_own_digits():
-    assert print_published((1.1, 0.991), (MEDIAN, ACCURACY)) == "1.1 / 99.1%"
-    assert print_published((INF, NAN), (MEDIAN, ACCURACY)) == "∞"
-
-
-def one_cell(cell, **changes):
-    frame = pd.DataFrame([[cell]], index=pd.Index(["row"], name="attack"), columns=["cnn"], dtype=object)
-    return Table("name", "Title", "Caption.", frame, **{"quantities": (MEDIAN, ACCURACY), **changes})
-
-
-def test_equal_footnotes_share_a_mark():
-    cells = [[Cell(text="n/a", notes=("why",)), Cell(text="n/a", notes=("else", "why"))]]
-    frame = pd.DataFrame(cells, index=pd.Index(["row"], name="attack"), columns=["a", "b"], dtype=object)
-    shown = print_table(Table("name", "Title", "Caption.", frame, (MEDIAN,)))
-    assert shown.notes == {"a": "why", "b": "else"}
-    assert [cell.marks for cell in shown.rows[0][1]] == [("a",), ("a", "b")]
-
-
-def test_more_footnotes_than_letters_have_marks():
-    shown = print_table(one_cell(Cell((1.0, 1.0), notes=tuple(f"note {i}" for i in range(30)))))
-    assert list(shown.notes)[24:28] == ["y", "z", "aa", "ab"]
-    assert shown.rows[0][1][0].marks[-4:] == ("aa", "ab", "ac", "ad")
-
-
-def test_csv_holds_numbers_that_pandas_reads_back():
-    frame = pd.read_csv(io.StringIO(to_csv(summary_table(every_status(), "L0"))), index_col="attack")
-    assert frame.loc["pointwise", "cnn median"] == 8
-    assert np.isinf(frame.loc["pointwise", "binary_cnn median"])
-    assert frame.loc["pointwise", "binary_cnn accuracy"] == 0.8
-    assert np.isnan(frame.loc["clean", "cnn median"])
-
-
-def test_csv_has_published_numbers_in_columns_of_their_own():
-    text = to_csv(one_cell(Cell((1.5, 0.5), published=(1.1, NAN))))
-    header, row = text.splitlines()
-    assert header == "attack,cnn median,cnn accuracy,cnn published median,cnn published accuracy"
-    assert row == "row,1.5,0.5,1.1,"
-
-
-def test_markdown_escapes_what_would_break_the_table():
-    text = to_markdown(one_cell(Cell(text="a|b *c* <d>\n`e`")))
-    assert r"| row | a\|b \*c\* \<d> \`e\` |" in text
-
-
-@pytest.mark.parametrize(
-    ("text", "latex"),
-    [
-        ("binary_cnn & 50% #1 {x} $", r"binary\_cnn \& 50\% \#1 \{x\} \$"),
-        ("L∞ and L2, L0; ABL2", r"$L_\infty$ and $L_2$, $L_0$; ABL2"),
-        ("∞ ≤ ε", r"$\infty$ $\le$ $\epsilon$"),
-        ("C:\\x ~ ^", r"C:\textbackslash{}x \textasciitilde{} \textasciicircum{}"),
-        ("Müller – Moosavi‐Dezfooli", "Müller – Moosavi?Dezfooli"),
-        ("ﬁne 你", "fine ?"),
-    ],
-)
-def test_latex_escapes_every_character(text, latex):
-    assert escape_latex(text) == latex
-
-
 @pytest.mark.needs("pdflatex")
 def test_latex_compiles_with_booktabs_and_siunitx(tmp_path):
-    awkward = one_cell(Cell(text="n/a", notes=("exception: 100% of C:\\a_b^c~d|e<f>{g}$h#i&j «k» 你好 β ∞ “l” é",)))
+    awkward = one_cell(
+        TableCell(text="n/a", notes=("exception: 100% of C:\\a_b^c~d|e<f>{g}$h#i&j «k» 你好 β ∞ “l” é",))
+    )
     inputs = []
     for table in [*tables(), awkward]:
         (tmp_path / f"{table.name}.tex").write_text(to_latex(table), encoding="utf-8")

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from reading import table_of, values
 from synthetic_runs import INF, RunMaker, every_status, replaced, studied
 
 from bench.contracts.errors import UserError
 from reports.report import FORMATS, write_run_report
 from reports.runs.selection import combined, selected
-from reports.tables.pairwise import baseline_table
-from reports.tables.summary import summary_table
-from reports.tables.table import Cell
+from reports.tables.cells import BLANK
 
 
 def made(defense, attack, distances, images=None, **options):
@@ -22,8 +21,8 @@ def made(defense, attack, distances, images=None, **options):
 def test_a_norm_and_an_attack_can_be_chosen():
     run = selected(every_status(), ["L2"], ["pgd"])
     assert run.norms == ["L2"]
-    assert list(summary_table(run, "L2").frame.index) == ["clean", "pgd", "All L2 attacks"]
-    assert "attacks pgd, pgd:bounded only" in summary_table(run, "L2").caption
+    assert list(table_of(run, "summary", "L2").frame.index) == ["clean", "pgd", "All L2 attacks"]
+    assert "attacks pgd, pgd:bounded only" in table_of(run, "summary", "L2").caption
     assert set(run.records["attack"]) == {"pgd"}
 
 
@@ -32,9 +31,9 @@ def test_the_worst_case_is_that_of_the_attacks_chosen():
     for name, distance in (("pgd", 2.0), ("ddn", 1.0)):
         maker.attack(name, ["L2"])
         maker.cell("cnn", name, "L2", [distance] * 2)
-    assert summary_table(maker.make(), "L2").frame.loc["All L2 attacks", "cnn"].values[0] == 1
+    assert table_of(maker.make(), "summary", "L2").frame.loc["All L2 attacks", "cnn"].values["median"].value == 1
     chosen = selected(maker.make(), attacks=["pgd"])
-    assert summary_table(chosen, "L2").frame.loc["All L2 attacks", "cnn"].values[0] == 2
+    assert table_of(chosen, "summary", "L2").frame.loc["All L2 attacks", "cnn"].values["median"].value == 2
 
 
 @pytest.mark.parametrize(("norms", "attacks"), [(["L9"], None), (None, ["pdg"])])
@@ -46,11 +45,11 @@ def test_what_is_not_there_cannot_be_chosen(norms, attacks):
 def test_runs_on_the_same_images_are_one():
     first, second = made("cnn", "pgd", [1.0, INF]), made("abs", "ddn", [2.0, 2.0])
     run = combined([first, second, first])
-    table = summary_table(run, "L2")
+    table = table_of(run, "summary", "L2")
     assert list(table.frame) == ["cnn", "abs"]
     assert list(table.frame.index) == ["clean", "pgd", "ddn", "All L2 attacks"]
-    assert table.frame.loc["ddn", "abs"].values[0] == 2
-    assert table.frame.loc["ddn", "cnn"] == Cell()
+    assert table.frame.loc["ddn", "abs"].values["median"].value == 2
+    assert table.frame.loc["ddn", "cnn"] == BLANK
     assert len(run.records) == 4
 
 
@@ -102,8 +101,8 @@ def test_a_baseline_is_what_the_others_are_measured_by():
     maker.cell("cnn", "pgd", "L2", [1.0] * 10)
     maker.cell("abs", "pgd", "L2", [1.0] + [2.0] * 9)
     maker.cell("mine", "pgd", "L2", [INF] * 10)
-    table = baseline_table(maker.make(), "L2", "cnn")
-    values = table.frame.loc["abs", "minus cnn"].values
-    assert (values[0], *values[3:]) == pytest.approx((1, 0.9, 2 / 512, 2 / 512))
-    assert table.frame.loc["abs", "minus cnn"].significant
-    assert table.frame.loc["mine", "minus cnn"].values[:3] == (INF, INF, INF)
+    table = table_of(maker.make(), "baseline", "L2", baseline="cnn")
+    shown = table.frame.loc["abs", "minus cnn"]
+    assert values(shown) == pytest.approx({"median": 1, "accuracy": 0.9, "p": 2 / 512, "adjusted p": 2 / 512})
+    assert shown.significant
+    assert table.frame.loc["mine", "minus cnn"].values["median"] == (INF, INF, INF)

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from bench.contracts.norms import NORMS, TOLERANCE, Norm, within
 from bench.contracts.streams import Streams
-from reports.render.renderers import escape_latex
+from reports.render.latex import escape_latex
 
 SHAPE = (2, 3, 4)
 images = arrays(np.float32, (3, *SHAPE), elements=st.floats(0, 1, width=32)).map(torch.from_numpy)

@@ -4,7 +4,7 @@ import pytest
 from synthetic_runs import INF, NAN, RunMaker
 
 from bench.contracts.errors import UserError
-from reports.tables.comparison import TOGETHER, compare
+from reports.runs.comparison import TOGETHER, compare
 
 
 def made(samples=10, dataset="synthetic", **distances):

@@ -10,10 +10,10 @@ from scipy.stats import binomtest
 
 from bench.contracts.errors import UserError
 from bench.contracts.norms import NormName
+from reports.runs.rows import all_attacks
 from reports.runs.run import Run
 from reports.statistics.distances import accuracy_at, median_distance
-from reports.statistics.significance import holm
-from reports.tables.cells import ALPHA, all_attacks
+from reports.statistics.significance import SIGNIFICANCE_LEVEL, holm
 
 TOGETHER = ""
 """Stands for an attack's label: the per-sample minimum over all attacks."""
@@ -46,8 +46,8 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """True if a cell changed significantly (adjusted p < `reports.tables.cells.ALPHA`)."""
-        return bool((self.cells["adjusted"] < ALPHA).any())
+        """True if a cell changed significantly (adjusted p < `reports.statistics.significance.SIGNIFICANCE_LEVEL`)."""
+        return bool((self.cells["adjusted"] < SIGNIFICANCE_LEVEL).any())
 
 
 def compare(before: Run, after: Run) -> Comparison:
@@ -90,11 +90,11 @@ def _distances(run: Run) -> dict[tuple[str, NormName, str], pd.Series]:
     The label `TOGETHER` stands for all attacks.
     """
     found: dict[tuple[str, NormName, str], pd.Series] = {}
-    for norm in run.norms:
-        smallest = run.smallest(norm).set_index(["sample", "sample_hash"])
-        for row in run.attack_rows(norm):
-            for defense, cell in row.cells.items():
-                records = run.cell_records(cell)
+    for norm, attacks in run.in_norms.items():
+        smallest = attacks.smallest.set_index(["sample", "sample_hash"])
+        for row in attacks.rows:
+            for defense in row.cells:
+                records = attacks.records_of(row, defense)
                 if records is not None:
                     found[defense, norm, row.label] = records.set_index(["sample", "sample_hash"])[norm.lower()]
         for name in run.defenses:
