@@ -46,7 +46,7 @@ MEANINGS = {
     "status": "outcome, see below",
     "broken": "whether the judge accepted an image as adversarial",
     "reason": "reason of a violation or a failure; `stretched` for an imported image that was moved outward",
-    **{norm.column: f"{norm.name} distance, in {norm.unit}" for norm in NORMS.values()},
+    **{norm.column: f"{norm.name} distance. {norm.__doc__}" for norm in NORMS.values()},
     "success_rate": "share of further draws that misclassify the nearest broken image",
     "success_low": "lower end of its 95 % interval",
     "success_high": "upper end of its 95 % interval",

@@ -20,11 +20,11 @@ from bench.contracts.norms import NORMS
 from bench.ledger.entries import CellEntry
 from bench.ledger.files import read_cell, write_cell, write_study
 from bench.ledger.intervals import wilson_interval
-from bench.ledger.loading import load_clean
+from bench.ledger.loading import load_clean, load_ledger
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import write_clean
 from bench.ledger.schema import DISTANCES
-from bench.ledger.seals import sealed
+from bench.ledger.seals import column_hashes, sealed
 from bench.verification.laboratory import Laboratory
 from bench.verification.verify import verify
 from reports import load_run, not_following, write_run_report
@@ -154,6 +154,24 @@ def test_a_run_of_schema_2_is_judged_again_and_carries_no_seal():
     assert result.faults == []
     assert result.judged == 12
     assert any("schema version 2, which carries no seal" in line for line in result.remarks)
+
+
+def test_a_run_older_than_a_norm_holds_and_its_other_distances_are_measured_again(run, laboratory):
+    """As if no file had been written since the last norm came."""
+    last = DISTANCES[-1]
+    for entry in cells(run):
+        path = run / "ledger" / entry["file"]
+        records, facts = read_cell(path)
+        schema = pq.read_schema(path).remove_metadata()
+        schema = schema.remove(schema.get_field_index(last))
+        table = pa.Table.from_pandas(records[schema.names], schema=schema, preserve_index=False)
+        facts = sealed({**facts, "columns_sha256": column_hashes(table)})
+        pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), path)
+    write_manifest(run, load_manifest(run), finished=True)
+    assert load_ledger(run)[last].isna().all()
+    found = verify(run, laboratory)
+    assert (found.faults, found.unjudged) == ([], [])
+    assert found.judged > 20
 
 
 # Each field that somebody may want to be another one.
