@@ -24,7 +24,7 @@ from bench.contracts.source import Closure, Sources
 from bench.plugins.catalog import Catalog, Declared, only, own_values
 from bench.plugins.files import PluginFile, check_helpers, one_line
 from bench.plugins.isolation import kept_defaults
-from bench.plugins.scan import Declaration
+from bench.plugins.scan import Declaration, Scan
 
 Group = Literal["defenses", "attacks"]
 GROUPS: tuple[Group, ...] = ("defenses", "attacks")
@@ -139,12 +139,12 @@ class Registry:
         self.plugins = tuple(spellings.values())
         self.variants = variants or {}
         self._sources = Sources()
-        self._broken: list[_Broken] = []
+        self._broken: dict[str, _Broken] = {}
         self._found: dict[Group, dict[str, list[_Found]]] = {"defenses": {}, "attacks": {}}
         self._families: dict[str, list[_Family]] = {}
-        for group, catalog in BUILT_IN.items():
-            self._add_built_in(group, catalog)
-        self._add_built_in_families()
+        self._add_built_in("attacks", BUILT_IN["attacks"].scan())
+        self._add_built_in("defenses", BUILT_IN["defenses"].scan())
+        self._add_built_in_families(FAMILIES.scan())
         for group in GROUPS:
             for entry_point in entry_points(group=f"assay.{group}"):
                 self._add(group, _installed(group, entry_point))
@@ -179,7 +179,7 @@ class Registry:
         if group == "defenses" and member and family in self._families:
             return self._member(family, member)
         error = str(unknown(what, name, self._found[group]))
-        broken = [f"{each.place} is broken: {each.error}" for each in self._broken if group in each.groups]
+        broken = [f"{each.place} is broken: {each.error}" for each in self._broken.values() if group in each.groups]
         raise UserError("; ".join([error, *broken]))
 
     def rows(self, group: Group) -> Iterable[tuple[str, str, Plugin | str]]:
@@ -189,7 +189,7 @@ class Registry:
                 yield name, found[0].source, self.get(group, name)
             except UserError as error:
                 yield name, found[0].source, str(error)
-        for broken in self._broken:
+        for broken in self._broken.values():
             if group in broken.groups:
                 yield broken.name, broken.source, broken.error
 
@@ -207,36 +207,44 @@ class Registry:
         families = self._families[name]
         family = only("family of defenses", name, families, [each.place for each in families])
         made = family.load()
-        factory = made.function(member, lambda other: self.get("defenses", other).defense_card)
+        what = f"defense '{name}:{member}' ({family.place})"
+        try:
+            factory = made.function(member, lambda other: self.get("defenses", other).defense_card)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{what} is broken: {one_line(error)}") from error
         card = attached(factory, DefenseCard)
         if card is None or card.name != f"{name}:{member}":
             found = "no @defense card" if card is None else f"a card for {card.name!r}"
-            raise UserError(f"defense '{name}:{member}': the family's function ({family.place}) returned {found}")
+            raise UserError(f"{what} is broken: the family's function returned {found}")
         source = family.source if card.wraps is None else self.get("defenses", card.wraps).source
         return Plugin(card, factory, source, made.module, family.sources)
 
     def _add(self, group: Group, found: _Found) -> None:
         self._found[group].setdefault(found.name, []).append(found)
 
-    def _add_built_in(self, group: Group, catalog: Catalog[Card, Callable[..., Any]]) -> None:
-        scan = catalog.scan()
+    def _add_built_in(self, group: Group, scan: Scan) -> None:
         for declaration in scan.declarations:
+            load = partial(self._built_in, group, declaration)
+            self._add(group, _Found(declaration.name, BUILT_IN_SOURCE, _place(declaration.module), load))
+        self._add_broken(group, scan)
 
-            def load(declaration: Declaration = declaration) -> Plugin:
-                found = catalog.load(declaration)
-                return Plugin(found.card, found.function, BUILT_IN_SOURCE, found.module, self._sources)
+    def _built_in(self, group: Group, declaration: Declaration) -> Plugin:
+        found = BUILT_IN[group].load(declaration)
+        return Plugin(found.card, found.function, BUILT_IN_SOURCE, found.module, self._sources)
 
-            place = f"{BUILT_IN_SOURCE} {declaration.module}"
-            self._add(group, _Found(declaration.name, BUILT_IN_SOURCE, place, load))
-        for module, error in scan.broken.items():
-            place = f"{BUILT_IN_SOURCE} {module}"
-            self._broken.append(_Broken(module.rpartition(".")[2], BUILT_IN_SOURCE, place, error, (group,)))
-
-    def _add_built_in_families(self) -> None:
-        for declaration in FAMILIES.scan().declarations:
-            place, load = f"{BUILT_IN_SOURCE} {declaration.module}", partial(FAMILIES.load, declaration)
-            family = _Family(BUILT_IN_SOURCE, place, self._sources, load)
+    def _add_built_in_families(self, scan: Scan) -> None:
+        for declaration in scan.declarations:
+            load = partial(FAMILIES.load, declaration)
+            family = _Family(BUILT_IN_SOURCE, _place(declaration.module), self._sources, load)
             self._add_family(declaration.name, declaration.examples, family)
+        self._add_broken("defenses", scan)
+
+    def _add_broken(self, group: Group, scan: Scan) -> None:
+        for module, error in scan.broken.items():
+            place = _place(module)
+            self._broken[place] = _Broken(module.rpartition(".")[2], BUILT_IN_SOURCE, place, error, (group,))
 
     def _add_family(self, name: str, examples: Iterable[str], family: _Family) -> None:
         self._families.setdefault(name, []).append(family)
@@ -249,7 +257,7 @@ class Registry:
         try:
             values = own_values(file.load())
         except UserError as fault:
-            self._broken.append(_Broken(file.path.stem, source, place, str(fault)))
+            self._broken[place] = _Broken(file.path.stem, source, place, str(fault))
             return
         for value in values:
             card, family = card_of(value), attached(value, FamilyCard)
@@ -264,11 +272,15 @@ class Registry:
                 )
         if not any(attached(value, kind) for value in values for kind in (DefenseCard, AttackCard, FamilyCard)):
             error = "declares no @defense and no @attack"
-            self._broken.append(_Broken(file.path.stem, source, place, error))
+            self._broken[place] = _Broken(file.path.stem, source, place, error)
 
 
 def _same(value: Item) -> Item:
     return value
+
+
+def _place(module: str) -> str:
+    return f"{BUILT_IN_SOURCE} {module}"
 
 
 def _installed(group: Group, entry_point: EntryPoint) -> _Found:

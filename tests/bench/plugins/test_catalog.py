@@ -174,6 +174,7 @@ def run_backwards(job, works, processes, on_done, on_chunk):
         print("backwards:", work.title)
         on_done(work, worker.execute(work, lambda samples, work=work: on_chunk(work, samples)))
 """,
+    "attacks/half_written.py": "@attack('half', norms=",
     "halves.toml": """
 dataset = "halves"
 samples = 6
@@ -211,6 +212,9 @@ def test_one_new_file_is_listed(extended):
     for what, name in (("attacks", "to_black"), ("defenses", "by_side"), ("datasets", "halves")):
         assert name in [line.split()[0] for line in assay("list", what).splitlines()]
     assert "backwards" in assay("run", "--help")
+    assert "SyntaxError: '(' was never closed" in next(
+        line for line in assay("list", "attacks").splitlines() if line.startswith("half_written")
+    )
 
 
 def test_one_new_file_is_planned_and_run(extended):

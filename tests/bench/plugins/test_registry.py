@@ -290,9 +290,13 @@ def test_a_local_file_offers_a_family_of_defenses(write):
 
 def test_a_member_of_a_family_has_the_name_that_was_asked_for(write):
     registry = Registry([write(FAMILY.replace('f"scaled:{member}"', '"other"'))])
-    with pytest.raises(
-        UserError, match=r"'scaled:2:cnn': the family's function \(file .*\) returned a card for 'other'"
-    ):
+    with pytest.raises(UserError, match=r"'scaled:2:cnn' \(file .*\) is broken: .* returned a card for 'other'"):
+        registry.get("defenses", "scaled:2:cnn")
+
+
+def test_a_family_that_fails_is_broken(write):
+    registry = Registry([write(FAMILY.replace("base = card_of(name)", "raise OSError('no luck')"))])
+    with pytest.raises(UserError, match=r"'scaled:2:cnn' \(file .*\) is broken: OSError: no luck"):
         registry.get("defenses", "scaled:2:cnn")
 
 
