@@ -15,7 +15,7 @@ from bench.execution.execute import choose_device, default_out, execute, process
 from bench.ledger.loading import load_ledger
 from bench.ledger.provenance import check_packages
 from bench.planning.files import Choices, chosen_matrix
-from bench.planning.plan import prepare
+from bench.planning.plan import Site, prepare
 from bench.plugins.registry import Group, Registry
 from bench.training.checkpoints import zoo_cards
 from bench.training.loading import load_trained
@@ -76,11 +76,9 @@ def run(
     check_packages()
     built, registry = chosen_matrix(matrix, Choices(samples, seed, defenses, attacks, norms, settings), plugins)
     folder = default_out(built) if out is None else Path(out)
-    data_path = None if data_dir is None else Path(data_dir)
-    torch_device = choose_device(device)
-    processes = process_count(workers, runner, torch_device)
-    planned = prepare(built, registry, folder, data_path, torch_device, processes)
-    execute(planned, folder, data_path, torch_device, processes, runner)
+    site = Site(folder, None if data_dir is None else Path(data_dir), choose_device(device))
+    processes = process_count(workers, runner, site.device)
+    execute(prepare(built, registry, site, processes), processes, runner)
     return load_ledger(folder)
 
 

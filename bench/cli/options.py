@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench.contracts.norms.known import norm_names
 from bench.execution.runners import runner_names
+
+if TYPE_CHECKING:  # light: only the commands that need torch import it
+    from bench.planning.files import Choices
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="ASSAY_DATA", help="Folder with the data sets' files.")
@@ -20,6 +25,8 @@ Plugins = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU where there is one), cpu, cuda or cuda:N.")]
 Names = Annotated[str | None, typer.Option(help="Only these, separated by commas; may name others than the matrix.")]
+ONLY_NORMS = f"Only these of {','.join(norm_names())}."
+Norms = Annotated[str | None, typer.Option(help=ONLY_NORMS)]
 Samples = Annotated[int | None, typer.Option(help="Use the first N test images.")]
 Runner = Annotated[str, typer.Option(help=f"How cells are executed: {', '.join(runner_names())}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of training and attacks.")]
@@ -38,8 +45,8 @@ def choices_of(
     attacks: str | None,
     norms: str | None,
     settings: list[str] | None,
-) -> Any:
-    """Returns the `bench.planning.files.Choices` of a command's options."""
+) -> Choices:
+    """Returns what a command's options change in a matrix."""
     from bench.planning.files import Choices
 
     names = (split_names(defenses), split_names(attacks), split_names(norms))
@@ -51,7 +58,7 @@ def split_names(names: str | None) -> list[str] | None:
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
-def print_table(columns: list[str], rows: Any) -> None:
+def print_table(columns: list[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints aligned columns. A narrow terminal truncates the last column. Output to a file is not truncated."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns, start=1):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.cli.options import (
+    ONLY_NORMS,
     DataDir,
     Device,
     MatrixName,
     Names,
+    Norms,
     Out,
     Plugins,
     Runner,
@@ -25,13 +28,17 @@ from bench.cli.options import (
 )
 from bench.ledger.schema import Status
 
+if TYPE_CHECKING:  # light: only the commands that need torch import it
+    from bench.contracts.work import Work
+    from bench.planning.plan import Planned
+
 
 def run(
     matrix: MatrixName = "digits",
     samples: Samples = None,
     defenses: Names = None,
     attacks: Names = None,
-    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    norms: Norms = None,
     plugin: Plugins = None,
     data_dir: DataDir = None,
     device: Device = "auto",
@@ -48,7 +55,7 @@ def run(
     from bench.execution.execute import choose_device, default_out, execute, process_count
     from bench.execution.runners import check_runner
     from bench.planning.files import chosen_matrix, matrices
-    from bench.planning.plan import prepare
+    from bench.planning.plan import Site, prepare
 
     check_runner(runner, "--runner")
     torch_device = choose_device(device)
@@ -56,11 +63,11 @@ def run(
     built, registry = chosen_matrix(matrix, choices, plugin or ())
     folder = out or default_out(built)
     processes = process_count(workers, runner, torch_device)
-    planned = prepare(built, registry, folder, data_dir, torch_device, processes)
+    planned = prepare(built, registry, Site(folder, data_dir, torch_device), processes)
     total = len(planned.cells) + len(planned.studies)
     if total == len(planned.done):
         typer.echo(f"Nothing to do: all {total} cells of {built.name} are in {folder / 'ledger'}.")
-    outcome = execute(planned, folder, data_dir, torch_device, processes, runner)
+    outcome = execute(planned, processes, runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
     for title in outcome.failed:
@@ -85,7 +92,7 @@ def plan(
     samples: Samples = None,
     defenses: Names = None,
     attacks: Names = None,
-    norms: Annotated[str | None, typer.Option(help="Only these of L0,L2,Linf.")] = None,
+    norms: Norms = None,
     plugin: Plugins = None,
     data_dir: DataDir = None,
     seed: Seed = None,
@@ -101,19 +108,24 @@ def plan(
     """
     import torch
 
-    from bench.contracts.work import Work
     from bench.execution.execute import default_out
     from bench.ledger.manifest_file import manifest_there
     from bench.planning.changes import reasons
     from bench.planning.files import chosen_matrix
-    from bench.planning.plan import cost, prepare
-    from bench.training.loading import changed_since_training
+    from bench.planning.plan import Site, prepare
 
     choices = choices_of(samples, seed, defenses, attacks, norms, settings)
     built, registry = chosen_matrix(matrix, choices, plugin or ())
     folder = out or default_out(built)
-    planned = prepare(built, registry, folder, data_dir, torch.device("cpu"), trainers=0, check=check)
-    why = reasons(planned, manifest_there(folder))
+    site = Site(folder, data_dir, torch.device("cpu"))
+    planned = prepare(built, registry, site, trainers=0, check=check)
+    _show(planned, reasons(planned, manifest_there(folder)))
+
+
+def _show(planned: Planned, why: Mapping[str, str]) -> None:
+    """Prints a plan. ``why`` says by id why cells and studies would run."""
+    from bench.planning.plan import cost
+    from bench.training.loading import changed_since_training
 
     def state(work: Work) -> tuple[str, str]:
         if work.defense in planned.untrained:
@@ -141,13 +153,13 @@ def plan(
         typer.echo("Not applicable:")
         print_table(["attack", "norm", "defense", "why"], places)
     for name, loaded in planned.defenses.items():
-        changed = changed_since_training(loaded, planned.dataset, built.seed)
+        changed = changed_since_training(loaded, planned.dataset, planned.matrix.seed)
         if changed:
             typer.echo(f"{name}: its weights were trained by other code and are kept (changed: {', '.join(changed)})")
     left = [work for work in planned.works if work.id not in planned.done]
     passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
     typer.echo(
-        f"{len(planned.cells)} cells of {built.samples} samples and {len(planned.studies)} studies: "
+        f"{len(planned.cells)} cells of {planned.matrix.samples} samples and {len(planned.studies)} studies: "
         f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimization steps "
         f"included); {len(planned.untrained)} defenses to train."
     )
@@ -173,7 +185,7 @@ def report(
     formats: Annotated[
         str | None, typer.Option("--format", help="Only these of csv,md,tex,figures,html, separated by commas.")
     ] = None,
-    norms: Annotated[str | None, typer.Option("--norm", help="Only these of L0,L2,Linf.")] = None,
+    norms: Annotated[str | None, typer.Option("--norm", help=ONLY_NORMS)] = None,
     attacks: Annotated[str | None, typer.Option(help="Only these attacks, by name or with variant.")] = None,
     baseline: Annotated[str | None, typer.Option(help="A defense that the others are laid beside.")] = None,
     published: Annotated[

@@ -89,19 +89,17 @@ def process_count(workers: int | None, runner: str, device: torch.device) -> int
     return workers or (1 if device.type != "cpu" else len(os.sched_getaffinity(0)))
 
 
-def execute(
-    planned: Planned, run: Path, data_dir: Path | None, device: torch.device, processes: int, runner: str
-) -> Outcome:
+def execute(planned: Planned, processes: int, runner: str) -> Outcome:
     """Runs the cells and studies that are not done, and writes the manifest.
 
     A parallel runner uses at most ``processes`` processes. Every cell computes with one thread on a
     CPU. Therefore its result does not depend on the number of threads.
     """
-    matrix = planned.matrix
+    matrix, run, device = planned.matrix, planned.site.run, planned.site.device
     job = Job(
         run=run,
         dataset=matrix.dataset,
-        data_dir=data_dir,
+        data_dir=planned.site.data_dir,
         plugins=planned.registry.plugins,
         variants=planned.registry.variants,
         seed=matrix.seed,
@@ -110,7 +108,7 @@ def execute(
     )
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
-    content = manifest(planned, run, job.provenance)
+    content = manifest(planned, job.provenance)
     pending = [work for work in planned.works if work.id not in planned.done]
     write_manifest(run, content, finished=not pending)
     failed = _carry_out(planned, job, pending, processes, runner) if pending else {}
@@ -152,9 +150,9 @@ def _remarks(planned: Planned) -> list[str]:
     ]
 
 
-def manifest(planned: Planned, run: Path, origin: dict[str, Any]) -> Manifest:
+def manifest(planned: Planned, origin: dict[str, Any]) -> Manifest:
     """Returns a run's manifest, including imported cells. It also writes the clean images that the manifest names."""
-    matrix, dataset = planned.matrix, planned.dataset
+    matrix, dataset, run = planned.matrix, planned.dataset, planned.site.run
     images = dataset.test.images[: matrix.samples].numpy()
     labels = dataset.test.labels[: matrix.samples].numpy()
     before = manifest_there(run)

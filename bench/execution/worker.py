@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from bench.conformance.examination import examined
@@ -75,10 +74,7 @@ class Worker:
         """Runs one cell or study, writes its result, and returns its failures."""
         with kept_defaults():
             try:
-                if isinstance(work, Cell):
-                    return self.write(work, self._run(work, on_chunk))
-                assert isinstance(work, Study)
-                return self._write_study(work, self._measured(work, on_chunk))
+                return self._write(work, self._result(work, on_chunk))
             except UserError as error:
                 return self.fail(work, str(error))
             except SystemExit as error:  # raised by a plugin, and the run must go on
@@ -91,51 +87,43 @@ class Worker:
         start = time.monotonic()
         return self.execute(work, on_chunk), time.monotonic() - start
 
-    def write(self, cell: Cell, result: CellResult) -> Failures:
-        """Writes a cell's result and returns its failures."""
-        provenance = {
-            **self._job.provenance,
-            "parameters": cell.parameters,
-            "budget": cell.budget,
-            "chunk": cell.chunk,
-            "batch_size": rows_per_pass(cell.batch_size, torch.device(self._job.device)),
-            "judging": cell.judging and asdict(cell.judging),
-            "state": cell.state,
-            "logits": self._answers_of(cell),
-        }
-        path = ledger_dir(self._job.run) / cell.file
-        write_cell(path, result.records, result.adversarials, provenance, result.likeliest)
-        return _failures(result.records)
-
     def fail(self, work: Work, reason: str) -> Failures:
         """Writes a failed result for a cell or study that could not run, and returns its failures."""
         if isinstance(work, Cell):
-            return self.write(work, failed_result(work, self._dataset, reason))
+            return self._write(work, failed_result(work, self._dataset, reason))
         assert isinstance(work, Study)
-        return self._write_study(work, _failed(work, reason))
+        return self._write(work, failed_study(STUDIES.get(work.kind).card.schema, work, reason))
 
-    def _measured(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
+    def _result(self, work: Work, on_chunk: Callable[[int], None]) -> CellResult | Measured:
+        if isinstance(work, Cell):
+            return self._run(work, on_chunk)
+        assert isinstance(work, Study)
+        return self._measure(work, on_chunk)
+
+    def _write(self, work: Work, result: CellResult | Measured) -> Failures:
+        """Writes a result and returns its failures."""
+        path = ledger_dir(self._job.run) / work.file
+        facts = {**self._job.provenance, "state": work.state, "logits": self._answers_of(work)}
+        if isinstance(work, Cell) and isinstance(result, CellResult):
+            facts |= {
+                "parameters": work.parameters,
+                "budget": work.budget,
+                "chunk": work.chunk,
+                "batch_size": rows_per_pass(work.batch_size, torch.device(self._job.device)),
+                "judging": work.judging and asdict(work.judging),
+            }
+            write_cell(path, result.records, result.adversarials, facts, result.likeliest)
+        elif isinstance(work, Study) and isinstance(result, Measured):
+            facts["batch_size"] = work.batch_size
+            write_study(path, result.records, STUDIES.get(work.kind).card.schema, facts, result.images)
+        return Counter(result.records.loc[result.records["status"] == Status.FAILED, "reason"])
+
+    def _measure(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
         device = torch.device(self._job.device)
         torch.set_num_threads(CELL_THREADS)
-        try:
-            loaded = self._loaded(study.defense, device, study.state)
-            _check("study", code_of(study.kind).digest, study.state)
-            return STUDIES.get(study.kind).function(study, loaded.defense, self._dataset, device, on_chunk)
-        except UserError as error:
-            return _failed(study, str(error))
-        except Exception as error:
-            return _failed(study, f"{cause(error)}: {type(error).__name__}: {error}")
-
-    def _write_study(self, study: Study, measured: Measured) -> Failures:
-        provenance = {
-            **self._job.provenance,
-            "batch_size": study.batch_size,
-            "state": study.state,
-            "logits": self._answers_of(study),
-        }
-        path = ledger_dir(self._job.run) / study.file
-        write_study(path, measured.records, STUDIES.get(study.kind).card.schema, provenance, measured.images)
-        return _failures(measured.records)
+        loaded = self._loaded(study.defense, device, study.state)
+        _check("study", code_of(study.kind).digest, study.state)
+        return STUDIES.get(study.kind).function(study, loaded.defense, self._dataset, device, on_chunk)
 
     def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
         device = torch.device(self._job.device)
@@ -174,14 +162,6 @@ class Worker:
     def _answers_of(self, work: Work) -> dict[str, Answers]:
         """Returns the logits on fixed images of the loaded defenses that a result depends on."""
         return {name: self._answers[name] for name in sorted(work.needs) if name in self._answers}
-
-
-def _failed(study: Study, reason: str) -> Measured:
-    return failed_study(STUDIES.get(study.kind).card.schema, study, reason)
-
-
-def _failures(records: pd.DataFrame) -> Failures:
-    return Counter(records.loc[records["status"] == Status.FAILED, "reason"])
 
 
 def _check(what: str, digest: str, state: Mapping[str, str]) -> None:

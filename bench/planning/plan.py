@@ -30,6 +30,21 @@ from bench.training.loading import LoadedDefense, load_trained, make_defense, ne
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where a run takes place.
+
+    Attributes:
+        run: its folder.
+        data_dir: folder with the datasets' files; None if there is none.
+        device: the device of its defenses.
+    """
+
+    run: Path
+    data_dir: Path | None
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class Planned:
     """A matrix with its defenses, its cells and the existing results.
 
@@ -45,6 +60,7 @@ class Planned:
     """
 
     matrix: Matrix
+    site: Site
     dataset: Dataset
     registry: Registry
     defenses: dict[str, LoadedDefense]
@@ -65,16 +81,7 @@ class Planned:
         return (*self.cells, *self.studies)
 
 
-def prepare(
-    matrix: Matrix,
-    registry: Registry,
-    run: Path,
-    data_dir: Path | None,
-    device: torch.device,
-    trainers: int,
-    *,
-    check: bool = True,
-) -> Planned:
+def prepare(matrix: Matrix, registry: Registry, site: Site, trainers: int, *, check: bool = True) -> Planned:
     """Plans a matrix and trains untrained defenses in up to ``trainers`` processes (0: leaves them untrained).
 
     A defense that cannot be built does not affect the others. With ``check``, a result counts as done only if its
@@ -85,71 +92,87 @@ def prepare(
     """
     refuse_unguarded()
     registry = Registry(registry.plugins, matrix.variants, reuse=True)
-    dataset = load_dataset(matrix.dataset, data_dir)
+    dataset = load_dataset(matrix.dataset, site.data_dir)
     available = len(dataset.test.labels)
     if matrix.samples > available:
         raise UserError(f"samples is {matrix.samples}; the test set of {dataset.name} has {available} images")
-    names = list(matrix.labels)
-    if transfers(matrix, registry) and matrix.substitute not in names:
-        names.append(matrix.substitute)
     broken: dict[str, str] = {}
-    defenses = _all_but(broken, names, lambda name: make_defense(name, dataset, registry))
-    untrained = [name for name, made in defenses.items() if needs_training(made, dataset, matrix.seed)]
-    if trainers:
-        learners = list(dict.fromkeys(defenses[name].learner.card.name for name in untrained))
-        if min(trainers, len(learners)) > 1 and device.type == "cpu":
-            faults = train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
-            trained_with = {name: defenses[name].learner.card.name for name in untrained}
-            broken |= {name: faults[learner] for name, learner in trained_with.items() if learner in faults}
-        untrained = []
-    ready = [name for name in defenses if name not in untrained and name not in broken]
-    loaded = _all_but(broken, ready, lambda name: load_trained(name, dataset, registry, matrix.seed, device))
-    defenses = {name: loaded.get(name, made) for name, made in defenses.items() if name not in broken}
+    defenses, untrained = _defenses(matrix, registry, dataset, site.device, trainers, broken)
     if not set(defenses) & set(matrix.labels):
         raise UserError(next(iter(broken.values())))
     cells, not_applicable = plan(matrix, dataset, defenses, defenses.get(matrix.substitute), registry, broken)
     tested = {name: defenses[name] for name in matrix.labels if name in defenses}
     studies = plan_studies(matrix, dataset, tested)
     works: tuple[Work, ...] = (*cells, *studies)
-    known = [work for work in works if not work.needs & set(untrained)]
-    before = manifest_there(run)
-    files = _reader(run, before, matrix, dataset, tested)
+    before = manifest_there(site.run)
+    files = _reader(site.run, before, matrix, dataset, tested)
+    known = [work for work in works if not work.needs & untrained]
     done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
     imported = before.imported if before is not None else ()
     left_out = outdated(imported, tested, dataset, matrix.samples)
     stale: dict[str, str] = {}
     if check:
         current = [entry for entry in imported if entry.id not in left_out]
-        kept = {entry.id: entry.file for entry in current if (ledger_dir(run) / entry.file).exists()}
-        stale = _stale({**done, **kept}, run, defenses, dataset, device)
+        kept = {entry.id: entry.file for entry in current if (ledger_dir(site.run) / entry.file).exists()}
+        stale = _stale({**done, **kept}, site, defenses, dataset)
     return Planned(
-        matrix,
-        dataset,
-        registry,
-        tested,
-        cells,
-        not_applicable,
-        studies,
-        defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
-        done.keys() - stale.keys(),
-        {id: reason for id, reason in stale.items() if id in done},
-        imported,
-        left_out | {id: reason for id, reason in stale.items() if id not in done},
-        set(untrained),
-        broken,
+        matrix=matrix,
+        site=site,
+        dataset=dataset,
+        registry=registry,
+        defenses=tested,
+        cells=cells,
+        not_applicable=not_applicable,
+        studies=studies,
+        substitute=defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
+        done=done.keys() - stale.keys(),
+        stale={id: reason for id, reason in stale.items() if id in done},
+        imported=imported,
+        left_out=left_out | {id: reason for id, reason in stale.items() if id not in done},
+        untrained=untrained,
+        broken=broken,
     )
 
 
+def _defenses(
+    matrix: Matrix,
+    registry: Registry,
+    dataset: Dataset,
+    device: torch.device,
+    trainers: int,
+    broken: dict[str, str],
+) -> tuple[dict[str, LoadedDefense], set[str]]:
+    """Returns the matrix's defenses and the substitute, by name, and the names of those that stay untrained.
+
+    Enters the reasons why others could not be built into ``broken``.
+    """
+    names = list(matrix.labels)
+    if transfers(matrix, registry) and matrix.substitute not in names:
+        names.append(matrix.substitute)
+    made = _all_but(broken, names, lambda name: make_defense(name, dataset, registry))
+    untrained = [name for name in made if needs_training(made[name], dataset, matrix.seed)]
+    if trainers:
+        learners = list(dict.fromkeys(made[name].learner.card.name for name in untrained))
+        if min(trainers, len(learners)) > 1 and device.type == "cpu":
+            faults = train_side_by_side(learners, dataset, registry, matrix.seed, trainers)
+            trained_with = {name: made[name].learner.card.name for name in untrained}
+            broken |= {name: faults[learner] for name, learner in trained_with.items() if learner in faults}
+        untrained = []
+    ready = [name for name in made if name not in untrained and name not in broken]
+    loaded = _all_but(broken, ready, lambda name: load_trained(name, dataset, registry, matrix.seed, device))
+    return {name: loaded.get(name, made[name]) for name in made if name not in broken}, set(untrained)
+
+
 def _stale(
-    files: Mapping[str, str], run: Path, defenses: Mapping[str, LoadedDefense], dataset: Dataset, device: torch.device
+    files: Mapping[str, str], site: Site, defenses: Mapping[str, LoadedDefense], dataset: Dataset
 ) -> dict[str, str]:
     """Returns, by id, why existing results may not be kept: a defense gives different answers on fixed images."""
     now: dict[str, Answers] = {}
     reasons = {}
     for id, file in files.items():
-        for name, before in read_provenance(ledger_dir(run) / file).get("logits", {}).items():
+        for name, before in read_provenance(ledger_dir(site.run) / file).get("logits", {}).items():
             if name in defenses and name not in now:
-                now[name] = answers(defenses[name].defense, dataset, device)
+                now[name] = answers(defenses[name].defense, dataset, site.device)
             found = difference(before, now.get(name))
             if found:
                 reasons[id] = f"{name} answers {IMAGES} fixed images differently ({found})"

@@ -7,7 +7,7 @@ import torch
 
 from bench.datasets.dataset import load_dataset
 from bench.planning.files import Choices, build_matrix, matrices, read_matrix
-from bench.planning.plan import prepare
+from bench.planning.plan import Site, prepare
 from bench.plugins.registry import Registry
 from bench.training.loading import make_defense, needs_training
 
@@ -29,7 +29,7 @@ def test_a_matrix_from_before_plans_a_cell_for_each_of_its_places(path, request,
     registry = Registry()
     matrix = build_matrix(*read_matrix(str(path)), registry, Choices(samples=10))
     data_dir = None if matrix.dataset == "digits" else request.getfixturevalue("data_dir")
-    planned = prepare(matrix, registry, tmp_path, data_dir, torch.device("cpu"), trainers=0)
+    planned = prepare(matrix, registry, Site(tmp_path, data_dir, torch.device("cpu")), trainers=0)
     places = {(place.attack, place.defense) for place in (*planned.cells, *planned.not_applicable)}
     assert places == {(entry.label, label) for entry in matrix.attacks for label in matrix.attacked_by(entry)}
     assert planned.broken == {}
