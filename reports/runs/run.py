@@ -107,10 +107,6 @@ class Run:
         """Returns the records of all studies of a kind; empty, without columns, if there are none."""
         return self.studies.get(kind, pd.DataFrame())
 
-    def cell_records(self, cell: str) -> pd.DataFrame | None:
-        """Returns the records of one cell, or None if the cell has not run."""
-        return self._cells.get(cell)
-
     def _in_norm(self, norm: NormName) -> NormRun:
         rows = self._attack_rows(norm)
         smallest = smallest_adversarials(self.records, norm)

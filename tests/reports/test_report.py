@@ -41,8 +41,8 @@ def stored(run, directory):
     name = write_clean(directory, run.clean, run.records["label"].head(len(run.clean)).to_numpy())
     write_manifest(directory, run.manifest.model_copy(update={"images": name}))
     for cell in run.manifest.cells:
-        records = run.cell_records(cell.id)
-        if records is not None:
+        records = run.records[run.records["cell"] == cell.id]
+        if len(records):
             write_cell(ledger_dir(directory) / cell.file, records, run.adversarials(cell.id), {})
     return directory
 
