@@ -187,7 +187,7 @@ class _Attempt:
             terms,
             chunk.streams(cell.seed, f"attack {cell.attack} {cell.norm}"),
             chunk.streams(cell.seed, f"queries {cell.attack} {cell.norm}"),
-            Resources(self.pool, lambda source: self._proposed(source, whole)[rows]),
+            Resources(self.pool, lambda attack: self._proposed(attack, whole)[rows]),
         )
         candidates = self._candidates(oracle, chunk)
         judge = self._judge(chunk)

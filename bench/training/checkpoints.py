@@ -61,13 +61,13 @@ def zoo_cards() -> list[dict[str, Any]]:
 
 
 def find_checkpoint(
-    defense: Defense, dataset: Dataset, seed: int, source: str, *, in_zoo: bool = True
+    defense: Defense, dataset: Dataset, seed: int, plugin_recipe: str, *, in_zoo: bool = True
 ) -> Checkpoint | None:
     """Returns a trainable defense's checkpoint from the cache or, with ``in_zoo``, from the zoo; None if there is none.
 
     The checkpoint must have been made by the present recipe.
     """
-    recipe = _recipe(defense, dataset, seed, source)
+    recipe = _recipe(defense, dataset, seed, plugin_recipe)
     cached = _cached(defense, dataset, seed, recipe)
     places = [cached, zoo() / dataset.name / f"{_stem(defense)}.safetensors"] if in_zoo else [cached]
     for path in places:
@@ -84,7 +84,7 @@ def ensure_trained(
     dataset: Dataset,
     seed: int,
     device: torch.device,
-    source: str,
+    plugin_recipe: str,
     code: Closure,
     progress: Bar | None = None,
     *,
@@ -99,9 +99,9 @@ def ensure_trained(
         UserError: when the checkpoint is corrupt or does not fit the defense.
     """
     assert isinstance(defense, Trainable)
-    checkpoint = find_checkpoint(defense, dataset, seed, source, in_zoo=in_zoo)
+    checkpoint = find_checkpoint(defense, dataset, seed, plugin_recipe, in_zoo=in_zoo)
     if checkpoint is None:
-        checkpoint = _train(defense, dataset, seed, device, source, code, progress)
+        checkpoint = _train(defense, dataset, seed, device, plugin_recipe, code, progress)
     _load_state(defense, checkpoint)
     return checkpoint
 
@@ -111,11 +111,11 @@ def _train(
     dataset: Dataset,
     seed: int,
     device: torch.device,
-    source: str,
+    plugin_recipe: str,
     code: Closure,
     progress: Bar | None,
 ) -> Checkpoint:
-    recipe = _recipe(defense, dataset, seed, source)
+    recipe = _recipe(defense, dataset, seed, plugin_recipe)
     path = _cached(defense, dataset, seed, recipe)
     defense.to(device)
     title = f"training {defense.card.name} on {dataset.name}"
@@ -229,10 +229,12 @@ def _single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _recipe(defense: Defense, dataset: Dataset, seed: int, source: str) -> str:
+def _recipe(defense: Defense, dataset: Dataset, seed: int, plugin_recipe: str) -> str:
     """Returns a hash of everything that training depends on, except the device."""
     card = defense.card
-    recipe = json.dumps([card.name, card.version, source, dataset.name, dataset.train.hash, seed, TRAINING_THREADS])
+    recipe = json.dumps(
+        [card.name, card.version, plugin_recipe, dataset.name, dataset.train.hash, seed, TRAINING_THREADS]
+    )
     return hashlib.sha256(recipe.encode()).hexdigest()[:12]
 
 
