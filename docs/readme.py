@@ -32,7 +32,7 @@ ACCESS = {
 }
 """The words for each access of an attack's card."""
 SHOWN = ("clean", "boundary", "ddn", "latent_descent", "All L2 attacks")
-"""The rows of the tables of medians that the README shows."""
+"""The rows of a table of medians that the README shows, as columns."""
 
 
 def attacks() -> str:
@@ -58,11 +58,18 @@ def defenses() -> str:
 
 
 def table(run: Path) -> str:
-    """Returns some rows of a run's table of medians. Letters of footnotes are left out, and daggers stay."""
-    header, rule, *rows = (run / "report" / "summary_L2.md").read_text(encoding="utf-8").split("\n\n")[1].splitlines()
-    shown = [row for name in SHOWN for row in rows if row.startswith(f"| {name} ")]
-    marked = (re.sub(r" \[([^]]*)\]", lambda letters: " †" * ("†" in letters[1]), row) for row in shown)
-    return "\n".join([header, rule, *(row.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for row in marked)])
+    """Returns some columns of a run's medians, one row per defense. Daggers stay, letters of footnotes do not."""
+    summary = (run / "report" / "summary_L2.md").read_text(encoding="utf-8").split("\n\n")[1]
+    header, _, *rows = ([_plain(cell) for cell in line.strip("| ").split(" | ")] for line in summary.splitlines())
+    columns = [["defense", *header[1:]], *(row for name in SHOWN for row in rows if row[0] == name)]
+    names, *lines = zip(*columns, strict=True)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---", *[":-:"] * (len(names) - 1)], *lines])
+
+
+def _plain(cell: str) -> str:
+    """Returns a cell that does not wrap, with a dagger for footnotes on doubts and without other footnotes."""
+    number = re.sub(r" \[([^]]*)\]", lambda letters: "†" * ("†" in letters[1]), cell)
+    return number.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}")
 
 
 def figures(run: Path) -> str:
