@@ -135,7 +135,10 @@ def test_a_plugin_imports_what_lies_beside_it(helped, monkeypatch):
     path = helped()
     plugin = Registry([path]).get("defenses", "mine")
     assert plugin.function() == 1
-    assert set(plugin.code.modules) - {"bench.contracts.cards", "bench.contracts.norms.names"} == {"plugin.py", "mynet.parts"}
+    assert set(plugin.code.modules) - {"bench.contracts.cards", "bench.contracts.norms.names"} == {
+        "plugin.py",
+        "mynet.parts",
+    }
     monkeypatch.chdir(path.parent)
     assert Registry(["plugin.py"]).get("defenses", "mine").code.digest == plugin.code.digest
 
