@@ -20,15 +20,13 @@ from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
 from bench.execution.forecast import TimeLeft, in_order
 from bench.execution.importing import attack_entries
-from bench.execution.progress import RunProgress, tasks_of
+from bench.execution.progress import RunProgress, seconds_in, tasks_of
 from bench.execution.runners import run_processes, run_serial
 from bench.execution.worker import Job
 from bench.ledger.bundles import plugin_entry
-from bench.ledger.files import seconds_of
 from bench.ledger.manifest import load_manifest, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean
-from bench.ledger.schema import ledger_dir
 from bench.planning.matrix import Matrix
 from bench.planning.plan import Planned, entry_of, manifest_there
 from bench.studies.catalog import code_of
@@ -120,11 +118,11 @@ def _carry_out(
     there = [work for work in works if work.id in planned.done]
     known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
     order = in_order(missing, known)
-    measured = {work.id: seconds_of(ledger_dir(job.run) / work.file) for work in there}
+    measured = {work.id: seconds_in(job.run, work) for work in there}
     time_left = TimeLeft(order, known, measured, processes)
     samples = sum(work.samples for work in pending)
     with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:
-        progress, ordered = RunProgress(shown, time_left), [by_id[task.id] for task in order]
+        progress, ordered = RunProgress(shown, time_left, job.run), [by_id[task.id] for task in order]
         if runner == "serial" or (runner == "auto" and min(processes, len(pending)) == 1):
             run_serial(job, ordered, progress)
         else:

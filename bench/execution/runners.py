@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -34,8 +34,8 @@ class Listener(Protocol):
     def advanced(self, work: Work, samples: int) -> None:
         """Another ``samples`` of its samples are finished."""
 
-    def done(self, work: Work, failures: Failures, seconds: float) -> None:
-        """It is finished, after ``seconds`` in its worker."""
+    def done(self, work: Work, failures: Failures) -> None:
+        """It is finished, and its result is written."""
 
 
 def run_serial(job: Job, cells: Sequence[Work], listener: Listener) -> None:
@@ -44,14 +44,8 @@ def run_serial(job: Job, cells: Sequence[Work], listener: Listener) -> None:
     worker = Worker(job)
     for cell in cells:
         listener.started(cell)
-        listener.done(cell, *_timed(worker, cell, partial(listener.advanced, cell)))
+        listener.done(cell, worker.execute(cell, partial(listener.advanced, cell)))
     torch.set_num_threads(threads)
-
-
-def _timed(worker: Worker, cell: Work, on_chunk: Callable[[int], None]) -> tuple[Failures, float]:
-    """Runs a cell and returns its failures and its seconds."""
-    start = time.monotonic()
-    return worker.execute(cell, on_chunk), time.monotonic() - start
 
 
 class _WorkerProcess:
@@ -71,14 +65,9 @@ class _WorkerProcess:
         self.connection.send(cell)
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the current cell was given."""
-        return time.monotonic() - self.started
-
-    @property
     def overdue(self) -> bool:
         limit = None if self.cell is None else self.cell.timeout
-        return limit is not None and self.seconds > limit + _GRACE_SECONDS
+        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
 
     def stop(self) -> None:
         self.process.kill()
@@ -89,7 +78,7 @@ class _WorkerProcess:
 def run_processes(job: Job, cells: Sequence[Work], count: int, listener: Listener) -> None:
     """Runs cells in worker processes. If a worker dies or hangs, its cell fails and the worker is replaced."""
     waiting = iter(cells)
-    lost: list[tuple[Work, str, float]] = []
+    lost: list[tuple[Work, str]] = []
     workers = [_WorkerProcess(job) for _ in range(min(count, len(cells)))]
     try:
         workers = [worker for worker in workers if _assign(worker, waiting, listener)]
@@ -103,7 +92,7 @@ def run_processes(job: Job, cells: Sequence[Work], count: int, listener: Listene
                     reason = "timeout: its worker hung and was killed"
                 if reason is not None:
                     assert worker.cell is not None
-                    lost.append((worker.cell, reason, worker.seconds))
+                    lost.append((worker.cell, reason))
                     workers.remove(worker)
                     worker.stop()
                     worker = _WorkerProcess(job)
@@ -117,8 +106,8 @@ def run_processes(job: Job, cells: Sequence[Work], count: int, listener: Listene
             worker.stop()
     if lost:
         here = Worker(job)
-        for cell, reason, seconds in lost:
-            listener.done(cell, here.fail(cell, reason), seconds)
+        for cell, reason in lost:
+            listener.done(cell, here.fail(cell, reason))
 
 
 def _assign(worker: _WorkerProcess, waiting: Iterator[Work], listener: Listener) -> bool:
@@ -145,7 +134,7 @@ def _receive(worker: _WorkerProcess, listener: Listener) -> str | None:
         return None
     if what == "crashed":
         return f"worker crashed: {value}"
-    listener.done(worker.cell, *value)
+    listener.done(worker.cell, value)
     worker.cell = None
     return None
 
@@ -156,7 +145,8 @@ def _serve(job: Job, connection: Connection) -> None:
         worker = Worker(job)
         while True:
             cell = connection.recv()
-            connection.send(("done", _timed(worker, cell, lambda samples: connection.send(("chunk", samples)))))
+            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
+            connection.send(("done", failed))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:
