@@ -61,9 +61,8 @@ def in_order(tasks: Sequence[Task], known: Sequence[Task] = ()) -> list[Task]:
             scouts.add(task.id)
     costliest = sorted(tasks, key=lambda task: -task.cost)
     early = [task for task in reversed(costliest) if task.id in scouts]
-    return (
-        [*early, *(task for task in costliest if task.id not in scouts)] if 2 * len(early) < len(tasks) else costliest
-    )
+    late = [task for task in costliest if task.id not in scouts]
+    return [*early, *late] if len(early) < len(late) else costliest
 
 
 def predicted_seconds(tasks: Sequence[Task], measured: Mapping[str, float]) -> dict[str, float]:

@@ -85,8 +85,8 @@ def test_seconds_are_predicted_as_a_product_of_two_factors():
     tasks, seconds = grid({"cnn": 1, "adv_linf": 1, "abs": 20}, attacks)
     measured = {id: value for id, value in seconds.items() if id not in ("abs pgd", "abs boundary")}
     predicted = predicted_seconds(tasks, measured)
-    assert predicted["abs pgd"] == pytest.approx(40, rel=0.2)
-    assert predicted["abs boundary"] == pytest.approx(60, rel=0.2)
+    assert predicted["abs pgd"] == pytest.approx(40, rel=0.3)
+    assert predicted["abs boundary"] == pytest.approx(60, rel=0.3)
 
 
 def many(defenses=8, procedures=20):
