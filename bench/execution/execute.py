@@ -19,7 +19,7 @@ from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
 from bench.execution.forecast import TimeLeft, in_order
-from bench.execution.progress import RunProgress, tasks_of
+from bench.execution.progress import RunProgress, seconds_in, tasks_of
 from bench.execution.runners import AUTO, RUNNERS, check_runner, chosen_runner
 from bench.execution.worker import Job
 from bench.ledger.bundles import plugin_entry
@@ -32,12 +32,10 @@ from bench.ledger.entries import (
     StudyEntry,
     attacks_of_imports,
 )
-from bench.ledger.files import seconds_of
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, manifest_there, write_manifest
 from bench.ledger.provenance import provenance
 from bench.ledger.reader import write_clean
-from bench.ledger.schema import ledger_dir
 from bench.planning.matrix import Matrix
 from bench.planning.plan import Planned
 from bench.studies.catalog import code_of
@@ -126,11 +124,11 @@ def _carry_out(
     there = [work for work in planned.works if work.id in planned.done]
     known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
     order = in_order(missing, known)
-    measured = {work.id: seconds_of(ledger_dir(job.run) / work.file) for work in there}
+    measured = {work.id: seconds_in(job.run, work) for work in there}
     time_left = TimeLeft(order, known, measured, processes)
     samples = sum(work.samples for work in pending)
     with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:
-        progress, ordered = RunProgress(shown, time_left), [by_id[task.id] for task in order]
+        progress, ordered = RunProgress(shown, time_left, job.run), [by_id[task.id] for task in order]
         chosen_runner(runner, min(processes, len(pending)))(job, ordered, processes, progress)
     return progress.failed
 

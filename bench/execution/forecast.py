@@ -1,7 +1,7 @@
 """Forecasts the time left of a run from the cells and studies that are done.
 
 The maximum cost of a cell says little about its seconds: attacks stop early, and defenses differ in their seconds per
-pass. Both factors are learned while the run goes on. The seconds of a cell are modeled as its maximum cost, times a
+pass. Both are learned while the run goes on. The seconds of a cell are modeled as a power of its maximum cost, times a
 factor of its defense, times a factor of its attack.
 """
 
@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RIDGE = 0.1
-"""Weight that pulls the logarithms of the factors to 0, relative to the weight of one measured cell."""
+EXPONENT = 1 / 3
+"""Exponent of the maximum cost. With a larger one, attacks with huge budgets look as if they used them up."""
+RIDGE = 0.3
+"""Weight that pulls the logarithms of the factors to 0, relative to the weight of one measured task."""
+SCOUTS = 5
+"""Number of tasks of each defense that run first."""
+SHORTEST = 0.1
+"""Seconds of the shortest tasks. Differences below are noise."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +42,45 @@ class Task:
     cost: float
 
 
-def in_order(tasks: Sequence[Task], known: Iterable[Task] = ()) -> list[Task]:
+def in_order(tasks: Sequence[Task], known: Sequence[Task] = ()) -> list[Task]:
     """Returns tasks in the order in which they should run: scouts first, then the costliest.
 
-    Scouts tell a forecast what it needs early. They are the cheapest task of each defense and of each procedure that
-    has no task in ``known``.
+    Scouts tell a forecast what it needs early: the cheapest task of each procedure, and the `SCOUTS` cheapest tasks of
+    each defense whose procedures also run on other defenses. Tasks in ``known`` are done and count, too. If most tasks
+    would be scouts, all run as the costliest first, because long tasks at the end leave processes idle.
     """
-    covered = {place for task in known for place in _places(task)}
-    cheapest: dict[tuple[str, str], Task] = {}
-    for task in tasks:
-        for place in _places(task):
-            if place not in covered and (place not in cheapest or task.cost < cheapest[place].cost):
-                cheapest[place] = task
-    scouts = {task.id for task in cheapest.values()}
-    return sorted(tasks, key=lambda task: (task.id not in scouts, -task.cost))
+    cheapest = [*known, *sorted(tasks, key=lambda task: task.cost)]
+    first = {task.procedure: task.id for task in reversed(cheapest)}
+    defenses = {(task.procedure, task.defense) for task in cheapest}
+    spread = Counter(procedure for procedure, _ in defenses)
+    scouts = set(first.values())
+    met = Counter(task.defense for task in cheapest if task.id in scouts and spread[task.procedure] > 1)
+    for task in cheapest:
+        if task.id not in scouts and spread[task.procedure] > 1 and met[task.defense] < SCOUTS:
+            met[task.defense] += 1
+            scouts.add(task.id)
+    costliest = sorted(tasks, key=lambda task: -task.cost)
+    early = [task for task in reversed(costliest) if task.id in scouts]
+    late = [task for task in costliest if task.id not in scouts]
+    return [*early, *late] if len(early) < len(late) else costliest
 
 
 def predicted_seconds(tasks: Sequence[Task], measured: Mapping[str, float]) -> dict[str, float]:
     """Returns the predicted seconds of each task, by id, from the ``measured`` seconds of at least one of them.
 
-    The logarithms of the factors are fitted by ridge regression. The predictions are then scaled so that they add up to
-    the measured seconds over the measured tasks.
+    The logarithms of the factors are fitted by ridge regression.
     """
-    columns = {place: i for i, place in enumerate(dict.fromkeys(place for task in tasks for place in _places(task)))}
-    factors = np.array([[columns[place] for place in _places(task)] for task in tasks])
-    costs = np.log([max(task.cost, 1.0) for task in tasks])
+    places = [(("defense", task.defense), ("procedure", task.procedure)) for task in tasks]
+    columns = {place: i for i, place in enumerate(dict.fromkeys(place for pair in places for place in pair))}
+    factors = np.array([[columns[place] for place in pair] for pair in places])
+    power = EXPONENT * np.log([max(task.cost, 1.0) for task in tasks])
     rows = np.array([i for i, task in enumerate(tasks) if task.id in measured])
-    seconds = np.array([max(measured[tasks[i].id], 1e-3) for i in rows])
-    level = np.log(seconds) - costs[rows]
+    level = np.log([max(measured[tasks[i].id], SHORTEST) for i in rows]) - power[rows]
     design = np.zeros((len(rows), len(columns)))
     np.put_along_axis(design, factors[rows], 1.0, axis=1)
     fitted = np.linalg.solve(design.T @ design + RIDGE * np.eye(len(columns)), design.T @ (level - level.mean()))
-    predicted = np.exp(costs + level.mean() + fitted[factors].sum(1))
-    predicted *= seconds.sum() / predicted[rows].sum()
+    predicted = np.exp(power + level.mean() + fitted[factors].sum(1))
     return dict(zip((task.id for task in tasks), predicted.tolist(), strict=True))
-
-
-def _places(task: Task) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Returns the two factors of a task, as keys."""
-    return ("defense", task.defense), ("procedure", task.procedure)
 
 
 class TimeLeft:

@@ -37,14 +37,9 @@ class _WorkerProcess:
         self.connection.send(cell)
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the current cell was given."""
-        return time.monotonic() - self.started
-
-    @property
     def overdue(self) -> bool:
         limit = None if self.cell is None else self.cell.timeout
-        return limit is not None and self.seconds > limit + _GRACE_SECONDS
+        return limit is not None and time.monotonic() - self.started > limit + _GRACE_SECONDS
 
     def stop(self) -> None:
         self.process.kill()
@@ -59,7 +54,7 @@ def run_processes(job: Job, works: Sequence[Work], processes: int, listener: Lis
     If a worker dies or hangs, its cell fails and the worker is replaced.
     """
     waiting = iter(works)
-    lost: list[tuple[Work, str, float]] = []
+    lost: list[tuple[Work, str]] = []
     workers = [_WorkerProcess(job) for _ in range(min(processes, len(works)))]
     try:
         workers = [worker for worker in workers if _assign(worker, waiting, listener)]
@@ -73,7 +68,7 @@ def run_processes(job: Job, works: Sequence[Work], processes: int, listener: Lis
                     reason = "timeout: its worker hung and was killed"
                 if reason is not None:
                     assert worker.cell is not None
-                    lost.append((worker.cell, reason, worker.seconds))
+                    lost.append((worker.cell, reason))
                     workers.remove(worker)
                     worker.stop()
                     worker = _WorkerProcess(job)
@@ -87,8 +82,8 @@ def run_processes(job: Job, works: Sequence[Work], processes: int, listener: Lis
             worker.stop()
     if lost:
         here = Worker(job)
-        for cell, reason, seconds in lost:
-            listener.done(cell, here.fail(cell, reason), seconds)
+        for cell, reason in lost:
+            listener.done(cell, here.fail(cell, reason))
 
 
 def _assign(worker: _WorkerProcess, waiting: Iterator[Work], listener: Listener) -> bool:
@@ -115,7 +110,7 @@ def _receive(worker: _WorkerProcess, listener: Listener) -> str | None:
         return None
     if what == "crashed":
         return f"worker crashed: {value}"
-    listener.done(worker.cell, *value)
+    listener.done(worker.cell, value)
     worker.cell = None
     return None
 
@@ -126,7 +121,8 @@ def _serve(job: Job, connection: Connection) -> None:
         worker = Worker(job)
         while True:
             cell = connection.recv()
-            connection.send(("done", worker.timed(cell, lambda samples: connection.send(("chunk", samples)))))
+            failed = worker.execute(cell, lambda samples: connection.send(("chunk", samples)))
+            connection.send(("done", failed))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
     except Exception as error:

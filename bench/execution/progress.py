@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from bench.contracts.progress import Bar
 from bench.contracts.work import Cell, Work
 from bench.execution.forecast import Task, TimeLeft
 from bench.execution.worker import Failures
+from bench.ledger.files import seconds_of
+from bench.ledger.schema import ledger_dir
 from bench.planning.plan import cost
 from bench.training.loading import LoadedDefense
 
@@ -21,8 +24,8 @@ class RunProgress:
         failed: the cells and studies with failed samples, by defense and reason.
     """
 
-    def __init__(self, bar: Bar, time_left: TimeLeft) -> None:
-        self._bar, self._time_left = bar, time_left
+    def __init__(self, bar: Bar, time_left: TimeLeft, run: Path) -> None:
+        self._bar, self._time_left, self._run = bar, time_left, run
         self.failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
 
     def started(self, work: Work) -> None:
@@ -34,11 +37,19 @@ class RunProgress:
         self._time_left.advanced(work.id, samples / work.samples)
         self._bar.advance(samples, work.title)
 
-    def done(self, work: Work, failures: Failures, seconds: float) -> None:
+    def done(self, work: Work, failures: Failures) -> None:
         """Enters the seconds into the forecast, unless samples failed: a failure may come early or late."""
-        self._time_left.finished(work.id, None if failures else seconds)
+        self._time_left.finished(work.id, None if failures else seconds_in(self._run, work))
         for reason in failures:
             self.failed[work.defense, reason].append(work)
+
+
+def seconds_in(run: Path, work: Work) -> float:
+    """Returns the seconds that a finished cell or study of a run took.
+
+    Loading and examining the defense do not count. The first cell of a worker would look slow otherwise.
+    """
+    return seconds_of(ledger_dir(run) / work.file)
 
 
 def tasks_of(works: Sequence[Work], defenses: Mapping[str, LoadedDefense]) -> list[Task]:

@@ -27,8 +27,8 @@ class Listener(Protocol):
     def advanced(self, work: Work, samples: int) -> None:
         """Another ``samples`` of its samples are finished."""
 
-    def done(self, work: Work, failures: Failures, seconds: float) -> None:
-        """It is finished, after ``seconds`` in its worker."""
+    def done(self, work: Work, failures: Failures) -> None:
+        """It is finished, and its result is written."""
 
 
 class Run(Protocol):

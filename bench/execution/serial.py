@@ -19,5 +19,5 @@ def run_serial(job: Job, works: Sequence[Work], processes: int, listener: Listen
     worker = Worker(job)
     for work in works:
         listener.started(work)
-        listener.done(work, *worker.timed(work, partial(listener.advanced, work)))
+        listener.done(work, worker.execute(work, partial(listener.advanced, work)))
     torch.set_num_threads(threads)

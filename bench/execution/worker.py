@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -81,11 +80,6 @@ class Worker:
                 return self.fail(work, f"exception: SystemExit: {error.code}")
             except Exception as error:
                 return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
-
-    def timed(self, work: Work, on_chunk: Callable[[int], None]) -> tuple[Failures, float]:
-        """Runs one cell or study, as `execute`, and returns its failures and its seconds."""
-        start = time.monotonic()
-        return self.execute(work, on_chunk), time.monotonic() - start
 
     def fail(self, work: Work, reason: str) -> Failures:
         """Writes a failed result for a cell or study that could not run, and returns its failures."""

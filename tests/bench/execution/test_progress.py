@@ -39,12 +39,13 @@ def cell(**changes):
 
 
 @pytest.fixture
-def followed():
-    """A cell that runs, beside one that is done; the bar and the forecast that hear of it."""
+def followed(tmp_path, monkeypatch):
+    """A cell that runs, and one that waits; the bar and the forecast that hear of them. A finished cell took 7 s."""
+    monkeypatch.setattr("bench.execution.progress.seconds_of", lambda path: 7.0)
     work, bar = cell(), Recorder()
-    known = Task("known", "cnn", "bim", 10)
-    time_left = TimeLeft([Task(work.id, "cnn", "pgd", 10)], [known], {"known": 4.0}, 1, lambda: 0.0)
-    progress = RunProgress(bar, time_left)
+    tasks = [Task(work.id, "cnn", "pgd", 10), Task("waiting", "cnn", "pgd", 10)]
+    time_left = TimeLeft(tasks, [], {}, 1, lambda: 0.0)
+    progress = RunProgress(bar, time_left, tmp_path)
     progress.started(work)
     return work, bar, time_left, progress
 
@@ -55,17 +56,17 @@ def test_finished_samples_advance_the_bar_under_the_title_of_their_cell(followed
     assert bar.advanced == [(2, "cnn · pgd · L2")]
 
 
-def test_a_finished_cell_leaves_the_forecast(followed):
+def test_the_seconds_of_a_finished_cell_are_a_forecast_for_others(followed):
     work, _, time_left, progress = followed
-    progress.done(work, Counter(), 7.0)
-    assert time_left.seconds() == 0
+    progress.done(work, Counter())
+    assert time_left.seconds() == pytest.approx(7)
     assert progress.failed == {}
 
 
-def test_a_cell_that_failed_is_listed_by_defense_and_reason(followed):
+def test_a_cell_that_failed_says_nothing_about_others_and_is_listed_by_defense_and_reason(followed):
     work, _, time_left, progress = followed
-    progress.done(work, Counter({"timeout": 2}), 7.0)
-    assert time_left.seconds() == 0
+    progress.done(work, Counter({"timeout": 2}))
+    assert time_left.seconds() is None
     assert progress.failed == {("cnn", "timeout"): [work]}
 
 
