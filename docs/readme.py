@@ -60,10 +60,13 @@ def defenses() -> str:
 def table(run: Path) -> str:
     """Returns some columns of a run's medians, one row per defense. Daggers stay, letters of footnotes do not."""
     summary = (run / "report" / "summary_L2.md").read_text(encoding="utf-8").split("\n\n")[1]
-    header, _, *rows = ([_plain(cell) for cell in line.strip("| ").split(" | ")] for line in summary.splitlines())
+    header, _, *rows = (
+        [_plain(cell) for cell in line.removeprefix("| ").removesuffix(" |").split(" | ")]
+        for line in summary.splitlines()
+    )
     columns = [["defense", *header[1:]], *(row for name in SHOWN for row in rows if row[0] == name)]
-    names, *lines = zip(*columns, strict=True)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---", *[":-:"] * (len(names) - 1)], *lines])
+    names, *others = zip(*columns, strict=True)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, ["---", *[":-:"] * (len(names) - 1)], *others])
 
 
 def _plain(cell: str) -> str:

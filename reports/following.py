@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.contracts.errors import UserError
 from bench.contracts.work import SCHEMA_VERSION
-from reports.report import OPTIONS, write_run_report
+from reports.report import LAYOUT, OPTIONS, write_run_report
 from reports.runs.run import load_run
 from reports.runs.selection import selected
 
@@ -36,6 +36,8 @@ def not_following(run_dir: Path) -> list[str]:
     if options is None and run.manifest.schema_version < SCHEMA_VERSION:
         return []  # its contents were defined differently; rewrite it with: assay report
     chosen = options or {}
+    if chosen.get("layout") != LAYOUT:
+        return [f"{report}: its tables are laid out as in an earlier version; rewrite it with: assay report {run_dir}"]
     with TemporaryDirectory() as folder:
         try:
             own = selected(run, chosen.get("norms"), chosen.get("attacks"))

@@ -30,6 +30,8 @@ from reports.runs.run import Run, load_run
 from reports.tables.registry import tables_of_norm, tables_of_run
 
 BRACKET_COLUMNS = ["defense", "sample", "lower_bound", "distance", "certificate", "refuted", "untested", "note"]
+LAYOUT = 2
+"""Version of the tables' columns and words. A report of another version cannot be compared with the ledger."""
 OPTIONS = "options.json"
 """File of a report that stores the options chosen for it. Its numbers can be derived again from this file."""
 _RENDERERS = {"csv": to_csv, "md": to_markdown, "tex": to_latex}
@@ -86,7 +88,8 @@ def write_run_report(
                 (out_dir / f"{table.name}.{name}").write_text(_RENDERERS[name](table), encoding="utf-8")
     if "csv" in formats:
         _write_brackets(numbers, out_dir)
-        options = {"norms": list(numbers.norms), "attacks": numbers.chosen, "baseline": baseline}
+        chosen = {"norms": list(numbers.norms), "attacks": numbers.chosen, "baseline": baseline}
+        options = {"layout": LAYOUT, **chosen}
         (out_dir / OPTIONS).write_text(json.dumps(options, indent=1), encoding="utf-8")
     pictured = [*(each for section in sections for each in section.galleries), *galleries.values()]
     drawn = _draw(sections, pictured, out_dir / "figures", formats, processes)
@@ -112,10 +115,10 @@ def _section(numbers: Numbers, norm: NormFacts, run: Run) -> Section:
     parts = [Part(card.order, card.heading, tables=tables) for card, tables in tables_of_norm(numbers, norm) if tables]
     plots: list[Plot] = []
     for card, own in plots_of_norm(numbers, norm):
-        if card.heading:
-            parts.append(Part(card.order, card.heading, plots=own))
-        else:
+        if not card.heading:
             plots += own
+        elif own:
+            parts.append(Part(card.order, card.heading, plots=own))
     return Section(
         norm=norm.norm,
         leaderboard=leaderboard(numbers, norm),

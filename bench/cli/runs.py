@@ -80,7 +80,7 @@ def run(
     typer.echo(f"Report: {index}")
     further = [name for name in matrices() if name.startswith(f"{matrix}-")]
     if further:
-        typer.echo(f"More: assay run {' | '.join(further)}")
+        typer.echo(f"More matrices: {', '.join(further)}")
     doubted = strict and _name_doubts(folder)
     refuted = bool(planned.studies) and _name_refuted(folder)
     if outcome.failed or doubted or refuted:

@@ -50,7 +50,7 @@ def check_signatures(defense: Defense) -> None:
             signature.bind(*expected)
         except TypeError:
             right = f"{name}({', '.join(expected)})"
-            streams = " (a randomized defense takes its streams)" if expected[-1] == "rng" else ""
+            streams = " (a randomized defense takes its streams)" if expected[-1:] == ["rng"] else ""
             raise DefenseFault(f"its {name}{_shown(signature)} must be {right}{streams}") from None
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from bench.contracts.errors import UserError
 from bench.datasets.catalog import DATASETS
 from bench.datasets.split import Part, Split
@@ -69,6 +71,12 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
 def _load_split(name: str, part: Part, data_dir: Path | None) -> Split:
     found = DATASETS.get(name)
     split, classes = found.function(part, data_dir), found.card.classes
+    images = split.images
+    if images.dtype != torch.float32 or images.shape != (len(split.labels), *found.card.shape):
+        wanted = f"torch.float32 ({len(split.labels)}, {', '.join(map(str, found.card.shape))})"
+        raise UserError(f"dataset {name!r}, {part}: images are {images.dtype} {tuple(images.shape)}, expected {wanted}")
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise UserError(f"dataset {name!r}, {part}: images have values outside [0, 1]")
     if len(strange := split.labels[(split.labels < 0) | (split.labels >= classes)]):
         raise UserError(f"dataset {name!r}, {part}: label {int(strange[0])}; allowed: 0 to {classes - 1}")
     return split

@@ -124,7 +124,8 @@ def _carry_out(
     there = [work for work in planned.works if work.id in planned.done]
     known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
     order = in_order(missing, known)
-    measured = {work.id: seconds_in(job.run, work) for work in there}
+    seconds = {work.id: seconds_in(job.run, work) for work in there}
+    measured = {id: each for id, each in seconds.items() if each is not None}
     time_left = TimeLeft(order, known, measured, processes)
     samples = sum(work.samples for work in pending)
     with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:

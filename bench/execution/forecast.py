@@ -110,7 +110,7 @@ class TimeLeft:
 
     def started(self, id: str) -> None:
         """Reports that a task runs now."""
-        del self._waiting[id]
+        self._waiting.pop(id, None)
         self._running[id] = _Running(self._clock())
 
     def advanced(self, id: str, share: float) -> None:
@@ -121,7 +121,7 @@ class TimeLeft:
 
     def finished(self, id: str, seconds: float | None) -> None:
         """Reports that a task is done, and the seconds it took; None if they say nothing about other tasks."""
-        del self._running[id]
+        self._running.pop(id, None)
         if seconds is not None:
             self._measured[id] = seconds
             self._predicted = {}
@@ -136,7 +136,7 @@ class TimeLeft:
         now = self._clock()
         busy = [running.left(self._predicted[id], now) for id, running in self._running.items()]
         # Tasks of lost workers are reported at the end only. Until then they count as running.
-        loads = heapq.nsmallest(self._processes, heapq.nlargest(self._processes, [*busy, *[0.0] * self._processes]))
+        loads = sorted([*busy, *[0.0] * self._processes])[-self._processes :]
         for id in self._waiting:
             heapq.heapreplace(loads, loads[0] + self._predicted[id])
         return max(loads)

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from bench.contracts.progress import Bar
 from bench.contracts.work import Cell, Work
 from bench.execution.forecast import Task, TimeLeft
@@ -44,12 +46,15 @@ class RunProgress:
             self.failed[work.defense, reason].append(work)
 
 
-def seconds_in(run: Path, work: Work) -> float:
-    """Returns the seconds that a finished cell or study of a run took.
+def seconds_in(run: Path, work: Work) -> float | None:
+    """Returns the seconds that a finished cell or study of a run took, or None if its file cannot be read just now.
 
     Loading and examining the defense do not count. The first cell of a worker would look slow otherwise.
     """
-    return seconds_of(ledger_dir(run) / work.file)
+    try:
+        return seconds_of(ledger_dir(run) / work.file)
+    except (OSError, pa.ArrowException):  # a shared folder may lag
+        return None
 
 
 def tasks_of(works: Sequence[Work], defenses: Mapping[str, LoadedDefense]) -> list[Task]:

@@ -50,8 +50,8 @@ class DefenseEntry(Entry):
     """The ablation family that it belongs to; empty for none."""
     parts: tuple[str, ...] = ()
     """The family's components that it includes."""
-    weights: str = ""
-    """Fingerprint of its tensors; empty if it could not be built."""
+    weights: str | None = None
+    """Fingerprint of its tensors; empty if it could not be built; None in the first runs of schema version 2."""
     plugin: str = ""
     """Registered name of a defense whose parameters the matrix sets; empty for others."""
     set: dict[str, Any] = {}

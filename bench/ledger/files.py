@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
-from bench.contracts.norms import NormName
+from bench.contracts.norms import NORMS, NormName
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.atomic import write_atomically
-from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, READABLE
+from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, FIRST_DISTANCES, READABLE
 from bench.ledger.seals import altered_column, altered_key, column_hashes, sealed
 
 
@@ -181,17 +181,17 @@ def unreadable(path: Path, what: str) -> UserError:
 def cell_table(result: Result, norm: NormName) -> pa.Table:
     """Returns the records of a cell's file with the ledger's columns. The cell attacks ``norm``.
 
-    A file that is older than another norm has no column of this norm's distances. They are NaN.
+    A file that is older than a norm has no column of this norm's distances. They are NaN.
 
     Raises:
         UserError: when the columns differ otherwise.
     """
     table = result.table
-    for place, field in enumerate(CELL_SCHEMA):
-        if field.name in DISTANCES and field.name != norm.lower() and field.name not in table.column_names:
-            table = table.add_column(place, field, pa.array(np.full(len(table), np.nan)))
-    if table.schema.equals(CELL_SCHEMA):
-        return table
+    newer = {*DISTANCES} - {*FIRST_DISTANCES, NORMS[norm].column, *table.column_names}
+    if table.schema.equals(pa.schema([field for field in CELL_SCHEMA if field.name not in newer])):
+        unknown = pa.array(np.full(len(table), np.nan))
+        columns = [unknown if field.name in newer else table[field.name] for field in CELL_SCHEMA]
+        return pa.table(columns, schema=CELL_SCHEMA)
     stored = {field.name: field.type for field in table.schema}
     for wanted in CELL_SCHEMA:
         if stored.get(wanted.name) != wanted.type:

@@ -19,6 +19,8 @@ READABLE = (2, SCHEMA_VERSION)
 
 DISTANCES = tuple(norm.column for norm in NORMS.values())
 """The columns of distances, one per norm."""
+FIRST_DISTANCES = ("l0", "l2", "linf")
+"""The columns of distances that every readable file has. A file may be older than the other norms."""
 CELL_SCHEMA = pa.schema(
     [
         ("cell", pa.string()),

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bench.contracts.norms import NormName
 from bench.contracts.oracle import DRAWS
 from bench.contracts.protocols import offers
 from bench.contracts.source import Closure, engine_code
-from bench.contracts.work import ALPHA
-
-if TYPE_CHECKING:  # the engine imports this module, and its closure is in every cell's id
-    from bench.datasets.dataset import Dataset
-    from bench.planning.matrix import AttackEntry, Matrix
-    from bench.plugins.registry import Plugin, Registry
-    from bench.training.loading import LoadedDefense
-from bench.contracts.work import Cell, Judging
+from bench.contracts.work import ALPHA, Cell, Judging
+from bench.datasets.dataset import Dataset
+from bench.planning.matrix import AttackEntry, Matrix
+from bench.plugins.registry import Plugin, Registry
+from bench.training.loading import LoadedDefense
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,13 @@ def read_matrix(name_or_path: str) -> tuple[str, dict[str, Any]]:
     path = Path(name_or_path)
     if name_or_path in matrices():
         where = f"matrix {name_or_path}"
-        text = (resources.files("bench") / "matrices" / f"{name_or_path}.toml").read_text()
+        text = (resources.files("bench") / "matrices" / f"{name_or_path}.toml").read_text(encoding="utf-8")
     elif path.suffix == ".toml" and path.is_file():
-        where, text = f"matrix {path}", path.read_text()
+        where = f"matrix {path}"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: cannot be read as UTF-8 text: {error}") from None
     else:
         raise UserError(f"{unknown('matrix', name_or_path, matrices())}, or the path of a .toml file")
     try:
@@ -67,17 +71,29 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
         if not tail and head in Matrix.model_fields:
             data = with_entries({**data, head: value})
         elif head == "thresholds":
-            data["thresholds"] = {**data.get("thresholds", {}), tail: value}
+            data["thresholds"] = {**_table(data, "thresholds"), tail: value}
         elif tail == "budget" and entries["attacks"]:
             for entry in entries["attacks"]:
                 entry["budget"] = value
         elif tail and any(entries.values()):
             for entry in (*entries["defenses"], *entries["attacks"]):
-                entry["parameters"] = {**entry.get("parameters", {}), tail: value}
+                entry["parameters"] = {**_table(entry, "parameters"), tail: value}
         else:
             labels = [label_of(entry) for group in GROUPS for entry in entries_of(data, group)]
             raise unknown("key", key, [*Matrix.model_fields, *(f"{label}.PARAMETER" for label in labels)], "--set")
     return data
+
+
+def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """Returns a table of a matrix, or an empty one if there is none.
+
+    Raises:
+        UserError: when the key holds another value.
+    """
+    value = data.get(key, {})
+    if not isinstance(value, dict):
+        raise UserError(f"{key}: a table is needed (it is {value!r})")
+    return value
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,7 @@ def build_matrix(where: str, data: dict[str, Any], registry: Registry, choices: 
         for norm in choices.norms:
             if norm not in NORMS:
                 raise unknown("norm", norm, NORMS, "--norms")
-            if norm not in data.get("thresholds", {}):
+            if norm not in _table(data, "thresholds"):
                 raise UserError(f"--norms {norm}: {where} has no threshold for it; add --set thresholds.{norm}=...")
         data["thresholds"] = {norm: data["thresholds"][norm] for norm in choices.norms}
     try:

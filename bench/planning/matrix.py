@@ -169,14 +169,15 @@ class Matrix(_Strict):
         for label, count in Counter(self.labels).items():
             if count > 1:
                 raise ValueError(f"defense {label!r} stands twice; give one a variant")
-        seen: set[tuple[str, str, NormName | None]] = set()
+        seen: dict[tuple[str, str], set[NormName | None]] = {}
         for entry in self.attacks:
             for defense in self.attacked_by(entry):
+                before = seen.setdefault((entry.label, defense), set())
+                # An entry without norms has them all.
                 for norm in entry.norms or (None,):
-                    place = (entry.label, defense, norm)
-                    if place in seen:
+                    if norm in before or None in before or (norm is None and before):
                         raise ValueError(f"attack {entry.label!r} stands twice for {defense!r}; give one a variant")
-                    seen.add(place)
+                    before.add(norm)
         return self
 
     def attacked_by(self, entry: AttackEntry) -> list[str]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from bench.datasets.dataset import Dataset
-
-if TYPE_CHECKING:  # every study's module imports this one, and its closure is in its studies' ids
-    from bench.planning.matrix import Matrix
-    from bench.training.loading import LoadedDefense
 from bench.contracts.work import Study
+from bench.datasets.dataset import Dataset
+from bench.planning.matrix import Matrix
 from bench.studies.catalog import STUDIES, code_of, state_of
+from bench.training.loading import LoadedDefense
 
 
 def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDefense]) -> list[Study]:

@@ -271,7 +271,7 @@ class Registry:
                     family.name, family.examples, _Family(source, source, file.sources, partial(_same, declared))
                 )
         if not any(attached(value, kind) for value in values for kind in (DefenseCard, AttackCard, FamilyCard)):
-            error = "declares no @defense and no @attack"
+            error = "declares no @defense, @attack or @defense_family"
             self._broken[place] = _Broken(file.path.stem, source, place, error)
 
 

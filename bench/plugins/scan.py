@@ -59,10 +59,10 @@ def scan(package: str, decorator: str) -> Scan:
 
 @dataclass(frozen=True)
 class _ModuleLevel:
-    """The decorators of a module's functions and classes, in order, and the literal tuples that it names."""
+    """The decorators of a module's functions and classes, in order, and the values that it assigns to names."""
 
     decorators: tuple[ast.Call, ...]
-    tuples: Mapping[str, ast.Tuple]
+    assigned: Mapping[str, ast.expr]
 
 
 @cache
@@ -70,12 +70,14 @@ def _module_level(source: bytes) -> _ModuleLevel:
     body = ast.parse(source).body
     decorated = [node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     decorators = [each for node in decorated for each in node.decorator_list if isinstance(each, ast.Call)]
-    tuples = {
-        node.targets[0].id: node.value
-        for node in body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Tuple)
-    }
-    return _ModuleLevel(tuple(decorators), tuples)
+    assigned: dict[str, ast.expr] = {}
+    for node in body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                assigned[name] = value
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                assigned[name] = value
+    return _ModuleLevel(tuple(decorators), assigned)
 
 
 def _declared(module: str, level: _ModuleLevel, decorator: str) -> Iterator[Declaration]:
@@ -86,6 +88,12 @@ def _declared(module: str, level: _ModuleLevel, decorator: str) -> Iterator[Decl
                 raise ValueError(f"line {call.lineno}: the first argument of @{decorator} must be a literal string")
             examples = [ast.literal_eval(each.value) for each in call.keywords if each.arg == "examples"]
             yield Declaration(name, module, *examples)
-    listed = level.tuples.get(f"{decorator.upper()}_NAMES")
-    for name in () if listed is None else ast.literal_eval(listed):
+    key = f"{decorator.upper()}_NAMES"
+    listed = level.assigned.get(key)
+    if listed is None:
+        return
+    names = ast.literal_eval(listed) if isinstance(listed, ast.Tuple | ast.List) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"line {listed.lineno}: {key} must be a literal tuple of strings")
+    for name in names:
         yield Declaration(name, module)

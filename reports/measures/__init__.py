@@ -1,1 +1,1 @@
-"""Measures: every number of a run, computed once, for all tables, figures and pages."""
+"""Measures: the numbers of a run, computed once, for all tables, figures and pages."""

@@ -37,7 +37,7 @@ from reports.statistics.estimates import Estimate, accuracy_estimate, median_est
 from reports.statistics.records import by_sample
 from reports.statistics.significance import SIGNIFICANCE_LEVEL, significantly_best
 
-COSTS = (FORWARDS, BACKWARDS, INNER_STEPS, PASSES, SECONDS)
+COST_QUANTITIES = (FORWARDS, BACKWARDS, INNER_STEPS, PASSES, SECONDS)
 
 
 def attack_numbers(run: NormRun, facts: NormFacts, signs: Signs) -> Iterator[Number]:
@@ -146,9 +146,9 @@ class _Cell:
         """Returns the means per attacked image."""
         costs = self.run.facts[self.row.cells[self.defense]].costs
         if np.isnan(costs[FORWARDS]):
-            return [self.place.number(cost, reason=NO_CELL, notes=(NOT_ATTACKED,)) for cost in COSTS]
+            return [self.place.number(cost, reason=NO_CELL, notes=(NOT_ATTACKED,)) for cost in COST_QUANTITIES]
         found = {**costs, PASSES: costs[FORWARDS] + costs[BACKWARDS]}
-        return [self.place.number(cost, Estimate(found[cost])) for cost in COSTS]
+        return [self.place.number(cost, Estimate(found[cost])) for cost in COST_QUANTITIES]
 
     def optimality(self) -> Number:
         """Returns how near the attack comes to the best known adversarial examples."""
@@ -190,7 +190,7 @@ def protocol_numbers(place: Place, run: NormRun, names: Sequence[str], records: 
 
 def _quantities(row: AttackRow, protocols: Sequence[str], swept: bool) -> list[str]:
     return [
-        *(MEDIAN, ACCURACY, *protocols, *COSTS),
+        *(MEDIAN, ACCURACY, *protocols, *COST_QUANTITIES),
         *([OPTIMALITY] if row.epsilon is None else []),
         *([SWEPT_ACCURACY] if swept else []),
     ]

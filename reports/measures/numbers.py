@@ -40,7 +40,7 @@ class Number(NamedTuple):
         value: the number; NaN if it is missing.
         low: lower end of its 95 % confidence interval; NaN if it has none.
         high: upper end of the interval.
-        n: number of images that it was computed from.
+        n: number of images that it was computed from; 0 for costs, means and other protocols, which state none.
         reason: what is shown in its place if it is missing.
         notes: footnotes.
         doubts: signs that the number may be too good.

@@ -22,8 +22,8 @@ STUDY = ""
 LOWER_BOUND, UPPER_BOUND = "lower bound", "smallest adversarial"
 REFUTED, UNTESTED = "refuted bounds", "untested bounds"
 CERTIFICATE_REFUTED = "an adversarial lies within the certified distance: the certificate is wrong"
-REACHED, STEPS, ALPHA, LOG_ETA = "reached", "median steps", "alpha", "log eta"
-DISTAL = (REACHED, STEPS, ALPHA, LOG_ETA)
+REACHED, STEPS, CALIBRATED_ALPHA, LOG_ETA = "reached", "median steps", "alpha", "log eta"
+DISTAL = (REACHED, STEPS, CALIBRATED_ALPHA, LOG_ETA)
 """The quantities of distal adversarial examples."""
 DETECTION = {
     "accuracy": "detector's accuracy",
@@ -90,7 +90,7 @@ def distal_numbers(defenses: Sequence[str], distals: pd.DataFrame) -> list[Numbe
             values = {
                 REACHED: int((valid["status"] == "reached").sum()),
                 STEPS: valid["steps"].median(),
-                ALPHA: valid["alpha"].iloc[0],
+                CALIBRATED_ALPHA: valid["alpha"].iloc[0],
                 LOG_ETA: valid["log_eta"].iloc[0],
             }
             numbers += [

@@ -77,7 +77,7 @@ def escape_latex(text: str) -> str:
     binary\_cnn, $L_\infty$ $\le$ 30\%
     """
     text = "".join(_LATEX.get(character) or _latex_glyph(character) for character in text)
-    return re.sub(r"\bL([02])\b", r"$L_\1$", text.replace(r"L$\infty$", r"$L_\infty$"))
+    return re.sub(r"\bL(\d)\b", r"$L_\1$", text.replace(r"L$\infty$", r"$L_\infty$"))
 
 
 def _latex_column(name: str, table: Table) -> str:

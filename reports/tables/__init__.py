@@ -1,1 +1,1 @@
-"""Tables: numbers laid out in rows and columns, ready for any renderer. Each module is one table, found by scanning."""
+"""Tables: numbers laid out in rows and columns, for any renderer. A table is one module, found by its decorator."""

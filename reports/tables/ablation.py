@@ -10,9 +10,9 @@ from reports.measures.facts import DefenseFacts
 from reports.measures.numbers import ACCURACY, Numbers
 from reports.runs.rows import CLEAN
 from reports.tables.accuracy import accuracy_caption
-from reports.tables.cells import accuracy_quantity, cell_of
+from reports.tables.cells import accuracy_quantity, blank_note, cell_of
 from reports.tables.registry import table
-from reports.tables.table import Table, TableCell, laid_out
+from reports.tables.table import Table, TableCell, laid_out, sentences
 
 
 @table("ablation", per="run", order=30)
@@ -42,14 +42,14 @@ def _ablation_table(numbers: Numbers, family: str, members: Sequence[DefenseFact
             *(replace(cell, significant=False) for cell in shown),
         ]
 
-    ordered = sorted(members, key=lambda member: len(member.parts))
+    rows = {member.name: row(member) for member in sorted(members, key=lambda member: len(member.parts))}
     return Table(
         name=f"ablation_{re.sub(r'[^a-z0-9]', '', family.lower())}{suffix}",
         title=f"Ablation of {family}",
-        caption=f"Parts of {family} and what they contribute. {accuracy_caption(numbers)}",
-        frame=laid_out(
-            "defense", ["parts", *(label for _, label in columns)], {member.name: row(member) for member in ordered}
+        caption=sentences(
+            f"Parts of {family} and what they contribute. {accuracy_caption(numbers)}", blank_note(rows.values())
         ),
+        frame=laid_out("defense", ["parts", *(label for _, label in columns)], rows),
         quantities=(accuracy_quantity(numbers, interval=True),),
         prose=("parts",),
     )

@@ -8,7 +8,7 @@ from reports.tables.cells import blank_note, cell_of
 from reports.tables.registry import table
 from reports.tables.table import Quantity, Table, laid_out, sentences
 
-COSTS = {
+SHOWN_COSTS = {
     FORWARDS: "forward passes",
     BACKWARDS: "backward passes",
     INNER_STEPS: "steps of an optimization inside the defense",
@@ -20,7 +20,7 @@ def cost_table(numbers: Numbers) -> Table:
     """Builds the table of mean passes and inner optimization steps per attacked image, for each attack and defense."""
     rows = {
         f"{row.label}, {norm.label}": [
-            cell_of(numbers.of(norm.norm, row.label, name), list(COSTS), decisive=FORWARDS)
+            cell_of(numbers.of(norm.norm, row.label, name), list(SHOWN_COSTS), decisive=FORWARDS)
             for name in numbers.defense_names
         ]
         for norm in numbers.norms.values()
@@ -30,10 +30,10 @@ def cost_table(numbers: Numbers) -> Table:
         name="cost",
         title="Cost",
         caption=sentences(
-            f"Mean {' / '.join(COSTS.values())}, per attacked image (clean errors are not attacked), "
+            f"Mean {' / '.join(SHOWN_COSTS.values())}, per attacked image (clean errors are not attacked), "
             f"on {measured_on(numbers)}.",
             blank_note(rows.values()),
         ),
         frame=laid_out("attack", numbers.defense_names, rows),
-        quantities=tuple(map(Quantity, COSTS)),
+        quantities=tuple(map(Quantity, SHOWN_COSTS)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.measures.facts import NormFacts, Sweep
 from reports.measures.numbers import ACCURACY, SWEPT_ACCURACY, Numbers
 from reports.tables.captions import bound_note, measured_on
-from reports.tables.cells import accuracy_quantity, cell_of
+from reports.tables.cells import accuracy_quantity, blank_note, cell_of
 from reports.tables.registry import table
 from reports.tables.table import Table, TableCell, laid_out, sentences
 
@@ -21,6 +21,7 @@ def _sweep_table(numbers: Numbers, norm: NormFacts, sweep: Sweep) -> Table:
         swept = numbers.of(norm.norm, label, defense)[SWEPT_ACCURACY]
         return cell_of({ACCURACY: swept}, [ACCURACY])
 
+    rows = {f"{value:g}": [cell(label, defense) for defense in sweep.defenses] for value, label in sweep.steps}
     return Table(
         name=f"sweep_{norm.norm}_{sweep.attack}_{sweep.parameter}",
         title=f"{norm.label}: {sweep.attack} with more {sweep.parameter}",
@@ -28,11 +29,8 @@ def _sweep_table(numbers: Numbers, norm: NormFacts, sweep: Sweep) -> Table:
             f"Accuracy under {sweep.attack} within ε = {sweep.epsilon:g} in {norm.label} for each value of its "
             f"parameter {sweep.parameter}, on {measured_on(numbers)}; in brackets Wilson's 95 % confidence intervals.",
             bound_note([norm]),
+            blank_note(rows.values()),
         ),
-        frame=laid_out(
-            sweep.parameter,
-            sweep.defenses,
-            {f"{value:g}": [cell(label, defense) for defense in sweep.defenses] for value, label in sweep.steps},
-        ),
+        frame=laid_out(sweep.parameter, sweep.defenses, rows),
         quantities=(accuracy_quantity(numbers, interval=True),),
     )

@@ -20,8 +20,10 @@ __all__ = ["NORMS", "TOLERANCE", "Norm", "NormName", "check_norm", "norm_named",
 def _declared() -> Iterator[Norm]:
     """Yields the norms that the modules of this folder declare. A reader of sources counts the same modules."""
     for module in iter_modules(__path__):
-        for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Norm) and not isabstract(value):
+        imported = import_module(f"{__name__}.{module.name}")
+        for value in vars(imported).values():
+            declared = isinstance(value, type) and value.__module__ == imported.__name__
+            if declared and issubclass(value, Norm) and not isabstract(value):
                 yield value()
 
 

@@ -43,6 +43,22 @@ class Norm(ABC):
     decimals: ClassVar[int]
     position: ClassVar[int]
 
+    def __repr__(self) -> str:
+        return self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        """Compares two norms by name.
+
+        Raises:
+            TypeError: when ``other`` is a text. It would differ from every norm, and a branch would silently be lost.
+        """
+        if isinstance(other, str):
+            raise TypeError(f"a norm is not its name; compare .name with {other!r}")
+        return isinstance(other, Norm) and self.name == other.name
+
     @property
     def column(self) -> str:
         """Returns the name of the ledger's column of distances."""

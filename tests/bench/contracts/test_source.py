@@ -334,7 +334,7 @@ def of_defenses(*names):
         ("attacks/parts/lines.py", {(d, a) for d, a in EVERY_CELL if a in WITH_LINES}, set()),
         ("attacks/parts/gradients.py", EVERY_CELL, set()),
         ("bench/engine/judge.py", EVERY_CELL, None),
-        ("bench/contracts/norms/l0.py", EVERY_CELL, {"detection", "distal", "reconstruction"}),
+        ("bench/contracts/norms/l0.py", EVERY_CELL, None),
         ("bench/engine/cell.py", EVERY_CELL, None),
         ("bench/engine/oracle.py", EVERY_CELL, None),
         ("defenses/abs/descent.py", of_defenses("abs", "eabs"), None),

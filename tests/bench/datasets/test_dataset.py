@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -277,6 +278,24 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, no_data):
     write_npz(tmp_path / "cifar10", y=Y + 1)
     with pytest.raises(UserError, match=r"dataset 'cifar10', test: label 10; allowed: 0 to 9"):
         _ = load_dataset("cifar10", tmp_path).test
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 8, 9), r"images are torch.float32 \(2, 1, 8, 9\), expected torch.float32 \(2, 1, 8, 8\)"),
+        (torch.zeros(3, 1, 8, 8), r"images are torch.float32 \(3, 1, 8, 8\), expected torch.float32 \(2, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8).double(), r"images are torch.float64"),
+        (torch.full((2, 1, 8, 8), 16.0), r"images have values outside \[0, 1\]"),
+        (torch.full((2, 1, 8, 8), float("nan")), r"images have values outside \[0, 1\]"),
+    ],
+)
+def test_images_that_do_not_keep_what_the_card_says_are_refused(tmp_path, monkeypatch, images, message):
+    digits = DATASETS.get("digits")
+    broken = replace(digits, function=lambda part, data_dir: Split(images, torch.tensor([0, 1])))
+    monkeypatch.setattr(type(DATASETS), "get", lambda self, name: broken)
+    with pytest.raises(UserError, match="dataset 'digits', test: " + message):
+        _ = load_dataset("digits", tmp_path).test
 
 
 def fake_torchvision(monkeypatch, calls):

@@ -34,6 +34,7 @@ attacks = [{attacks}]
 L2 = 1.0
 Linf = 0.2
 L0 = 6
+L1 = 3.0
 """
 
 CHEAP = (

@@ -75,7 +75,18 @@ class Plain:
 
 
 def test_entries_of_an_attack_with_other_parameters_or_norms_are_other_procedures():
-    study = Study("lower_bound", "digits", "cnn", "L2", None, 0, 4, 2, None, {})
+    study = Study(
+        kind="lower_bound",
+        dataset="digits",
+        defense="cnn",
+        norm="L2",
+        epsilon=None,
+        seed=0,
+        samples=4,
+        batch_size=2,
+        timeout=None,
+        state={},
+    )
     works = [cell(), cell(defense="abs"), cell(norm="Linf"), cell(parameters={"steps": 9}), study]
     tasks = tasks_of(works, {"cnn": Plain(), "abs": Plain()})
     assert [task.procedure == tasks[0].procedure for task in tasks] == [True, True, False, False, False]

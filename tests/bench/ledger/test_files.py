@@ -18,7 +18,7 @@ from bench.ledger.loading import load_adversarials, load_clean, load_ledger, loa
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest, write_manifest
 from bench.ledger.reader import is_done, reader, write_clean
-from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, sample_hash
+from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, FIRST_DISTANCES, sample_hash
 from bench.ledger.seals import column_hashes, sealed
 
 IMAGES = np.random.default_rng(0).random((4, 1, 4, 4), np.float32)
@@ -483,7 +483,7 @@ def without(path, column):
     pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), path)
 
 
-@pytest.mark.parametrize("column", [column for column in DISTANCES if column != "l2"])
+@pytest.mark.parametrize("column", DISTANCES[len(FIRST_DISTANCES) :])
 def test_a_file_older_than_a_norm_is_read_with_unknown_distances_in_it(run, column):
     before = load_ledger(run)
     without(one(run), column)
@@ -493,10 +493,11 @@ def test_a_file_older_than_a_norm_is_read_with_unknown_distances_in_it(run, colu
     pd.testing.assert_frame_equal(after.drop(columns=column), before.drop(columns=column))
 
 
-def test_a_file_without_distances_in_the_norm_under_attack_is_refused(run):
-    without(one(run), "l2")
+@pytest.mark.parametrize("column", FIRST_DISTANCES)
+def test_a_file_without_distances_that_every_file_has_is_refused(run, column):
+    without(one(run), column)
     write_manifest(run, load_manifest(run), finished=True)
-    assert "its column 'l2' is missing, expected double" in refusal(run)
+    assert f"its column {column!r} is missing, expected double" in refusal(run)
 
 
 def test_unknown_distances_in_a_column_that_is_there_are_refused(run):

@@ -75,6 +75,7 @@ def test_settings_change_keys_thresholds_parameters_and_budgets():
         ({"attacks": [{"name": "boundary", "bounded": True, "variant": "b"}]}, "'boundary' is minimal, not bounded"),
         ({"attacks": [{"name": "pgd", "bounded": True}]}, "give it a variant"),
         ({"attacks": ["bim", "bim"]}, "attack 'bim' stands twice for 'cnn'"),
+        ({"attacks": ["bim", {"name": "bim", "norms": ["L2"]}]}, "attack 'bim' stands twice for 'cnn'"),
         ({"defenses": ["cmn"]}, "did you mean 'cnn'?"),
     ],
 )
@@ -83,6 +84,30 @@ def test_a_mistake_is_one_line_that_names_file_key_and_value(changes, message):
         build(changes=changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "choices", "message"),
+    [
+        ({"thresholds": 3}, {"norms": ["L2"]}, "thresholds: a table is needed (it is 3)"),
+        ({"thresholds": [1]}, {"settings": ["thresholds.L2=2"]}, "thresholds: a table is needed (it is [1])"),
+        (
+            {"attacks": [{"name": "pgd", "parameters": 3}]},
+            {"settings": ["pgd.steps=2"]},
+            "parameters: a table is needed (it is 3)",
+        ),
+    ],
+)
+def test_a_choice_within_something_that_is_no_table_is_refused(changes, choices, message):
+    with pytest.raises(UserError) as caught:
+        build(changes=changes, **choices)
+    assert str(caught.value) == message
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(UserError, match=r"mine\.toml: cannot be read as UTF-8 text"):
+        read_matrix(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize("setting", ["samples", "sampels=3", "boundry.steps=3"])

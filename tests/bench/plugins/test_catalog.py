@@ -168,11 +168,12 @@ from bench.execution.runners import runner
 from bench.execution.worker import Worker
 
 @runner("backwards")
-def run_backwards(job, works, processes, on_done, on_chunk):
+def run_backwards(job, works, processes, listener):
     worker = Worker(job)
     for work in reversed(works):
         print("backwards:", work.title)
-        on_done(work, worker.execute(work, lambda samples, work=work: on_chunk(work, samples)))
+        listener.started(work)
+        listener.done(work, worker.execute(work, lambda samples, work=work: listener.advanced(work, samples)))
 """,
     "attacks/half_written.py": "@attack('half', norms=",
     "halves.toml": """

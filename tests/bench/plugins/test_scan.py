@@ -27,6 +27,8 @@ def package(tmp_path, monkeypatch):
         "@bench.attack('mine')\ndef f(): ...",
         "@other\n@attack('mine')\nclass F: ...",
         "ATTACK_NAMES = ('mine',)\nmine = made(ATTACK_NAMES[0])",
+        "ATTACK_NAMES: tuple[str, ...] = ('mine',)",
+        "ATTACK_NAMES = ['mine']",
     ],
 )
 def test_a_module_declares_a_name_by_the_decorator_or_in_the_literal_list(package, text):
@@ -76,6 +78,8 @@ def test_examples_of_a_family_are_read_from_the_source(package):
         ("@attack(3)\ndef f(): ...", "ValueError: line 1: the first argument of @attack must be a literal string"),
         ("\n@attack(name='mine')\ndef f(): ...", "ValueError: line 2: the first argument of @attack must be a literal"),
         ("ATTACK_NAMES = (NAME,)", "ValueError: malformed node"),
+        ("ATTACK_NAMES = tuple(TABLE)", "ValueError: line 1: ATTACK_NAMES must be a literal tuple of strings"),
+        ("ATTACK_NAMES = 'mine'", "ValueError: line 1: ATTACK_NAMES must be a literal tuple of strings"),
     ],
 )
 def test_a_module_whose_names_cannot_be_read_is_named_with_the_error(package, text, message):

@@ -105,7 +105,7 @@ def faults(run, laboratory, entry=None, row=None):
 
 def place(run, condition, entries=None):
     """A cell and a row whose record fulfills a condition."""
-    for entry in entries or cells(run):
+    for entry in cells(run) if entries is None else entries:
         records, _ = read_cell(run / "ledger" / entry.file)
         rows = np.flatnonzero(condition(records))
         if len(rows):
@@ -160,7 +160,7 @@ def test_a_run_older_than_a_norm_holds_and_its_other_distances_are_measured_agai
     """As if no file had been written since the last norm came."""
     last = DISTANCES[-1]
     for entry in cells(run):
-        path = run / "ledger" / entry["file"]
+        path = run / "ledger" / entry.file
         records, facts = read_cell(path)
         schema = pq.read_schema(path).remove_metadata()
         schema = schema.remove(schema.get_field_index(last))

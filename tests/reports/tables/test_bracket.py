@@ -29,6 +29,13 @@ def test_brackets_stand_between_bound_and_adversarial(bracketed):
     assert table_of(every_status(), "bracket", "Linf") is None
 
 
+def test_bounds_in_one_norm_give_no_table_in_another(bracketed):
+    bracketed.attack("fgsm", ["Linf"])
+    bracketed.cell("nearest_neighbour", "fgsm", "Linf", [0.0, 0.1, 0.2, INF])
+    assert table_of(bracketed.make(), "bracket", "L2") is not None
+    assert table_of(bracketed.make(), "bracket", "Linf") is None
+
+
 def test_an_estimate_that_an_adversarial_refutes_is_dropped_and_counted(bracketed):
     table = table_of(bracketed.make(), "bracket", "L2")
     assert values(cell(table, "abs", "lower bound")) == {"median": 0.0}  # of 0, 0, 0 and 3

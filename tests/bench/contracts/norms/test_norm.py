@@ -39,7 +39,17 @@ def test_each_norm_has_a_place_of_its_own_and_words_for_people():
         assert norm.name == name
         assert norm.unit in ("pixels", "intensity")
         assert norm.decimals >= 0
-        assert escape_latex(norm.label).isascii()
+        assert escape_latex(norm.label).startswith("$L_")
+
+
+@every
+def test_a_norm_is_compared_with_norms_and_never_with_a_name(norm):
+    assert norm == type(norm)()
+    assert [other for other in NORMS.values() if other == norm] == [norm]
+    assert repr(norm) == norm.name
+    for comparison in (lambda: norm == norm.name, lambda: norm in (norm.name,), lambda: norm != "L2"):
+        with pytest.raises(TypeError, match=r"compare \.name with"):
+            comparison()
 
 
 def test_reading_a_label_imports_no_torch():
