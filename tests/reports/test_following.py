@@ -9,6 +9,7 @@ from synthetic_runs import every_status
 from test_report import stored
 
 from reports import load_run, not_following, selected, write_run_report
+from reports.report import LAYOUT
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def test_what_was_chosen_for_a_report_is_chosen_again(run):
         path.unlink()
     write_run_report(chosen, run / "report", formats=["csv"], baseline="cnn")
     assert json.loads((run / "report" / "options.json").read_text()) == {
+        "layout": LAYOUT,
         "norms": ["L2"],
         "attacks": ["pgd", "pgd:bounded"],
         "baseline": "cnn",
