@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -31,7 +32,7 @@ class Silent:
         """Does nothing."""
 
 
-class _Timed:
+class _Timed(ABC):
     """A bar that is shown at most every ``interval`` seconds, and at the end."""
 
     interval = 0.2
@@ -51,9 +52,9 @@ class _Timed:
         share = 0.0 if left is None else elapsed / max(elapsed + left, 1e-9)
         self.show(1.0 if self._done >= self._total else share, left, note)
 
+    @abstractmethod
     def show(self, share: float, left: float | None, note: str) -> None:
         """Shows the share of the time that has passed and the seconds left."""
-        raise NotImplementedError
 
     def _in_proportion(self) -> float:
         return (time.monotonic() - self._start) / max(self._done, 1e-9) * (self._total - self._done)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from planned_study import planned_study
 
 import bench
 from bench.contracts.cards import DefenseCard
 from bench.contracts.protocols import HasLowerBound, LowerBound
 from bench.contracts.streams import Streams
-from bench.contracts.work import Study
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.plugins.registry import Registry
 from bench.studies.bounds import measure, norms_of
@@ -211,18 +211,7 @@ def test_the_released_models_mean_bounds_are_those_of_the_notes(data_dir):
 
 
 def test_a_study_holds_one_record_per_sample(digits):
-    study = Study(
-        kind="lower_bound",
-        dataset="digits",
-        defense="nearest_neighbour",
-        norm="L2",
-        epsilon=None,
-        seed=0,
-        samples=10,
-        batch_size=4,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("lower_bound", defense="nearest_neighbour", norm="L2", samples=10, batch_size=4)
     defense = load_trained("nearest_neighbour", digits, Registry(), 0, CPU).defense
     seen = []
     frame = measure(study, defense, digits, CPU, seen.append).records
@@ -238,17 +227,8 @@ def test_a_study_holds_one_record_per_sample(digits):
 
 def test_a_study_counts_the_passes_that_a_bound_takes(digits):
     defense = load_trained("randomized_smoothing:cnn_gaussian", digits, Registry(), 0, CPU).defense
-    study = Study(
-        kind="lower_bound",
-        dataset="digits",
-        defense="randomized_smoothing:cnn_gaussian",
-        norm="L2",
-        epsilon=None,
-        seed=0,
-        samples=3,
-        batch_size=2,
-        timeout=None,
-        state={},
+    study = planned_study(
+        "lower_bound", defense="randomized_smoothing:cnn_gaussian", norm="L2", samples=3, batch_size=2
     )
     frame = measure(study, defense, digits, CPU, lambda samples: None).records
     assert (frame["forwards"] == CERTIFYING_DRAWS).all()
@@ -263,18 +243,7 @@ def test_a_bound_that_writes_on_its_images_leaves_the_data_alone(digits):
             return LowerBound(x.fill_(1).mean((1, 2, 3)), certificate=False)
 
     before = digits.test.images.clone()
-    study = Study(
-        kind="lower_bound",
-        dataset="digits",
-        defense="careless",
-        norm="L2",
-        epsilon=None,
-        seed=0,
-        samples=3,
-        batch_size=2,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("lower_bound", defense="careless", norm="L2", samples=3, batch_size=2)
     frame = measure(study, Careless(), digits, CPU, lambda samples: None).records
     assert frame["lower_bound"].tolist() == [1, 1, 1]
     assert torch.equal(digits.test.images, before)

@@ -3,8 +3,9 @@
 from collections import Counter
 
 import pytest
+from planned_study import planned_study
 
-from bench.contracts.work import Cell, Study
+from bench.contracts.work import Cell
 from bench.execution.forecast import Task, TimeLeft
 from bench.execution.progress import RunProgress, tasks_of
 
@@ -75,18 +76,7 @@ class Plain:
 
 
 def test_entries_of_an_attack_with_other_parameters_or_norms_are_other_procedures():
-    study = Study(
-        kind="lower_bound",
-        dataset="digits",
-        defense="cnn",
-        norm="L2",
-        epsilon=None,
-        seed=0,
-        samples=4,
-        batch_size=2,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("lower_bound", defense="cnn", norm="L2", samples=4, batch_size=2)
     works = [cell(), cell(defense="abs"), cell(norm="Linf"), cell(parameters={"steps": 9}), study]
     tasks = tasks_of(works, {"cnn": Plain(), "abs": Plain()})
     assert [task.procedure == tasks[0].procedure for task in tasks] == [True, True, False, False, False]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from planned_study import planned_study
 from torch import nn
 
 from bench.conformance.checks import ClassMeans
@@ -12,7 +13,6 @@ from bench.contracts.cards import DefenseCard
 from bench.contracts.chunk import Chunk
 from bench.contracts.protocols import as_defense
 from bench.contracts.threat import ThreatModel
-from bench.contracts.work import Study
 from bench.datasets.dataset import load_dataset
 from bench.engine.ballot import classify
 from bench.studies.detection import Examiner, measure, norms_of
@@ -148,18 +148,7 @@ def test_verdicts_are_taken_in_batches_of_the_cards_size():
 def studied(epsilon=0.3, batch_size=64, model=None, samples=40):
     dataset = load_dataset("digits")
     defense = made(model or Means(dataset), batch_size)
-    study = Study(
-        kind="detection",
-        dataset="digits",
-        defense="model",
-        norm="Linf",
-        epsilon=epsilon,
-        seed=0,
-        samples=samples,
-        batch_size=batch_size,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("detection", norm="Linf", epsilon=epsilon, samples=samples, batch_size=batch_size)
     return measure(study, defense, dataset, torch.device("cpu"), lambda samples: None).records
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from planned_study import planned_study
 from torch import nn
 
 from bench.conformance.checks import ClassMeans
@@ -12,7 +13,6 @@ from bench.contracts.confidence import CONFIDENT, Calibration, calibrate
 from bench.contracts.door import mean_logits
 from bench.contracts.protocols import as_defense
 from bench.contracts.streams import Streams
-from bench.contracts.work import Study
 from bench.datasets.dataset import load_dataset
 from bench.engine.oracle import FRESH_DRAWS
 from bench.studies.distal import CALIBRATION_IMAGES, measure
@@ -176,18 +176,7 @@ def test_an_image_pays_for_its_steps():
 
 def test_a_study_divides_the_calibration_among_its_images():
     dataset = load_dataset("digits")
-    study = Study(
-        kind="distal",
-        dataset="digits",
-        defense="model",
-        norm=None,
-        epsilon=None,
-        seed=0,
-        samples=20,
-        batch_size=64,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("distal")
     records = measure(study, made(ClassMeans(dataset)), dataset, torch.device("cpu"), lambda samples: None).records
     calibration = min(CALIBRATION_IMAGES, len(dataset.test.labels)) / 20
     # And one pass for the confidence that is recorded.
@@ -204,18 +193,7 @@ def test_an_image_without_finite_logits_has_failed():
             return super().logits(x).masked_fill((x.flatten(1).mean(1) > 0.45)[:, None], math.nan)
 
     dataset = load_dataset("digits")
-    study = Study(
-        kind="distal",
-        dataset="digits",
-        defense="model",
-        norm=None,
-        epsilon=None,
-        seed=0,
-        samples=20,
-        batch_size=64,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("distal")
     measured = measure(study, made(Blind(dataset)), dataset, torch.device("cpu"), lambda samples: None)
     bright = measured.images.reshape(20, -1).mean(1) > 0.45
     assert bright.any()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from planned_study import planned_study
 from torch import nn
 
 from bench.contracts.cards import DefenseCard
 from bench.contracts.protocols import as_defense
-from bench.contracts.work import Study
 from bench.datasets.dataset import load_dataset
 from bench.studies.reconstruction import IMAGES, SHARES, measure, norms_of, samples_of
 
@@ -42,18 +42,7 @@ def made(model, **card):
 def studied(model, norm="Linf", epsilon=0.3):
     dataset = load_dataset("digits")
     samples = samples_of(dataset, 100)
-    study = Study(
-        kind="reconstruction",
-        dataset="digits",
-        defense="model",
-        norm=norm,
-        epsilon=epsilon,
-        seed=0,
-        samples=samples,
-        batch_size=64,
-        timeout=None,
-        state={},
-    )
+    study = planned_study("reconstruction", norm=norm, epsilon=epsilon, samples=samples)
     return dataset, measure(study, made(model), dataset, torch.device("cpu"), lambda samples: None)
 
 
