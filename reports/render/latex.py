@@ -36,6 +36,7 @@ def to_latex(table: Table) -> str:
     shown = print_table(table)
     columns = "".join(_latex_column(name, table) for name in shown.header[1:])
     lines = [
+        r"% needs \usepackage{booktabs,siunitx}",
         r"\begin{table}[htbp]",
         r"\centering",
         r"\setlength{\belowcaptionskip}{6pt}",
