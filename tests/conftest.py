@@ -15,6 +15,7 @@ settings.register_profile("assay", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("assay")
 
 TOOLS = {
+    "cc": "gcc libc6-dev",
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
     "node": "nodejs",

@@ -151,6 +151,15 @@ class HasInnerSteps(Protocol):
 
 
 @runtime_checkable
+class HasArithmetic(Protocol):
+    """A defense that is computed in different ways on different machines. The ways are equal within rounding."""
+
+    @property
+    def arithmetic(self) -> str:
+        """Name of the way in which this machine computes it. It is stored with every result, and is part of its id."""
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """A defense that is trained on first use. Its state is then cached (see `bench.training.trainer`)."""
 

@@ -102,7 +102,7 @@ def execute(planned: Planned, processes: int, runner: str) -> Outcome:
         variants=planned.registry.variants,
         seed=matrix.seed,
         device=str(device),
-        provenance=provenance(str(device), matrix.seed),
+        provenance={**provenance(str(device), matrix.seed), "arithmetic": _arithmetic(planned)},
     )
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
@@ -134,6 +134,11 @@ def _carry_out(
     return progress.failed
 
 
+def _arithmetic(planned: Planned) -> str:
+    """Returns the ways in which this machine computes those defenses that have several; empty without such defenses."""
+    return ", ".join(sorted({loaded.arithmetic for loaded in planned.defenses.values()} - {""}))
+
+
 def _failure(works: Sequence[Work], reason: str) -> str:
     """Returns one line on the cells of a defense that failed for the same reason."""
     others = "" if len(works) == 1 else f" and {len(works) - 1} more"
@@ -141,9 +146,11 @@ def _failure(works: Sequence[Work], reason: str) -> str:
 
 
 def _remarks(planned: Planned) -> list[str]:
-    """Returns the user's messages on existing results that are not kept."""
+    """Returns the messages to the user before a run: how it computes, and which existing results are not kept."""
     again, out = Counter(planned.stale.values()), Counter(planned.left_out.values())
+    ways = _arithmetic(planned)
     return [
+        *([f"{planned.matrix.name}: inference by {ways}"] if ways else []),
         *(f"{count} cells run again: {reason}" for reason, count in again.items()),
         *(f"{count} imported cells are left out: {reason}" for reason, count in out.items()),
     ]

@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def kind_of_machine(device: str) -> str:
     where = torch.device(device)
     unit = torch.cuda.get_device_name(where) if where.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return f"{platform.system()} {platform.machine()} {unit}, torch {torch.__version__}"
+
+
+def computed_alike(facts: Mapping[str, Any], device: str, arithmetic: str) -> bool:
+    """Returns whether a result with these facts comes from this kind of machine and from this way to compute."""
+    way = facts.get("state", {}).get("arithmetic", "")
+    return facts.get("kind_of_machine") == kind_of_machine(device) and way == arithmetic
 
 
 def _version(name: str) -> str:

@@ -20,6 +20,7 @@ _NAMES = {
     "test": "test images",
     "classes": "number of classes",
     "defense parameters": "parameters",
+    "arithmetic": "arithmetic of the inference",
 }
 """Names of other keys of a state, as users see them."""
 

@@ -22,7 +22,7 @@ from bench.contracts.devices import exact_float32
 from bench.contracts.errors import DefenseFault, UserError
 from bench.contracts.guard import unguarded
 from bench.contracts.progress import Bar, bar
-from bench.contracts.protocols import Defense, Trainable, as_defense, fingerprint
+from bench.contracts.protocols import Defense, HasArithmetic, Trainable, as_defense, fingerprint
 from bench.contracts.signatures import check_signatures
 from bench.contracts.source import TRAINING, Closure, Sources, changed_modules
 from bench.datasets.dataset import Dataset, load_dataset
@@ -71,6 +71,13 @@ class LoadedDefense:
         except Exception as error:
             raise _fault(self.plugin, "has a state that cannot be read", error) from error
 
+    @property
+    def arithmetic(self) -> str:
+        """The way in which this machine computes the defense or its base (`HasArithmetic`); empty if there is one."""
+        if isinstance(self.defense, HasArithmetic):
+            return self.defense.arithmetic
+        return "" if self.base is None else self.base.arithmetic
+
     def readable(self) -> LoadedDefense:
         """Returns itself.
 
@@ -83,11 +90,16 @@ class LoadedDefense:
     @property
     def digest(self) -> str:
         """A text with everything that the defense's answers depend on, except libraries."""
-        return f"{self.fingerprint} {self.code.digest} {json.dumps(self.parameters, sort_keys=True)}"
+        texts = [self.fingerprint, self.code.digest, json.dumps(self.parameters, sort_keys=True), self.arithmetic]
+        return " ".join(texts).rstrip()
 
     def state(self, dataset: Dataset) -> dict[str, str]:
-        """Returns what identifies measurements on the defense: hashes of data, weights and code, and parameters."""
+        """Returns what identifies measurements on the defense: hashes of data, weights and code, and parameters.
+
+        If there are several ways to compute the defense, it names this machine's, so that no run mixes them.
+        """
         return {
+            **({"arithmetic": self.arithmetic} if self.arithmetic else {}),
             "train": dataset.train.hash,
             "test": dataset.test.hash,
             "classes": str(dataset.classes),

@@ -14,13 +14,13 @@ from torch import Tensor
 from bench.conformance.examination import OTHER_DRAWS
 from bench.contracts.chunk import Chunk
 from bench.contracts.norms import norm_named, within
-from bench.contracts.protocols import Defense
 from bench.engine.ballot import Ballot
 from bench.engine.judge import CLEAN_SHARE, VERDICT, Judge
 from bench.engine.verdicts import each_draw
 from bench.ledger.intervals import wilson_interval
-from bench.ledger.provenance import kind_of_machine
+from bench.ledger.provenance import computed_alike
 from bench.ledger.schema import Status
+from bench.training.loading import LoadedDefense
 from bench.verification.cells import StoredCell
 
 FRESH_DRAWS = 400
@@ -36,11 +36,11 @@ the number of draws."""
 class DrawnVerdicts:
     """Judges the images of one cell on a randomized defense again."""
 
-    def __init__(self, cell: StoredCell, defense: Defense, clean: Chunk, seed: int) -> None:
-        self._cell, self._defense, self._clean, self._seed = cell, defense, clean, seed
+    def __init__(self, cell: StoredCell, loaded: LoadedDefense, clean: Chunk, seed: int) -> None:
+        self._cell, self._defense, self._clean, self._seed = cell, loaded.defense, clean, seed
         self._x = clean.images
         self._terms: dict[str, Any] = cell.facts.get("judging") or {}
-        self._same_machine = kind_of_machine(str(clean.device)) == cell.facts.get("kind_of_machine")
+        self._same_machine = computed_alike(cell.facts, str(clean.device), loaded.arithmetic)
 
     def check(self, images: Tensor, likeliest: Tensor | None, memory: dict[Any, Any]) -> None:
         """Records the faults of the clean images, the adversarial examples (S, C, H, W) and the likeliest images."""

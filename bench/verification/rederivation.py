@@ -23,13 +23,14 @@ from bench.ledger.consistency import Violation
 from bench.ledger.entries import StudyEntry
 from bench.ledger.files import Result
 from bench.ledger.manifest import Manifest
-from bench.ledger.provenance import kind_of_machine
+from bench.ledger.provenance import computed_alike
 from bench.ledger.schema import Status
 from bench.studies.catalog import STUDIES
 from bench.studies.distal import calibrated, confidences, statuses
 from bench.studies.refutation import KIND as REFUTATION
 from bench.studies.refutation import contested, errors_on
 from bench.studies.study import Measured
+from bench.training.loading import LoadedDefense
 
 AGAIN = ("lower_bound", "reconstruction")
 """Kinds of studies that are measured again as a whole on deterministic defenses."""
@@ -49,7 +50,7 @@ class Rederivation:
 
     run: Path
     manifest: Manifest
-    defense: Defense
+    loaded: LoadedDefense
     dataset: Dataset
     device: torch.device
     memory: dict[Any, Any]
@@ -88,8 +89,13 @@ class Rederivation:
             found = self._confidences(result, records, arrays["study"], study, tolerance)
         return [str(violation) for violation in found]
 
+    @property
+    def defense(self) -> Defense:
+        """The defense that was measured."""
+        return self.loaded.defense
+
     def _same_machine(self, result: Result) -> bool:
-        return bool(result.facts.get("kind_of_machine") == kind_of_machine(str(self.device)))
+        return computed_alike(result.facts, str(self.device), self.loaded.arithmetic)
 
     def _measured(self, study: Study) -> Measured:
         key = repr((study, str(self.device)))

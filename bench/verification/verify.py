@@ -158,7 +158,7 @@ class _Session:
             self._found.unjudged.append(f"{name}: its weights are not those of the run")
             return
         device, memory = self._laboratory.device, self._laboratory.memory
-        again = Rederivation(self._run, self._manifest, loaded.defense, self._dataset, device, memory)
+        again = Rederivation(self._run, self._manifest, loaded, self._dataset, device, memory)
         for work in own:
             result, arrays = self._results[work.id]
             data = {"train": self._dataset.train.hash, "test": self._dataset.test.hash}
@@ -184,7 +184,7 @@ class _Session:
         images = torch.from_numpy(adversarials).to(self._clean.images)
         cell.check_distances(images, self._clean.images)
         if loaded.card.randomized:
-            drawn = DrawnVerdicts(cell, loaded.defense, self._clean, self._manifest.seed)
+            drawn = DrawnVerdicts(cell, loaded, self._clean, self._manifest.seed)
             drawn.check(
                 images,
                 None if likeliest is None else torch.from_numpy(likeliest).to(self._clean.images),

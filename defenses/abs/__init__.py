@@ -22,7 +22,8 @@ from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
 from defenses.abs.descent import MAX_NORM, AtPoint, NormalPrior
 from defenses.abs.model import BOUND_NOTE, LatentClassifier
-from defenses.abs.search import Inference, Pruning, Search, Starts, prior_draws
+from defenses.abs.search import Inference, Pruning, Search
+from defenses.abs.starts import Starts, prior_draws
 from defenses.abs.vae import Architecture, Decoder, Encoder, VAEs, kl_weight, side_by_side
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
@@ -158,7 +159,7 @@ class AnalysisBySynthesis(LatentClassifier):
         search = self.setting.search
         draws = prior_draws(search.starts, self.setting.architecture.latent).to(self.gamma.device)
         starts = Starts(draws, draws, search.variance * draws.square().sum(1)[None])
-        return Inference(folded_layers(self.decoder), ELU, starts, search)
+        return Inference(folded_layers(self.decoder), ELU, starts, search, self.kernel())
 
     def objective(self, classes: slice, rows: slice, *, slack: Tensor | None = None, penalized: bool = True) -> AtPoint:
         """See `LatentClassifier`."""

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defenses.abs.built import Kernel
+from defenses.abs.compiled import CompiledDecoders, Convolution, Energy, Shape
+
 DENSE_PIXELS = 64
 """Largest number of output pixels for which classes are evaluated together. Up to this number, the zeros in the matrix
 of a transposed convolution cost less than separate classes."""
@@ -142,11 +145,13 @@ class Activation:
     """An activation that works in place, and its vector-Jacobian product.
 
     Attributes:
+        name: a key of `defenses.abs.compiled.ACTIVATIONS`.
         forward: maps pre-activations to the output.
         backward: maps a cotangent and the output to the product of the cotangent and the derivative.
         scale: factor by which the pre-activations and outputs of both functions are multiplied.
     """
 
+    name: str
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
     scale: float = 1.0
@@ -160,6 +165,9 @@ class Penalty(Protocol):
 
     def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
         """Adds the penalty's derivative at latents ``z`` (K, N, L) to ``gradient`` (K, N, L), in place."""
+
+    def energy(self) -> Energy:
+        """Returns the penalty as the kernel knows it."""
 
 
 class FoldedDecoder:
@@ -225,8 +233,8 @@ def _relu_backward(cotangent: Tensor, output: Tensor) -> Tensor:
     return product
 
 
-ELU = Activation(_elu, _elu_backward, LOG2_E)
-RELU = Activation(torch.relu_, _relu_backward)
+ELU = Activation("elu", _elu, _elu_backward, LOG2_E)
+RELU = Activation("relu", torch.relu_, _relu_backward)
 
 FoldedLayers = Sequence[Dense | Transposed]
 """The affine layers of the decoder of one class. The first layer is dense."""
@@ -251,6 +259,16 @@ def evaluated_together(
         assert isinstance(first, Dense)
         single.append(FoldedDecoder(activation, first, *(_tuned(layer) for layer in others)))
     return single, single
+
+
+def compiled(classes: Sequence[FoldedLayers], activation: Activation, kernel: Kernel) -> CompiledDecoders:
+    """Returns the decoders of all classes for the kernel."""
+    first, *others = classes[0]
+    layers = [layer for layer in others if isinstance(layer, Transposed)]
+    sizes = [Convolution(layer.weight.shape[1], layer.weight.shape[2], layer.stride, layer.padding) for layer in layers]
+    shape = Shape(first.weight.shape[1], activation.name, layers[0].size, layers[0].weight.shape[0], sizes)
+    weights = [[part.flatten() for layer in of_class for part in (layer.weight, layer.bias)] for of_class in classes]
+    return CompiledDecoders(shape, torch.stack([torch.cat(parts) for parts in weights]), kernel)
 
 
 def _scaled(layers: FoldedLayers, scale: float) -> FoldedLayers:

@@ -12,13 +12,14 @@ eq. 3 of Schott et al. with a posterior of width 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from defenses.abs.compiled import Ends, Energy
 from defenses.abs.decoders import FoldedDecoder, Penalty, excess
 
 MAX_NORM = 5.0
@@ -47,6 +48,10 @@ class NormalPrior:
         """See `Penalty`."""
         gradient.add_(z, alpha=2 * self.variance)
 
+    def energy(self) -> Energy:
+        """See `Penalty`."""
+        return Energy(variance=self.variance)
+
 
 Values = Callable[[], Tensor]
 """Returns values (K, N). The call is deferred because most steps of a descent need only derivatives."""
@@ -61,11 +66,14 @@ class Objective(Protocol):
         The images are rows ``x``, (N, D) or (K, N, D).
         """
 
-    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (K, N) and decoded images (K, N, D) at the end."""
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
+        """Values (K, N) and decoded images (K, N, D) at the end, after ``taken`` steps."""
 
     def confine(self, p: Tensor) -> Tensor:
         """Moves parameters back into the search region."""
+
+    def energy(self) -> Energy:
+        """Returns the objective as the kernel knows it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class AtPoint:
         error, gradient = decoder.differentiate(x, p, self.penalty, self.slack)
         return partial(energy, error, self.penalty, p), gradient
 
-    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
         decoded = decoder.decode(p)
         return energy(excess(decoded - x, self.slack), self.penalty, p), decoded
@@ -95,6 +103,10 @@ class AtPoint:
     def confine(self, p: Tensor) -> Tensor:
         """See `Objective`."""
         return clip_norm(p, self.max_norm) if self.max_norm < torch.inf else p
+
+    def energy(self) -> Energy:
+        """See `Objective`."""
+        return replace(self.penalty.energy(), most_norm=self.max_norm, slack=self.slack)
 
 
 @dataclass(frozen=True)
@@ -125,15 +137,19 @@ class Variational:
             derivative += self.divergence * torch.cat([mean, (2 * log_deviation).exp() - 1], 2)
         return partial(self._value, error, z, p), derivative
 
-    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    def result(self, decoder: FoldedDecoder, x: Tensor, p: Tensor, taken: int) -> tuple[Tensor, Tensor]:
         """See `Objective`."""
-        z, _ = self._draw(p, -1)
+        z, _ = self._draw(p, taken)
         decoded = decoder.decode(z)
         return self._value(excess(decoded - x, self.slack), z, p), decoded
 
     def confine(self, p: Tensor) -> Tensor:
         """See `Objective`."""
         return p
+
+    def energy(self) -> Energy:
+        """See `Objective`."""
+        return replace(self.penalty.energy(), divergence=self.divergence, slack=self.slack, noise=self.noise)
 
     def _value(self, error: Tensor, z: Tensor, p: Tensor) -> Tensor:
         energies = energy(error, self.penalty, z)
@@ -221,10 +237,10 @@ class Descent:
             for tensor in (x, self._p, self._gradient, self._mean, self._square)
         )
 
-    def minimize(self, iterations: int) -> tuple[Tensor, Tensor]:
-        """Values (N, K) and decoded images (N, K, D) at the end of the descent, after ``iterations`` - 1 steps."""
+    def minimize(self, iterations: int) -> Ends:
+        """Returns where the descent ends, after ``iterations`` - 1 steps."""
         for _ in range(iterations - 1):
             self.differentiate()
             self.step()
-        values, decoded = self._objective.result(self._decoder, self._x, self._p)
-        return values.T, decoded.transpose(0, 1)
+        values, decoded = self._objective.result(self._decoder, self._x, self._p, self._taken)
+        return Ends(values, decoded.transpose(0, 1), self._p)

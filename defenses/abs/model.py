@@ -14,6 +14,7 @@ from bench.contracts.norms import NormName, check_norm
 from bench.contracts.protocols import LowerBound, VectorJacobian
 from bench.contracts.streams import RowStreams, Streams
 from defenses.abs import bounds
+from defenses.abs.built import TORCH, Kernel, kernels
 from defenses.abs.descent import Objective
 from defenses.abs.graphs import Replayed
 from defenses.abs.search import Inference
@@ -147,6 +148,17 @@ class LatentClassifier(nn.Module, ABC):
         if self._inference is None:
             self._inference = self.make_inference()
         return self._inference
+
+    def kernel(self) -> Kernel | None:
+        """Returns the compiled kernel that runs descents; None where torch does, as on a GPU."""
+        on_cpu = next(self.buffers()).device.type == "cpu"
+        return next(iter(kernels()), None) if on_cpu else None
+
+    @property
+    def arithmetic(self) -> str:
+        """See `bench.contracts.protocols.HasArithmetic`."""
+        kernel = self.kernel()
+        return TORCH if kernel is None else f"kernel {kernel.instructions}"
 
     def forget_inference(self) -> None:
         """Drops the inference. To be called when weights change. The next inference is built from the new weights."""

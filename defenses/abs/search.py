@@ -8,26 +8,29 @@ many draws from the prior and takes a fixed number of steps of Adam (`defenses.a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.abs.decoders import Activation, FoldedDecoder, FoldedLayers, evaluated_together, features, images
+from defenses.abs.built import Kernel
+from defenses.abs.compiled import Ends, Steps
+from defenses.abs.decoders import (
+    Activation,
+    FoldedLayers,
+    compiled,
+    evaluated_together,
+    features,
+    images,
+)
 from defenses.abs.descent import Descent, Objective, Objectives
-from defenses.abs.graphs import MOST_ROWS, in_streams
+from defenses.abs.graphs import in_streams
+from defenses.abs.starts import Group, Starts, decoded_starts, in_order, parts_of
 
-PRIOR_SEED = 2019
-ROWS = 100
-"""Largest number of images or latents decoded at once on a CPU, to bound the memory and keep activations in cache."""
 UNROLLED_ROWS, UNROLLED_ROWS_GPU = 50, 512
 """Largest numbers of images differentiated at once by autograd on a CPU and on a GPU, to bound the memory."""
-PARTS = 10
-"""Number of parts in which starting points are compared, or its greatest common divisor with their number."""
 
 Propose = Callable[[Tensor, slice], Tensor]
 """Maps images (N, C, H, W) and a range of K classes to parameters (K, N, P) at which a descent may start."""
@@ -61,54 +64,7 @@ class Search:
         return max(self.iterations, self.minimizing)
 
 
-def prior_draws(count: int, latent: int) -> Tensor:
-    """Draws from N(0, 1) and keeps the ``count`` densest of 10/9 as many draws, (count, latent).
-
-    The authors keep 8000 of 8888.
-    """
-    generator = np.random.Generator(np.random.Philox(PRIOR_SEED))
-    draws = generator.standard_normal((count * 10 // 9, latent), np.float32)
-    densest = np.argsort(np.square(draws).sum(1), kind="stable")[:count]
-    return torch.from_numpy(draws[densest])
-
-
-@dataclass(frozen=True)
-class Starts:
-    """Starting points of a descent.
-
-    Attributes:
-        parameters: initial parameters (S, P).
-        latents: points (S, L) at which the parameters are evaluated: themselves, or one draw from each distribution.
-        penalties: terms (K, S) added to the squared errors at the latents, or (1, S) if all classes share them.
-    """
-
-    parameters: Tensor
-    latents: Tensor
-    penalties: Tensor
-
-
-class _Group:
-    """The classes ``[first, first + K)`` of one folded decoder, with decoded starting points."""
-
-    def __init__(self, decoder: FoldedDecoder, first: int, starts: Starts, decoded: Tensor) -> None:
-        self.decoder, self.starts, self.decoded = decoder, starts.parameters, decoded
-        self.classes = slice(first, first + decoder.classes)
-        penalties = starts.penalties if len(starts.penalties) == 1 else starts.penalties[self.classes]
-        self.offsets = (torch.linalg.vector_norm(decoded, dim=2).square() + penalties)[:, None]
-
-    def nearest_starts(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Parameters (K, count N, P) of the starting points with the lowest values, and the lowest values (K, N).
-
-        The images are rows (N, D). Each class and image has ``count`` starting points. The best starting points of all
-        images come first, then the second best, and so on.
-        """
-        # Without ||x||^2, because it is the same for all starting points.
-        values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
-        if count == 1:
-            lowest, rows = (found[:, None] for found in _smallest(values))
-        else:
-            lowest, rows = (found.mT for found in values.topk(count, 2, largest=False))
-        return self.starts[rows.flatten(1)], lowest[:, 0] + x.square().sum(1)
+_Descend = Callable[[Group, Tensor, Objective, Tensor, int], Ends]
 
 
 class Inference:
@@ -119,15 +75,24 @@ class Inference:
         activation: activation between the layers.
         starts: starting points.
         search: effort of the search.
+        kernel: runs the descents; None for torch.
     """
 
-    def __init__(self, classes: Sequence[FoldedLayers], activation: Activation, starts: Starts, search: Search) -> None:
-        self._search = search
+    def __init__(
+        self,
+        classes: Sequence[FoldedLayers],
+        activation: Activation,
+        starts: Starts,
+        search: Search,
+        kernel: Kernel | None = None,
+    ) -> None:
+        self.search = search
+        self.compiled = None if kernel is None else compiled(classes, activation, kernel)
         single, groups = evaluated_together(classes, activation)
-        decoded = [_decoded(together, starts.latents) for together in groups]
-        self._groups = _in_order(groups, starts, decoded)
+        decoded = [decoded_starts(together, starts.latents) for together in groups]
+        self.groups = in_order(groups, starts, decoded)
         grids = [grid[c : c + 1] for grid in decoded for c in range(len(grid))]
-        self._single = _in_order(single, starts, grids)
+        self._single = in_order(single, starts, grids)
 
     @torch.no_grad()
     def all_classes(self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -136,7 +101,7 @@ class Inference:
         A descent starts at the parameters in ``proposals`` (K, N, P) if their value is lower than the value of the best
         starting point.
         """
-        return self._in_parts(self._groups, x, objectives, self._search.iterations, proposals)
+        return self._in_parts(self.groups, x, objectives, self.search.iterations, proposals)
 
     @torch.no_grad()
     def minima(self, x: Tensor, objectives: Objectives, restarts: int = 1) -> tuple[Tensor, Tensor]:
@@ -144,7 +109,7 @@ class Inference:
 
         The best is chosen for each image and class.
         """
-        return self._in_parts(self._groups, x, objectives, self._search.longest, restarts=restarts)
+        return self._in_parts(self.groups, x, objectives, self.search.longest, restarts=restarts)
 
     @torch.no_grad()
     def decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
@@ -156,21 +121,31 @@ class Inference:
         """
         if not pruning:
             return (scale * self.all_classes(x, objectives)[0]).argmin(1)
-        parts = torch.split(features(x), _rows_at_once(x))
-        return torch.cat([self._decide(part, objectives, scale, pruning) for part in parts])
+        decide = self._decide if self.compiled is None else self._decide_compiled
+        rows = features(x)
+        return torch.cat([decide(rows[part], objectives, scale, pruning) for part in parts_of(x)])
+
+    def _decide_compiled(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
+        assert self.compiled is not None
+        found = [group.nearest_starts(x, 1) for group in self.groups]
+        p, energies = torch.cat([start for start, _ in found]), torch.cat([energy for _, energy in found])
+        gaps = dict(pruning)
+        limits = [gaps.get(taken, torch.inf) for taken in range(self.search.iterations)]
+        energy = objectives(slice(None), slice(None)).energy()
+        return self.compiled.decide(energy, x, p, energies, scale, limits, self.search.learning_rate).classes
 
     def _decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
         scale = scale[:, None]
         gaps = dict(pruning)
         energies = x.new_empty(len(scale), len(x))
         descents = []
-        for group in self._groups:
+        for group in self.groups:
             p, energies[group.classes] = group.nearest_starts(x, 1)
             objective = objectives(group.classes, slice(None))
-            descents.append((group.classes, Descent(group.decoder, objective, x, p, self._search.learning_rate)))
+            descents.append((group.classes, Descent(group.decoder, objective, x, p, self.search.learning_rate)))
         energies *= scale
         descents = _contested(descents, energies, gaps.pop(0))
-        last = self._search.iterations - 1
+        last = self.search.iterations - 1
         for taken in range(last + 1):
             for classes, descent in descents:
                 if taken:
@@ -193,7 +168,7 @@ class Inference:
         output = torch.empty_like(x)
         for c in torch.unique(y).tolist():
             rows = y == c
-            found = self._in_parts(self._single[c : c + 1], x[rows], objectives, self._search.longest)
+            found = self._in_parts(self._single[c : c + 1], x[rows], objectives, self.search.longest)
             output[rows] = found[1][:, 0]
         return output
 
@@ -215,75 +190,122 @@ class Inference:
                     leaf = x[part].detach().requires_grad_(True)
                     proposed = None if propose is None else propose(leaf, group.classes)
                     objective = objectives(group.classes, part)
-                    value, _ = self._end(group, features(leaf), objective, self._search.iterations, proposed)
+                    rows = features(leaf)
+                    p = self._start(group, rows, objective, self._by_torch, proposed)
+                    value = self._by_torch(group, rows, objective, p, self.search.iterations).values.T
                     (derivative,) = torch.autograd.grad(value.sum(), leaf)
                 values[part, group.classes] = value.detach()
                 derivatives[part, group.classes] = derivative[:, None]
         return values, derivatives
 
-    def _end(
+    def _start(
         self,
-        group: _Group,
+        group: Group,
         x: Tensor,
         objective: Objective,
-        iterations: int,
+        descend: _Descend,
         proposed: Tensor | None = None,
         restarts: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """Values (N, K) and decoded images (N, K, D) at the end of a group's descents, for images ``x`` (N, D)."""
+    ) -> Tensor:
+        """Parameters (K, ``restarts`` N, P) from which a group's descents start, for images ``x`` (N, D)."""
         p, _ = group.nearest_starts(x.detach(), restarts)
-        if proposed is not None:
-            values = [objective.differentiate(group.decoder, x, start, 0)[0]() for start in (p, proposed)]
-            p = torch.where((values[1] < values[0])[..., None], proposed, p)
-        descent = Descent(group.decoder, objective, x.repeat(restarts, 1), p, self._search.learning_rate)
-        return _best(*descent.minimize(iterations), restarts)
+        if proposed is None:
+            return p
+        values = [descend(group, x, objective, start, 1).values for start in (p, proposed)]
+        return torch.where((values[1] < values[0])[..., None], proposed, p)
+
+    def _by_torch(self, group: Group, x: Tensor, objective: Objective, p: Tensor, iterations: int) -> Ends:
+        """Where a group's descents from parameters (K, N, P) end."""
+        return Descent(group.decoder, objective, x, p, self.search.learning_rate).minimize(iterations)
+
+    def _by_kernel(self, group: Group, x: Tensor, objective: Objective, p: Tensor, iterations: int) -> Ends:
+        assert self.compiled is not None
+        return self.compiled.minimize(group.classes, objective.energy(), x, p, self._steps(iterations))
+
+    @property
+    def _descend(self) -> _Descend:
+        return self._by_torch if self.compiled is None else self._by_kernel
+
+    def _steps(self, evaluations: int) -> Steps:
+        return Steps(self.search.learning_rate, evaluations)
 
     def _in_parts(
         self,
-        groups: Sequence[_Group],
+        groups: Sequence[Group],
         x: Tensor,
         objectives: Objectives,
         iterations: int,
         proposals: Tensor | None = None,
         restarts: int = 1,
     ) -> tuple[Tensor, Tensor]:
-        values, decoded = [], []
         rows = features(x)
-        size = _rows_at_once(x)
-        for start in range(0, len(x), size):
-            part = slice(start, start + size)
-            jobs = [
-                partial(
-                    self._end,
-                    group,
-                    rows[part],
-                    objectives(group.classes, part),
-                    iterations,
-                    None if proposals is None else proposals[group.classes, part],
-                    restarts,
-                )
-                for group in groups
-            ]
-            ends = in_streams(jobs, x.device)
+
+        def end(group: Group, part: slice) -> tuple[Tensor, Tensor]:
+            objective = objectives(group.classes, part)
+            proposed = None if proposals is None else proposals[group.classes, part]
+            p = self._start(group, rows[part], objective, self._descend, proposed, restarts)
+            ends = self._descend(group, rows[part].repeat(restarts, 1), objective, p, iterations)
+            return _best(ends, restarts)
+
+        values, decoded = [], []
+        for part in parts_of(x):
+            ends = in_streams([partial(end, group, part) for group in groups], x.device)
             values.append(torch.cat([value for value, _ in ends], 1))
             decoded.append(torch.cat([reconstruction for _, reconstruction in ends], 1))
         return torch.cat(values), images(torch.cat(decoded), x.shape[-1])
 
+    @torch.no_grad()
+    def starts(self, x: Tensor, objectives: Objectives, proposals: Tensor | None = None) -> Tensor:
+        """Parameters (K, N, P) from which `all_classes` descends."""
+        rows, found = features(x), []
+        for part in parts_of(x):
+            of_groups = []
+            for group in self.groups:
+                proposed = None if proposals is None else proposals[group.classes, part]
+                objective = objectives(group.classes, part)
+                of_groups.append(self._start(group, rows[part], objective, self._descend, proposed))
+            found.append(torch.cat(of_groups))
+        return torch.cat(found, 1)
 
-def _rows_at_once(x: Tensor) -> int:
-    return MOST_ROWS if x.is_cuda else ROWS
+    @torch.no_grad()
+    def descended(self, x: Tensor, objectives: Objectives, p: Tensor) -> Ends:
+        """Where the descents of all classes end that start at parameters ``p`` (K, N, P)."""
+        rows, found = features(x), []
+        for part in parts_of(x):
+            of_groups = [
+                self._descend(
+                    group, rows[part], objectives(group.classes, part), p[group.classes, part], self.search.iterations
+                )
+                for group in self.groups
+            ]
+            found.append(_joined(of_groups, 0, 1))
+        return _joined(found, 1, 0)
+
+    @torch.no_grad()
+    def resumed(self, x: Tensor, objectives: Objectives, ends: Ends, wanted: Tensor, evaluations: int) -> Ends:
+        """Goes on from ``ends`` with few evaluations, for the ``wanted`` pairs (K, N) of a class and an image.
+
+        The other pairs keep their ends. The objectives must not depend on the images.
+        """
+        rows = features(x)
+        if self.compiled is not None:
+            energy = objectives(slice(None), slice(None)).energy()
+            return self.compiled.resume(energy, rows, ends, wanted, self._steps(evaluations))
+        moved = Ends(ends.values.clone(), ends.decoded.clone(), ends.p.clone())
+        for c, group in enumerate(self._single):
+            places = wanted[c].nonzero()[:, 0]
+            if len(places):
+                objective = objectives(group.classes, slice(None))
+                end = self._by_torch(group, rows[places], objective, ends.p[c : c + 1, places], evaluations)
+                moved.values[c, places], moved.p[c, places] = end.values[0], end.p[0]
+                moved.decoded[places, c] = end.decoded[:, 0]
+        return moved
 
 
-def _smallest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The minimum of values (K, N, S) along the last dimension, and its index, both (K, N).
-
-    Parts of this dimension are first compared elementwise, because ``amin`` is fast there and ``min`` with its index is
-    slow.
-    """
-    parts = values.reshape(*values.shape[:2], math.gcd(values.shape[2], PARTS), -1)
-    lowest, place = parts.amin(2).min(2)
-    candidates = parts.gather(3, place[..., None, None].expand(*parts.shape[:3], 1))[..., 0]
-    return lowest, candidates.argmin(2) * parts.shape[3] + place
+def _joined(ends: Sequence[Ends], dim: int, of_decoded: int) -> Ends:
+    """Joins ends along a dimension of their values and parameters, and along another one of their decoded images."""
+    values, p = torch.cat([end.values for end in ends], dim), torch.cat([end.p for end in ends], dim)
+    return Ends(values, torch.cat([end.decoded for end in ends], of_decoded), p)
 
 
 def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: float) -> list[tuple[slice, Descent]]:
@@ -300,28 +322,11 @@ def _contested(descents: list[tuple[slice, Descent]], energies: Tensor, gap: flo
     return [(classes, descent) for classes, descent in descents if descent.rows.shape[1]]
 
 
-def _best(values: Tensor, decoded: Tensor, restarts: int) -> tuple[Tensor, Tensor]:
-    """Returns the lowest of the values (restarts N, K), shape (N, K), and the images decoded there, (N, K, D)."""
+def _best(ends: Ends, restarts: int) -> tuple[Tensor, Tensor]:
+    """Returns the lowest values (N, K) of ``restarts`` N searches, and the images decoded there (N, K, D)."""
+    values, decoded = ends.values.T, ends.decoded
     if restarts == 1:
         return values, decoded
     best = values.reshape(restarts, -1, values.shape[1]).min(0)
     candidates = decoded.reshape(restarts, -1, *decoded.shape[1:])
     return best.values, candidates.gather(0, best.indices[None, ..., None].expand(1, *candidates.shape[1:]))[0]
-
-
-def _in_order(decoders: Sequence[FoldedDecoder], starts: Starts, grids: Sequence[Tensor]) -> list[_Group]:
-    groups: list[_Group] = []
-    for decoder, grid in zip(decoders, grids, strict=True):
-        groups.append(_Group(decoder, groups[-1].classes.stop if groups else 0, starts, grid))
-    return groups
-
-
-@torch.no_grad()
-def _decoded(decoder: FoldedDecoder, starts: Tensor) -> Tensor:
-    """Decodes starting points (S, L) to rows (K, S, D), in place because these rows take most of the memory."""
-    pixels = decoder.decode(starts[:1].expand(decoder.classes, -1, -1)).shape[2]
-    grid = starts.new_empty(decoder.classes, len(starts), pixels)
-    size = _rows_at_once(starts)
-    for part, rows in zip(torch.split(starts, size), torch.split(grid, size, 1), strict=True):
-        rows.copy_(decoder.decode(part.expand(decoder.classes, -1, -1)))
-    return grid

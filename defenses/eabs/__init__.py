@@ -23,7 +23,8 @@ from bench.training.trainer import Trainer
 from defenses.abs.decoders import RELU
 from defenses.abs.descent import AtPoint, NormalPrior, Objective, Objectives, Variational, divergence
 from defenses.abs.model import LatentClassifier
-from defenses.abs.search import Inference, Search, Starts, prior_draws
+from defenses.abs.search import Inference, Search
+from defenses.abs.starts import Starts, prior_draws
 from defenses.abs.vae import side_by_side
 from defenses.eabs.inference import DiscriminatorPenalty, folded_layers, prior_distributions
 from defenses.eabs.networks import BETA, Autoencoders, Decoder
@@ -80,7 +81,7 @@ class ExtendedABS(LatentClassifier):
         parameters, latents = parameters.to(device), latents.to(device)
         classes = [folded_layers(cast(Decoder, decoder)) for decoder in parts.decoders]
         starts = Starts(parameters, latents, self._penalties(parameters, latents))
-        return Inference(classes, RELU, starts, self.search)
+        return Inference(classes, RELU, starts, self.search, self.kernel())
 
     def _penalties(self, parameters: Tensor, latents: Tensor) -> Tensor:
         """Penalties (K, S) or (1, S) that the starting points add to the squared error."""

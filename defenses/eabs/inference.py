@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from defenses.abs.compiled import Discriminators, Energy
 from defenses.abs.decoders import Dense, FoldedLayers, Transposed, folded
-from defenses.abs.search import PRIOR_SEED
+from defenses.abs.starts import PRIOR_SEED
 from defenses.eabs.networks import BETA, Decoder, Discriminator
 
 SLOPE = 0.01
@@ -27,6 +28,8 @@ class DiscriminatorPenalty:
     def __init__(self, discriminators: Sequence[Discriminator]) -> None:
         layers = [list(discriminator.layers) for discriminator in discriminators]
         self.layers = [_stack(list(of_classes)) for of_classes in zip(*layers, strict=True)]
+        matrices, biases = [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
+        self._packed = Discriminators.of(matrices, biases, BETA, SLOPE)
 
     def of(self, classes: slice) -> DiscriminatorPenalty:
         """Returns the penalty of a range of classes."""
@@ -34,6 +37,7 @@ class DiscriminatorPenalty:
             return self
         part = DiscriminatorPenalty.__new__(DiscriminatorPenalty)
         part.layers = [Dense(layer.weight[classes], layer.bias[classes]) for layer in self.layers]
+        part._packed = self._packed.part(classes)
         return part
 
     def add_value(self, energies: Tensor, z: Tensor) -> None:
@@ -49,6 +53,10 @@ class DiscriminatorPenalty:
         for layer, activation in zip(reversed(hidden), reversed(activations), strict=True):
             cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
         gradient.add_(cotangent)
+
+    def energy(self) -> Energy:
+        """See `defenses.abs.decoders.Penalty`."""
+        return Energy(discriminators=self._packed)
 
     def _run(self, z: Tensor) -> tuple[list[Tensor], Tensor]:
         """Activations of the hidden layers, and the logits (K, N, 1)."""

@@ -25,6 +25,12 @@ def seconds(function: Callable, *arguments, **keywords) -> float:
     return time.perf_counter() - started
 
 
+def float32_peak() -> float:
+    """Multiplications per second of a large matrix product in one thread."""
+    a = torch.rand(2048, 2048)
+    return 2048**3 / min(seconds(torch.mm, a, a) for _ in range(5))
+
+
 def make_cell(attack: str, norm: str, budget: int, samples: int = 64, dataset: str = "digits") -> Cell:
     """A cell of one chunk on a ``cnn``."""
     card = Registry().get("attacks", attack).attack_card

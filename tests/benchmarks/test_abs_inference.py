@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from measuring import NO_GPU, finish, seconds
+from measuring import NO_GPU, finish, float32_peak, seconds
 from released_abs import classify
 from torch import Tensor
 
 import bench
 from defenses.abs import SETTINGS, AnalysisBySynthesis
 from defenses.abs.descent import MAX_NORM
-from defenses.abs.search import prior_draws
+from defenses.abs.starts import prior_draws
 from defenses.abs.vae import Decoder
 
 SETTING = SETTINGS[28]
@@ -75,12 +75,6 @@ def model(data_dir) -> AnalysisBySynthesis:
 @pytest.fixture(scope="module")
 def images(data_dir) -> Tensor:
     return bench.load_dataset("mnist", data_dir).test.images
-
-
-def float32_peak() -> float:
-    """Multiplications per second of a large matrix product in one thread."""
-    a = torch.rand(2048, 2048)
-    return 2048**3 / min(seconds(torch.mm, a, a) for _ in range(5))
 
 
 @pytest.mark.parametrize("batch", [100, 1])

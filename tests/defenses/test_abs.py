@@ -28,7 +28,7 @@ from defenses.abs.released import (
     released_analysis_by_synthesis,
     released_binary_analysis_by_synthesis,
 )
-from defenses.abs.search import prior_draws
+from defenses.abs.starts import prior_draws
 from defenses.abs.vae import Decoder, Encoder, VAEs, kl_weight, side_by_side
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_rows_do_not_depend_on_each_other(model):
 def test_more_rows_than_are_decoded_at_once_come_back_in_order(model, monkeypatch):
     x = images(model, n=7)
     whole = model.logits(x)
-    monkeypatch.setattr("defenses.abs.search.ROWS", 3)
+    monkeypatch.setattr("defenses.abs.starts.ROWS", 3)
     torch.testing.assert_close(model.logits(x), whole, rtol=1e-5, atol=0)
 
 

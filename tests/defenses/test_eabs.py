@@ -15,7 +15,7 @@ from bench.plugins.registry import Registry
 from bench.training.loading import make_defense
 from bench.training.trainer import Trainer
 from defenses.abs.descent import divergence
-from defenses.abs.search import prior_draws
+from defenses.abs.starts import prior_draws
 from defenses.eabs import Trained, search_for
 from defenses.eabs.cnn import EncoderCNN
 from defenses.eabs.inference import prior_distributions
@@ -155,7 +155,7 @@ def test_rows_do_not_depend_on_each_other(name, monkeypatch):
 
     whole = logits(0, 7)
     torch.testing.assert_close(torch.cat([logits(0, 1), logits(1, 5), logits(5, 7)]), whole, rtol=1e-5, atol=0)
-    monkeypatch.setattr("defenses.abs.search.ROWS", 3)
+    monkeypatch.setattr("defenses.abs.starts.ROWS", 3)
     torch.testing.assert_close(logits(0, 7), whole, rtol=1e-5, atol=0)
 
 
