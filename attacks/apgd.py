@@ -154,7 +154,7 @@ def restarted(
     def run(ids: Tensor, radii: Tensor) -> Tensor:
         last = x[ids]
         left = torch.arange(len(ids), device=ids.device)
-        for loss in losses:
+        for oracle.lane, loss in enumerate(losses):
             left = left[oracle.closest_distance[ids[left]] > radii[left]]
             if not len(left := oracle.working(left, ids)):
                 break

@@ -56,6 +56,15 @@ class EstimatedGradients(GradientOracle):
         self.ids, self.threat, self.random, self.classes = oracle.ids, oracle.threat, oracle.random, oracle.classes
 
     @property
+    def lane(self) -> int:
+        """See `bench.contracts.oracle.GradientOracle`."""
+        return self._oracle.lane
+
+    @lane.setter
+    def lane(self, number: int) -> None:
+        self._oracle.lane = number
+
+    @property
     def found(self) -> Tensor:
         """See `bench.contracts.oracle.Oracle.found`."""
         return self._oracle.found

@@ -170,7 +170,7 @@ def pgd(
         return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     last = x.clone()
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
-    for _ in range(restarts):
+    for oracle.lane in range(restarts):
         ids = oracle.ids[~oracle.found]
         if not len(ids := oracle.working(ids)):
             break

@@ -69,11 +69,14 @@ class GradientOracle(DecisionOracle, Protocol):
         threat: the threat model under attack.
         random: one random stream per sample; every draw takes sample ids.
         classes: number of classes.
+        lane: number of the restart or repetition that the next queries belong to. A defense that answers from earlier
+            queries (`bench.contracts.protocols.HasWarmAnswers`) remembers each lane apart. The attack may change it.
     """
 
     threat: ThreatModel
     random: Streams
     classes: int
+    lane: int
 
     def scores(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the logits (N, K) of images ``x`` (N, C, H, W)."""

@@ -142,6 +142,37 @@ class HasDetectionScore(Protocol):
         """
 
 
+class WarmAnswers(Protocol):
+    """What a defense remembers of the samples of one attack, to answer queries about images near earlier ones.
+
+    Attributes:
+        evaluations: number of evaluations (S,) float64 so far, summed over classes, as in `HasInnerSteps`.
+    """
+
+    evaluations: Tensor
+
+    def at(self, samples: Tensor, wanted: Tensor) -> Defense:
+        """Returns a defense whose rows are images of ``samples`` (N,), and that has the same capabilities.
+
+        Its answers may be approximate. They start from what was remembered before the last `settle`. The answers for
+        the classes in ``wanted`` (N, M) are those that the attack needs most.
+        """
+
+    def settle(self) -> None:
+        """Ends a query: from now on, each sample is remembered by its last row."""
+
+    def forget(self, samples: Tensor) -> None:
+        """Makes the next answers about ``samples`` (N,) exact."""
+
+
+@runtime_checkable
+class HasWarmAnswers(Protocol):
+    """A defense that optimizes at inference, and can answer faster about images near those that it was asked about."""
+
+    def warm(self, samples: int) -> WarmAnswers:
+        """Returns an empty memory of this number of samples."""
+
+
 @runtime_checkable
 class HasInnerSteps(Protocol):
     """A defense that optimizes at inference."""

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from bench.contracts.cards import Access
 from bench.contracts.norms import NormName
@@ -18,6 +18,10 @@ ALPHA = 0.001
 """Maximum probability that a sample is recorded as broken by an image with P(misclassified) below one half."""
 PASSES = 200
 """Estimated cost of a study per sample, in forward passes. It is needed because the longest work runs first."""
+
+
+Inference = Literal["warm", "exact"]
+"""How an attack's queries are answered (`bench.contracts.protocols.HasWarmAnswers`)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Cell(Work):
         substitute: the defense that a transfer attack uses as its source; None for other attacks.
         judging: how a randomized defense is judged; None for a deterministic one.
         as_it_is: whether candidates are judged without post-processing and without being moved outward.
+        inference: ``warm`` if the attack's queries are answered from earlier ones, else ``exact``. Verdicts are exact.
     """
 
     norm: NormName
@@ -123,6 +128,7 @@ class Cell(Work):
     substitute: str | None = None
     judging: Judging | None = None
     as_it_is: bool = False
+    inference: Inference = "exact"
 
     @property
     def subject(self) -> str:

@@ -180,6 +180,7 @@ class _Attempt:
             cell.budget,
             rows_per_pass(cell.batch_size, chunk.device),
             deadline=self.deadline,
+            warm=cell.inference == "warm",
         )
         oracle = DefenseOracle(
             self.target.defense,

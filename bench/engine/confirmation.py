@@ -1,4 +1,4 @@
-"""Confirmation: draws again before an answer of a randomized defense counts as adversarial.
+"""Confirmation: asks again before an answer counts as adversarial, of a randomized defense or if it is approximate.
 
 Without confirmation, the minimum over thousands of noisy answers would select false positives. Confirmation is a
 heuristic that steers attacks, with the judge's test and aim. No verdict rests on it.
@@ -43,15 +43,7 @@ class Confirmation:
 
         The ``rows`` name images of ``x`` (N, C, H, W), sorted by sample and distance.
         """
-        confirmed, refuted = [], []
-        while len(rows):
-            first = first_of_each(ids[rows])
-            nearest = rows[first]
-            holds = self._holds(x[nearest], distances[nearest], ids[nearest])
-            confirmed.append(nearest[holds])
-            refuted.append(nearest[~holds])
-            rows = rows[~first & torch.isin(ids[rows], ids[nearest[~holds]])]
-        return torch.cat([rows, *confirmed]), torch.cat([rows, *refuted])
+        return _first_that_hold(lambda nearest: self._holds(x[nearest], distances[nearest], ids[nearest]), ids, rows)
 
     def _holds(self, x: Tensor, distances: Tensor, ids: Tensor) -> Tensor:
         """Returns which images (N,), one per sample, are confirmed as misclassified by most draws."""
@@ -67,6 +59,34 @@ class Confirmation:
         self.likely[ids[likely]] = x[likely]
         self._rank[ids[likely]] = rank[likely]
         return decisions.accepted
+
+
+class ExactCheck:
+    """Checks approximate answers of a deterministic defense by exact ones, as `Confirmation` does by draws.
+
+    Args:
+        adversarial: maps images (N, C, H, W) of the samples ``ids`` (N,) to whether they are adversarial (N,).
+    """
+
+    def __init__(self, adversarial: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._adversarial = adversarial
+
+    def confirm_nearest(self, x: Tensor, distances: Tensor, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Confirmation.confirm_nearest`."""
+        return _first_that_hold(lambda nearest: self._adversarial(x[nearest], ids[nearest]), ids, rows)
+
+
+def _first_that_hold(holds: Callable[[Tensor], Tensor], ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first of each sample's rows that holds, and the rows before it, which do not."""
+    confirmed, refuted = [], []
+    while len(rows):
+        first = first_of_each(ids[rows])
+        nearest = rows[first]
+        held = holds(nearest)
+        confirmed.append(nearest[held])
+        refuted.append(nearest[~held])
+        rows = rows[~first & torch.isin(ids[rows], ids[nearest[~held]])]
+    return torch.cat([rows, *confirmed]), torch.cat([rows, *refuted])
 
 
 def first_of_each(sorted_ids: Tensor) -> Tensor:

@@ -14,26 +14,21 @@ from torch import Tensor, nn
 
 from bench.contracts.cards import GRANTS
 from bench.contracts.chunk import Chunk
-from bench.contracts.goals import Misclassified
 from bench.contracts.oracle import AccessDenied, AttackFunction, Loss, Rows
 from bench.contracts.protocols import (
     Defense,
     HasInnerSteps,
+    HasWarmAnswers,
     VectorJacobian,
 )
 from bench.contracts.streams import Streams
-from bench.contracts.threat import snap_to_threshold
 from bench.engine.audit import GradientAudit
-from bench.engine.closest import ClosestFound, nearest_first
-from bench.engine.confirmation import Confirmation, first_of_each
+from bench.engine.claims import Claims
+from bench.engine.lanes import Lanes
 from bench.engine.library import OracleModule
 from bench.engine.meter import Meter
 from bench.engine.queried import QueriedDefense
 from bench.engine.terms import NOTHING, Resources, Terms
-
-FRESH_DRAWS = 100
-"""Draws over which an answer of a randomized defense is averaged anew that reaches a goal other than misclassification.
-"""
 
 
 class DefenseOracle:
@@ -66,14 +61,13 @@ class DefenseOracle:
         self.remarks: list[str] = []
         self._access, self._granted, self._transferred = terms.access, GRANTS[terms.access], resources.transferred
         self._x, self._y, self._goal = x, y, goal
-        self._queried = QueriedDefense(defense, noise, goal, y, chunk.classes, unrolled=terms.access == "unrolled")
+        lanes = Lanes(defense, len(chunk), chunk.device) if terms.warm and isinstance(defense, HasWarmAnswers) else None
+        unrolled = terms.access == "unrolled"
+        self._queried = QueriedDefense(defense, noise, goal, y, chunk.classes, unrolled=unrolled, warm=lanes)
         self._meter = Meter(len(chunk), terms.budget, terms.batch_size, terms.deadline, chunk.device)
         self._audit = GradientAudit(len(chunk), chunk.device)
-        self._closest = ClosestFound(x)
+        self._claims = Claims(chunk, terms.threat, self._queried, self._meter)
         self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
-        self._confirmation: Confirmation | None = None
-        if defense.card.randomized and isinstance(goal, Misclassified):
-            self._confirmation = Confirmation(self._draw, x, y, bounded=terms.threat.epsilon is not None)
 
     # What an attack asks.
 
@@ -85,6 +79,16 @@ class DefenseOracle:
     @draws.setter
     def draws(self, number: int) -> None:
         self._queried.draws = number
+
+    @property
+    def lane(self) -> int:
+        """See `bench.contracts.oracle.Oracle`."""
+        return 0 if self._queried.warm is None else self._queried.warm.current
+
+    @lane.setter
+    def lane(self, number: int) -> None:
+        if self._queried.warm is not None:
+            self._queried.warm.current = number
 
     def decision(self, x: Tensor, ids: Tensor) -> Tensor:
         """See `bench.contracts.oracle.Oracle.decision`."""
@@ -104,7 +108,7 @@ class DefenseOracle:
                 leaf = logits.detach().requires_grad_(True)
                 return [torch.autograd.grad(loss(leaf, y[rows]).sum(), leaf)[0]]
 
-        products, logits = self._products(x, ids, 1, cotangents)
+        products, logits = self._products(x, ids, None, cotangents)
         return products[:, 0], logits
 
     def jacobian(self, x: Tensor, classes: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,15 +118,16 @@ class DefenseOracle:
         def cotangents(logits: Tensor, rows: Rows) -> list[Tensor]:
             return [torch.zeros_like(logits).scatter_(1, classes[rows, m, None], 1) for m in range(width)]
 
-        return self._products(x, ids, width, cotangents)
+        return self._products(x, ids, classes, cotangents)
 
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """See `bench.contracts.oracle.Oracle.reconstruct`."""
         self._require("latent")
         output = x.clone()
         for rows in self._meter.admit(ids):
-            output[rows] = self._queried.reconstruct(x[rows], y[rows])
+            output[rows] = self._queried.reconstruct(x[rows], y[rows], ids[rows])
             self._meter.pay(ids[rows], forwards=1)
+        self._claims.settle()
         return output
 
     def detection_score(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ class DefenseOracle:
 
     def closest(self, fallback: Tensor) -> Tensor:
         """See `bench.contracts.oracle.Oracle.closest`."""
-        return torch.where(self.found.reshape(-1, 1, 1, 1), self._closest.images, fallback)
+        return torch.where(self.found.reshape(-1, 1, 1, 1), self._claims.closest.images, fallback)
 
     def adversarial(self, x: Tensor, ids: Tensor) -> Tensor:
         """See `bench.contracts.oracle.Oracle.adversarial`."""
@@ -184,12 +189,12 @@ class DefenseOracle:
     @property
     def found(self) -> Tensor:
         """See `bench.contracts.oracle.Oracle.found`."""
-        return self._closest.found
+        return self._claims.closest.found
 
     @property
     def closest_distance(self) -> Tensor:
         """See `bench.contracts.oracle.Oracle.closest_distance`."""
-        return self._closest.distance.clone()
+        return self._claims.closest.distance.clone()
 
     # What the engine records.
 
@@ -199,12 +204,12 @@ class DefenseOracle:
         This is, per sample, the closest adversarial example and, for a randomized defense, the likeliest image that was
         not confirmed; the clean image where there is none.
         """
-        return torch.stack([self._closest.images] + ([self._confirmation.likely] if self._confirmation else []))
+        return torch.stack(self._claims.seen())
 
     @property
     def found_after(self) -> Tensor:
         """See `bench.engine.closest.ClosestFound`."""
-        return self._closest.found_after
+        return self._claims.closest.found_after
 
     @property
     def refused(self) -> Tensor:
@@ -228,8 +233,14 @@ class DefenseOracle:
 
     @property
     def inner_steps(self) -> Tensor:
-        """Optimization steps inside the defense per sample (n,), float64; at most, where the defense stops early."""
-        return self.forwards * self._inner_steps
+        """Optimization steps inside the defense per sample (n,), float64.
+
+        Warm answers count what they took; others count at most, where the defense stops early.
+        """
+        warm = self._queried.warm
+        if warm is None:
+            return self.forwards * self._inner_steps
+        return (self.forwards - warm.passes) * self._inner_steps + warm.evaluations
 
     @property
     def useless_gradients(self) -> Tensor:
@@ -248,18 +259,24 @@ class DefenseOracle:
             with torch.no_grad():
                 given = answer(x[rows], ids[rows])
             self._meter.pay(ids[rows], forwards=self._queried.passes)
-            answers[rows] = self._observed(x[rows], given, ids[rows])
+            answers[rows] = self._claims.observed(x[rows], given, ids[rows])
+        self._claims.settle()
         return answers
 
     def _products(
-        self, x: Tensor, ids: Tensor, width: int, cotangents: Callable[[Tensor, Rows], list[Tensor]]
+        self, x: Tensor, ids: Tensor, classes: Tensor | None, cotangents: Callable[[Tensor, Rows], list[Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Products (N, width, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits."""
+        """Products (N, M, C, H, W) of the Jacobian with cotangents chosen at the logits, and the logits.
+
+        There is one cotangent for each of the ``classes`` (N, M), or one of all logits.
+        """
         self._require("gradient")
+        width = 1 if classes is None else classes.shape[1]
         logits_out = self._queried.refusal(x, ids)
         products = torch.zeros(len(x), width, *x.shape[1:], dtype=x.dtype, device=x.device)
         for rows in self._meter.admit(ids):
-            given, vector_jacobian = self._queried.linearize(x[rows], ids[rows])
+            wanted = None if classes is None else classes[rows]
+            given, vector_jacobian = self._queried.linearize(x[rows], ids[rows], wanted)
             logits, known = self._queried.finite(given, ids[rows]), torch.isfinite(given).all(1)
             for m, cotangent in enumerate(cotangents(logits, rows)):
                 product = vector_jacobian(cotangent).masked_fill(~known.reshape(-1, 1, 1, 1), 0)
@@ -267,65 +284,9 @@ class DefenseOracle:
                 correct = ~self._goal.reached(logits, self._y[ids[rows]])
                 self._audit.observe(cotangent, product, correct, ids[rows])
             self._meter.pay(ids[rows], forwards=self._queried.passes, backwards=width * self._queried.passes)
-            logits_out[rows] = self._observed(x[rows], logits, ids[rows])
+            logits_out[rows] = self._claims.observed(x[rows], logits, ids[rows])
+        self._claims.settle()
         return products, logits_out
-
-    @torch.no_grad()
-    def _observed(self, x: Tensor, answers: Tensor, ids: Tensor) -> Tensor:
-        """Remembers the rows that are adversarial, in bounds and closer than what their sample had.
-
-        Returns the answers, classes (N,) or logits (N, K). They name the true class where further draws refute them,
-        and for a clean image, which is classified correctly in the judge's batches whatever happens in others, unless
-        the goal may be reached from the start.
-        """
-        rows = self._goal.reached(answers, self._y[ids]).nonzero()[:, 0]
-        if len(rows) and self._queried.card.randomized and self._confirmation is None:
-            answers = answers.index_copy(0, rows, self._fresh(x[rows], ids[rows]))
-            rows = rows[self._goal.reached(answers[rows], self._y[ids[rows]])]
-        if not len(rows):
-            return answers
-        x, all_ids, ids = x[rows].detach(), ids, ids[rows]
-        if (threshold := self._queried.card.binarization_threshold) is not None:
-            x = snap_to_threshold(x, self._x[ids], threshold)
-        distances = self.threat.distance(x, self._x[ids])
-        clean = (distances == 0) & (not self._goal.from_start)
-        if clean.any():
-            answers = self._unbroken(answers, rows[clean], all_ids)
-        closer = ~clean & self.threat.allows(distances) & (distances < self._closest.distance[ids])
-        pixels = x.flatten(1)
-        # ``aminmax`` is slower along rows.
-        closer_rows = (closer & (pixels.amin(1) >= 0) & (pixels.amax(1) <= 1)).nonzero()[:, 0]
-        if not len(closer_rows):
-            return answers
-        by_sample = nearest_first(closer_rows, distances, ids)
-        if self._confirmation is None:
-            winners = by_sample[first_of_each(ids[by_sample])]
-        else:
-            winners, refuted = self._confirmation.confirm_nearest(x, distances, ids, by_sample)
-            answers = self._unbroken(answers, rows[refuted], all_ids)
-        self._closest.keep(x[winners], distances[winners], ids[winners], self._meter)
-        return answers
-
-    def _unbroken(self, answers: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        """The answers, changed in ``rows`` as little as makes them name the true class."""
-        changed, y = answers.clone(), self._y[ids[rows]]
-        if answers.dim() == 1:
-            changed[rows] = y
-        else:
-            highest = answers[rows].amax(1)
-            changed[rows, y] = torch.nextafter(highest, torch.full_like(highest, torch.inf))
-        return changed
-
-    def _fresh(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits (N, K) averaged over further draws of a randomized defense; counted."""
-        self._meter.pay(ids, forwards=FRESH_DRAWS)
-        return self._queried.mean(x, ids, FRESH_DRAWS)
-
-    def _draw(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The classes (N,) that one further draw each of a randomized defense names; counted."""
-        self._meter.pay(ids, forwards=1)
-        batches = zip(torch.split(x, self._meter.batch_size), torch.split(ids, self._meter.batch_size), strict=True)
-        return torch.cat([self._queried.predict(*batch) for batch in batches])
 
     def _answer_library(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
         """Returns logits of rows without ids, and their vector-Jacobian product where it is granted and wanted."""

@@ -27,6 +27,7 @@ from bench.contracts.protocols import (
     VectorJacobian,
 )
 from bench.contracts.streams import Streams
+from bench.engine.lanes import Lanes
 
 
 class QueriedDefense:
@@ -39,16 +40,26 @@ class QueriedDefense:
         y: labels (n,) of the samples.
         classes: number of classes.
         unrolled: whether derivatives go through the defense's own optimization, too.
+        warm: what is remembered of the samples for faster answers; None for exact ones. Derivatives through the
+            optimization are exact, and so are answers about images whose samples nobody knows.
 
     Attributes:
         draws: over how many draws the answers of a randomized defense are averaged.
     """
 
     def __init__(
-        self, defense: Defense, noise: Streams, goal: Goal, y: Tensor, classes: int, *, unrolled: bool
+        self,
+        defense: Defense,
+        noise: Streams,
+        goal: Goal,
+        y: Tensor,
+        classes: int,
+        *,
+        unrolled: bool,
+        warm: Lanes | None = None,
     ) -> None:
         self.draws = DRAWS
-        self.card = defense.card
+        self.card, self.warm = defense.card, None if unrolled else warm
         self._defense, self._noise, self._goal, self._y = defense, noise, goal, y
         self._classes, self._unrolled = classes, unrolled
 
@@ -66,24 +77,50 @@ class QueriedDefense:
         good = torch.isfinite(logits).all(1)
         return logits if good.all() else torch.where(good[:, None], logits, self.refusal(logits, ids))
 
+    def _asked(self, ids: Tensor, wanted: Tensor | None = None) -> Defense:
+        """Returns what answers about samples: warm, if it can. The attack needs ``wanted`` classes (N, M) most."""
+        if self.warm is None:
+            return self._defense
+        own = self._y[ids, None]
+        return self.warm.at(ids, own if wanted is None else torch.cat([own, wanted], 1), self.passes)
+
     def predict(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Returns the classes (N,) that one draw names."""
-        return self.finite(drawn_logits(self._defense, x, self._noise.rows(ids)), ids).argmax(1)
+        """Returns the classes (N,) that one draw names, exactly."""
+        return self._drawn(self._defense, x, ids)
+
+    def decide(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Returns the classes (N,) that a deterministic defense names, exactly."""
+        return self._decided(self._defense, x, ids)
 
     def mean(self, x: Tensor, ids: Tensor, draws: int | None = None) -> Tensor:
-        """Returns logits (N, K), averaged over ``draws``, by default the attack's own number."""
-        return self.finite(mean_logits(self._defense, x, self._noise.rows(ids), draws or self.draws), ids)
+        """Returns logits (N, K), averaged over ``draws``, by default the attack's own number.
+
+        A stated number of draws is exact.
+        """
+        asked = self._asked(ids) if draws is None else self._defense
+        return self.finite(mean_logits(asked, x, self._noise.rows(ids), draws or self.draws), ids)
 
     def majority(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the class (N,) that most draws decide for."""
+        asked = self._asked(ids)
         if self.card.randomized:
-            drawn = torch.stack([self.predict(x, ids) for _ in range(self.draws)])
+            drawn = torch.stack([self._drawn(asked, x, ids) for _ in range(self.draws)])
             return nn.functional.one_hot(drawn, self._classes).sum(0).argmax(1)
-        return decisions(self._defense, x) if isinstance(self._defense, HasDecision) else self.predict(x, ids)
+        return self._decided(asked, x, ids)
 
-    def linearize(self, x: Tensor, ids: Tensor) -> tuple[Tensor, VectorJacobian]:
-        """Returns logits (N, K) as the defense gives them, averaged over draws, and their vector-Jacobian product."""
-        return linearize(self._defense, x, self._noise.rows(ids), self.draws, unrolled=self._unrolled)
+    def linearize(self, x: Tensor, ids: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, VectorJacobian]:
+        """Returns logits (N, K) as the defense gives them, averaged over draws, and their vector-Jacobian product.
+
+        The attack needs the classes ``wanted`` (N, M) besides the samples' own.
+        """
+        asked = self._asked(ids, wanted)
+        return linearize(asked, x, self._noise.rows(ids), self.draws, unrolled=self._unrolled)
+
+    def _drawn(self, asked: Defense, x: Tensor, ids: Tensor) -> Tensor:
+        return self.finite(drawn_logits(asked, x, self._noise.rows(ids)), ids).argmax(1)
+
+    def _decided(self, asked: Defense, x: Tensor, ids: Tensor) -> Tensor:
+        return decisions(asked, x) if isinstance(asked, HasDecision) else self._drawn(asked, x, ids)
 
     def unlabeled(self, x: Tensor) -> Tensor:
         """Returns the mean logits (N, K) of images whose samples nobody knows."""
@@ -91,12 +128,13 @@ class QueriedDefense:
 
     def linearize_unlabeled(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
         """Returns what `linearize` does for images whose samples nobody knows."""
-        return self.linearize(x, _no_ids(x))
+        return linearize(self._defense, x, self._noise.rows(_no_ids(x)), self.draws, unrolled=self._unrolled)
 
-    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """Returns reconstructions (N, C, H, W) under the classes ``y`` (N,), or of the image, if it knows no others."""
-        if isinstance(self._defense, HasReconstruction):
-            return reconstructions(self._defense, x, y).detach()
+        asked = self._asked(ids, y[:, None])
+        if isinstance(asked, HasReconstruction):
+            return reconstructions(asked, x, y).detach()
         return decoded_images(cast(HasDecodedImage, self._defense), x).detach()
 
     def detection_score(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ class Terms:
         budget: passes per sample, forward and backward, after which queries are refused.
         batch_size: rows that are evaluated together at most.
         deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
+        warm: whether a defense that can (`bench.contracts.protocols.HasWarmAnswers`) answers from earlier queries.
     """
 
     access: Access
@@ -29,6 +30,7 @@ class Terms:
     budget: int
     batch_size: int
     deadline: float | None = None
+    warm: bool = False
 
 
 @dataclass(frozen=True)

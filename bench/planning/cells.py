@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.contracts.norms import NormName
 from bench.contracts.oracle import DRAWS
-from bench.contracts.protocols import offers
+from bench.contracts.protocols import HasWarmAnswers, offers
 from bench.contracts.source import Closure, engine_code
 from bench.contracts.work import ALPHA, Cell, Judging
 from bench.datasets.dataset import Dataset
@@ -100,6 +100,7 @@ def _cell(
             "attack": attack.code.digest,
             "libraries": code.versions(without=engine),
         },
+        inference=matrix.inference if isinstance(loaded.defense, HasWarmAnswers) else "exact",
         substitute=None if substitute is None else substitute.card.name,
         judging=Judging(ALPHA, matrix.estimation_draws, matrix.thresholds[norm]) if loaded.card.randomized else None,
     )

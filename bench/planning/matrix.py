@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from bench.contracts.cards import AttackCard, Kind
 from bench.contracts.errors import unknown
 from bench.contracts.norms import NormName
+from bench.contracts.work import Inference
 from bench.ledger.entries import KnownNorm
 from bench.plugins.registry import GROUPS, Group, Variants
 from bench.studies.catalog import STUDIES
@@ -116,6 +117,8 @@ class Matrix(_Strict):
         studies: kinds of studies (`bench.studies.study`) on each defense to which they apply.
         estimation_draws: number of further draws that estimate how often a randomized defense misclassifies an image.
         resubmissions: maximum number of submissions of an image to a randomized defense until one is misclassified.
+        inference: "warm" if defenses that optimize at inference may answer an attack's queries from those before,
+            "exact" if they may not. Verdicts are exact.
     """
 
     name: str = ""
@@ -131,6 +134,7 @@ class Matrix(_Strict):
     studies: tuple[StudyKind, ...] = ("lower_bound",)
     estimation_draws: int = Field(20, ge=1)
     resubmissions: int = Field(10, ge=1)
+    inference: Inference = "warm"
 
     @property
     def labels(self) -> list[str]:

@@ -25,6 +25,7 @@ from defenses.abs.model import BOUND_NOTE, LatentClassifier
 from defenses.abs.search import Inference, Pruning, Search
 from defenses.abs.starts import Starts, prior_draws
 from defenses.abs.vae import Architecture, Decoder, Encoder, VAEs, kl_weight, side_by_side
+from defenses.abs.warm import Warm, WarmEnds
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
@@ -181,6 +182,10 @@ class AnalysisBySynthesis(LatentClassifier):
         if x.is_cuda and len(x) <= GRAPH_ROWS:
             return self.logits(x).argmax(1)
         return self.inference().decide(self.seen(x), self.objective, self.gamma, self.pruning)
+
+    def warm(self, samples: int) -> Warm:
+        """See `bench.contracts.protocols.HasWarmAnswers`. The descent is long enough to go on from its end."""
+        return WarmEnds(self, samples)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """See `LatentClassifier`.

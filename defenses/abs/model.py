@@ -10,14 +10,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from bench.contracts.cards import DefenseCard
 from bench.contracts.norms import NormName, check_norm
 from bench.contracts.protocols import LowerBound, VectorJacobian
 from bench.contracts.streams import RowStreams, Streams
 from defenses.abs import bounds
 from defenses.abs.built import TORCH, Kernel, kernels
+from defenses.abs.compiled import Ends
 from defenses.abs.descent import Objective
 from defenses.abs.graphs import Replayed
 from defenses.abs.search import Inference
+from defenses.abs.warm import Warm, WarmStarts
 
 RESTARTS = 5
 """Restarts per class for the bounds, of which the best end counts. The Linf search for epsilon has a single start."""
@@ -38,6 +41,7 @@ class LatentClassifier(nn.Module, ABC):
         inner_steps: optimization steps per image and forward pass, summed over classes.
     """
 
+    card: DefenseCard
     bound_norms: tuple[NormName, ...] = ("L2", "Linf")
     bound_caveat = ""
 
@@ -87,6 +91,10 @@ class LatentClassifier(nn.Module, ABC):
     def logits(self, x: Tensor, *rng: RowStreams) -> Tensor:
         """Logits (N, K) of images (N, C, H, W), constant for autograd (see `input_gradient`)."""
         energies, _ = self.infer(self.seen(x), *rng)
+        return self.logits_of(energies)
+
+    def logits_of(self, energies: Tensor) -> Tensor:
+        """Returns the logits -gamma_c E_c / D (N, K) of energies (N, K)."""
         return -(self.class_scales() * energies) / self.pixels
 
     def input_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
@@ -95,14 +103,29 @@ class LatentClassifier(nn.Module, ABC):
         The derivative holds the optimal latents fixed and goes straight through binarization.
         """
         seen = self.seen(x)
-        energies, reconstructions = self.infer(seen, *rng)
+        return self.linearized(seen, *self.infer(seen, *rng))
+
+    def linearized(self, seen: Tensor, energies: Tensor, reconstructions: Tensor) -> tuple[Tensor, VectorJacobian]:
+        """Returns what `input_gradient` does, given what inference found about images as the model sees them."""
         scale = -self.class_scales() / self.pixels
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             weights = 2 * scale * cotangent
             return weights.sum(1).reshape(-1, 1, 1, 1) * seen - torch.einsum("nk,nkchw->nchw", weights, reconstructions)
 
-        return scale * energies, vector_jacobian
+        return self.logits_of(energies), vector_jacobian
+
+    def starts(self, seen: Tensor, *noise: Tensor) -> Tensor:
+        """Returns the parameters (K, N, P) from which inference descends, for images as the model sees them."""
+        return self.inference().starts(seen, self.objective)
+
+    def descended(self, seen: Tensor, p: Tensor, *noise: Tensor) -> Ends:
+        """Returns where inference ends that starts at parameters ``p`` (K, N, P)."""
+        return self.inference().descended(seen, self.objective, p)
+
+    def warm(self, samples: int) -> Warm:
+        """See `bench.contracts.protocols.HasWarmAnswers`."""
+        return WarmStarts(self, samples)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reports.evidence.claims import warm_claims
 from reports.evidence.masking import evidence
 from reports.evidence.problems import problems
 from reports.evidence.signs import signs_of
@@ -49,6 +50,7 @@ def measure(run: Run, *, baseline: str | None = None, papers: Sequence[str] = ()
         attacks=attack_facts(run),
         attack_names=[attack.name for attack in run.manifest.attacks],
         evidence=found,
+        warm=warm_claims(run),
         problems=problems(run),
         baseline=baseline,
         papers=papers,

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from bench.contracts.norms import NormName
+from reports.evidence.claims import WarmClaims
 from reports.evidence.signs import Evidence
 from reports.measures.facts import AttackFacts, DefenseFacts, NormFacts
 from reports.statistics.estimates import MISSING, Estimate
@@ -106,6 +107,7 @@ class Numbers:
         attacks: the attacks with their settings, in the run's order.
         attack_names: names of the attacks.
         evidence: every doubt.
+        warm: what became of the claims of attacks whose queries were answered from earlier ones, by defense.
         problems: one line for each cell or study that is incomplete.
         baseline: the defense that all others are compared with; None if none was named.
         papers: the papers whose numbers are shown beside the run's (`reports.published.numbers.PAPERS`).
@@ -125,6 +127,7 @@ class Numbers:
     attacks: Sequence[AttackFacts]
     attack_names: Sequence[str]
     evidence: Sequence[Evidence]
+    warm: Sequence[WarmClaims]
     problems: Sequence[str]
     baseline: str | None
     papers: Sequence[str]

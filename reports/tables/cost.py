@@ -32,8 +32,17 @@ def cost_table(numbers: Numbers) -> Table:
         caption=sentences(
             f"Mean {' / '.join(SHOWN_COSTS.values())}, per attacked image (clean errors are not attacked), "
             f"on {measured_on(numbers)}.",
+            _warm_note(numbers),
             blank_note(rows.values()),
         ),
         frame=laid_out("attack", numbers.defense_names, rows),
         quantities=tuple(map(Quantity, SHOWN_COSTS)),
     )
+
+
+def _warm_note(numbers: Numbers) -> str:
+    """Returns what an approximation cost: the share of claims that the judge refuted."""
+    if not numbers.warm:
+        return ""
+    refuted = ", ".join(map(str, numbers.warm))
+    return f"Answers inside attacks start from those before; of what they claimed, the exact judge refuted: {refuted}."

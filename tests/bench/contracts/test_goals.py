@@ -12,7 +12,8 @@ from bench.contracts.confidence import Calibration
 from bench.contracts.goals import MISCLASSIFIED, Confident
 from bench.contracts.protocols import as_defense
 from bench.contracts.threat import ThreatModel
-from bench.engine.oracle import FRESH_DRAWS, DefenseOracle
+from bench.engine.claims import FRESH_DRAWS
+from bench.engine.oracle import DefenseOracle
 from bench.engine.terms import Terms
 
 SURE = Confident(Calibration(alpha=1, log_eta=-math.inf))

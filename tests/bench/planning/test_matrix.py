@@ -5,6 +5,7 @@ from built_matrix import VALID, build
 
 from bench.contracts.errors import UserError
 from bench.datasets.dataset import load_dataset
+from bench.planning.cells import plan
 from bench.planning.files import build_matrix, matrices, read_matrix
 from bench.planning.matrix import Matrix
 from bench.plugins.registry import Registry
@@ -258,3 +259,20 @@ def test_settings_and_choices_bear_matrices_that_are_wrong():
             with pytest.raises(UserError, match="Input should be"):
                 build(settings, changes.items())
     assert build(changes={"defenses": 5}.items(), defenses=["cnn"]).labels == ["cnn"]
+
+
+def _cells(matrix, dataset, loaded):
+    return {cell.defense: cell for cell in plan(matrix, dataset, loaded, None, Registry(), {})[0]}
+
+
+def test_attacks_ask_defenses_that_can_in_the_way_that_the_matrix_says():
+    """By default from earlier queries. The way is part of a cell's id."""
+    chosen = {"defenses": ["cnn", "abs", "eabs"], "attacks": ["ddn"], "norms": ["L2"]}
+    dataset = load_dataset("digits")
+    loaded = {name: make_defense(name, dataset, Registry()) for name in chosen["defenses"]}
+    warm, exact = (_cells(build(settings, **chosen), dataset, loaded) for settings in ([], ["inference=exact"]))
+    assert {name: cell.inference for name, cell in warm.items()} == {"cnn": "exact", "abs": "warm", "eabs": "warm"}
+    assert {cell.inference for cell in exact.values()} == {"exact"}
+    assert {name for name in warm if warm[name].id == exact[name].id} == {"cnn"}
+    with pytest.raises(UserError, match="inference: Input should be 'warm' or 'exact'"):
+        build(["inference=hot"], **chosen)

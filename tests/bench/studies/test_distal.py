@@ -14,7 +14,7 @@ from bench.contracts.door import mean_logits
 from bench.contracts.protocols import as_defense
 from bench.contracts.streams import Streams
 from bench.datasets.dataset import load_dataset
-from bench.engine.oracle import FRESH_DRAWS
+from bench.engine.claims import FRESH_DRAWS
 from bench.studies.distal import CALIBRATION_IMAGES, measure
 from bench.studies.distal_ascent import distal_adversarials, evidence
 
