@@ -154,7 +154,8 @@ def restarted(
     def run(ids: Tensor, radii: Tensor) -> Tensor:
         last = x[ids]
         left = torch.arange(len(ids), device=ids.device)
-        for oracle.lane, loss in enumerate(losses):
+        for restart, loss in enumerate(losses):
+            oracle.lane = restart
             left = left[oracle.closest_distance[ids[left]] > radii[left]]
             if not len(left := oracle.working(left, ids)):
                 break

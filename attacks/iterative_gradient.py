@@ -170,7 +170,8 @@ def pgd(
         return smallest_epsilon(oracle, x, run, start=epsilon, binary_search_steps=binary_search_steps)
     last = x.clone()
     radii = torch.full((len(x),), oracle.threat.epsilon, dtype=torch.float64, device=x.device)
-    for oracle.lane in range(restarts):
+    for restart in range(restarts):
+        oracle.lane = restart
         ids = oracle.ids[~oracle.found]
         if not len(ids := oracle.working(ids)):
             break

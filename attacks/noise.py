@@ -122,7 +122,8 @@ def salt_and_pepper(
     closer is not queried.
     """
     bottom, top = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
-    for _ in range(repetitions):
+    for repetition in range(repetitions):
+        oracle.lane = repetition
         _, density = first_hit(oracle, x, oracle.ids, bottom, top, num_scales, at_once=AT_ONCE, only_closer=True)
         hit = torch.isfinite(density)
         bottom = torch.where(hit, density / 2, bottom)

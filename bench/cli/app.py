@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from bench.cli.plugins import check, list_names, new, train
+from bench.cli.plugins import calibrate, check, list_names, new, train
 from bench.cli.records import bundle, import_adversarials, verify
 from bench.cli.runs import compare, plan, report, run, status
 from bench.contracts.errors import UserError
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import-adversarials": import_adversarials,
     "list": list_names,
     "train": train,
+    "calibrate": calibrate,
     "check": check,
     "new": new,
 }

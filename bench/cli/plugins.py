@@ -85,6 +85,36 @@ def train(
         typer.echo(f"{defense} on {dataset}: clean accuracy {wrapped.card['clean_accuracy']:.2%}, card {wrapped.path}")
 
 
+def calibrate(
+    defense: Annotated[str, typer.Argument(help="A defense's name.")],
+    dataset: Annotated[str, typer.Option(help="The dataset that it classifies.")],
+    plugin: Plugins = None,
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    into: Annotated[Path | None, typer.Option(help="Put the limits into the card in this zoo.")] = None,
+) -> None:
+    """Measure the limits at which a defense gives up early, such as those of hopeless classes, and store them.
+
+    Defenses that are trained here have theirs from the training. Weights from elsewhere have none before.
+    """
+    from bench.contracts.protocols import HasCalibration
+    from bench.datasets.dataset import load_dataset
+    from bench.execution.execute import choose_device
+    from bench.plugins.registry import Registry
+    from bench.training.checkpoints import write_calibration
+    from bench.training.loading import load_trained
+
+    data = load_dataset(dataset, data_dir)
+    loaded = load_trained(defense, data, Registry(plugin or []), seed, choose_device(device)).learner
+    if not isinstance(loaded.defense, HasCalibration):
+        raise UserError(f"defense {loaded.card.name!r} has no limits to measure")
+    path, limits = write_calibration(loaded.defense, data, into)
+    typer.echo(f"{loaded.card.name} on {dataset}: {path}")
+    for kind, of in limits.items():
+        typer.echo(f"  {kind}: {of}")
+
+
 def check(
     plugin: Annotated[str, typer.Argument(help="A defense's or attack's name, or a Python file with some.")],
     plugins: Plugins = None,

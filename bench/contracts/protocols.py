@@ -152,10 +152,11 @@ class WarmAnswers(Protocol):
     evaluations: Tensor
 
     def at(self, samples: Tensor, wanted: Tensor) -> Defense:
-        """Returns a defense whose rows are images of ``samples`` (N,), and that has the same capabilities.
+        """Returns a defense whose rows are images of ``samples`` (N,).
 
-        Its answers may be approximate. They start from what was remembered before the last `settle`. The answers for
-        the classes in ``wanted`` (N, M) are those that the attack needs most.
+        It gives logits and, where the defense does, gradients, decisions and reconstructions. Its answers may be
+        approximate. They start from what was remembered before the last `settle`. The attack needs the answers for the
+        classes in ``wanted`` (N, M) most, which may repeat.
         """
 
     def settle(self) -> None:
@@ -169,7 +170,7 @@ class WarmAnswers(Protocol):
 class HasWarmAnswers(Protocol):
     """A defense that optimizes at inference, and can answer faster about images near those that it was asked about."""
 
-    def warm(self, samples: int) -> WarmAnswers:
+    def warm_answers(self, samples: int) -> WarmAnswers:
         """Returns an empty memory of this number of samples."""
 
 
@@ -179,6 +180,21 @@ class HasInnerSteps(Protocol):
 
     inner_steps: int
     """Number of optimization steps per image and forward pass, summed over classes. For ``decide``, an upper bound."""
+
+
+@runtime_checkable
+class HasCalibration(Protocol):
+    """A defense with limits that are measured when its weights are known, such as those at which it gives up early."""
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """The limits in use, as JSON; empty for none. They are stored in the checkpoint's card, and in ids of cells."""
+
+    def calibrate(self, data: Any) -> dict[str, Any]:
+        """Returns limits measured on a `bench.datasets.split.Split` of training images."""
+
+    def use(self, calibration: Mapping[str, Any]) -> None:
+        """Takes limits into use."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from bench.contracts.protocols import (
     HasLowerBound,
     HasReconstruction,
     HasUnrolledGradient,
+    HasWarmAnswers,
     Trainable,
 )
 
@@ -30,6 +31,7 @@ CAPABILITIES = (
     HasDecodedImage,
     HasLowerBound,
     HasDetectionScore,
+    HasWarmAnswers,
     Trainable,
 )
 """The protocols with methods."""

@@ -1,5 +1,8 @@
-"""Claims: the queries whose answers are adversarial. They are confirmed where the answer is not the verdict's, and the
-closest one of each sample is remembered."""
+"""Claims: the queries whose answers are adversarial, of which the closest one of each sample is remembered.
+
+Before that, a claim about a randomized defense is confirmed by further draws, and one that rests on a warm answer by an
+exact decision.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,8 @@ class Claims:
         else:
             winners, refuted = self._confirmation.confirm_nearest(x, distances, ids, by_sample)
             answers = self._unbroken(answers, rows[refuted], all_ids)
-            self._refuted.append(ids[refuted])
+            if isinstance(self._confirmation, ExactCheck):
+                self._refuted.append(ids[refuted])
         self.closest.keep(x[winners], distances[winners], ids[winners], self._meter)
         return answers
 

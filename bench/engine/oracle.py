@@ -283,6 +283,8 @@ class DefenseOracle:
                 products[rows, m] = product
                 correct = ~self._goal.reached(logits, self._y[ids[rows]])
                 self._audit.observe(cotangent, product, correct, ids[rows])
+                if classes is None and self._queried.warm is not None:
+                    self._queried.warm.weigh(ids[rows], cotangent)
             self._meter.pay(ids[rows], forwards=self._queried.passes, backwards=width * self._queried.passes)
             logits_out[rows] = self._claims.observed(x[rows], logits, ids[rows])
         self._claims.settle()

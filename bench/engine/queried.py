@@ -77,12 +77,15 @@ class QueriedDefense:
         good = torch.isfinite(logits).all(1)
         return logits if good.all() else torch.where(good[:, None], logits, self.refusal(logits, ids))
 
-    def _asked(self, ids: Tensor, wanted: Tensor | None = None) -> Defense:
-        """Returns what answers about samples: warm, if it can. The attack needs ``wanted`` classes (N, M) most."""
+    def _asked(self, ids: Tensor, passes: int, wanted: Tensor | None = None) -> Defense:
+        """Returns what answers about samples in some passes: warm, if it can.
+
+        The attack needs the classes ``wanted`` (N, M), besides the samples' own.
+        """
         if self.warm is None:
             return self._defense
         own = self._y[ids, None]
-        return self.warm.at(ids, own if wanted is None else torch.cat([own, wanted], 1), self.passes)
+        return self.warm.at(ids, own if wanted is None else torch.cat([own, wanted], 1), passes)
 
     def predict(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the classes (N,) that one draw names, exactly."""
@@ -97,12 +100,12 @@ class QueriedDefense:
 
         A stated number of draws is exact.
         """
-        asked = self._asked(ids) if draws is None else self._defense
+        asked = self._asked(ids, self.passes) if draws is None else self._defense
         return self.finite(mean_logits(asked, x, self._noise.rows(ids), draws or self.draws), ids)
 
     def majority(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the class (N,) that most draws decide for."""
-        asked = self._asked(ids)
+        asked = self._asked(ids, self.passes)
         if self.card.randomized:
             drawn = torch.stack([self._drawn(asked, x, ids) for _ in range(self.draws)])
             return nn.functional.one_hot(drawn, self._classes).sum(0).argmax(1)
@@ -113,14 +116,16 @@ class QueriedDefense:
 
         The attack needs the classes ``wanted`` (N, M) besides the samples' own.
         """
-        asked = self._asked(ids, wanted)
+        asked = self._asked(ids, self.passes, wanted)
         return linearize(asked, x, self._noise.rows(ids), self.draws, unrolled=self._unrolled)
 
     def _drawn(self, asked: Defense, x: Tensor, ids: Tensor) -> Tensor:
         return self.finite(drawn_logits(asked, x, self._noise.rows(ids)), ids).argmax(1)
 
     def _decided(self, asked: Defense, x: Tensor, ids: Tensor) -> Tensor:
-        return decisions(asked, x) if isinstance(asked, HasDecision) else self._drawn(asked, x, ids)
+        if isinstance(self._defense, HasDecision) and isinstance(asked, HasDecision):
+            return decisions(asked, x)
+        return self._drawn(asked, x, ids)
 
     def unlabeled(self, x: Tensor) -> Tensor:
         """Returns the mean logits (N, K) of images whose samples nobody knows."""
@@ -132,7 +137,7 @@ class QueriedDefense:
 
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """Returns reconstructions (N, C, H, W) under the classes ``y`` (N,), or of the image, if it knows no others."""
-        asked = self._asked(ids, y[:, None])
+        asked = self._asked(ids, 1, y[:, None])
         if isinstance(asked, HasReconstruction):
             return reconstructions(asked, x, y).detach()
         return decoded_images(cast(HasDecodedImage, self._defense), x).detach()

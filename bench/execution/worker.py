@@ -147,6 +147,11 @@ class Worker:
         loaded = self._defenses[name]
         if state is not None:
             _check("defense", loaded.code.digest, state)
+            if loaded.arithmetic != state.get("arithmetic", ""):
+                way = (
+                    f"by {loaded.arithmetic or 'one way'}, the run was planned with {state.get('arithmetic') or 'one'}"
+                )
+                raise UserError(f"defense {name!r} is computed here {way}; use machines of one kind")
             if loaded.fingerprint != state["weights"]:
                 raise UserError(f"defense {name!r} has other weights each time it is built; save and load them")
         if name not in self._targets:

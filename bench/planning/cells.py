@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bench.contracts.cards import AttackCard
 from bench.contracts.norms import NormName
 from bench.contracts.oracle import DRAWS
 from bench.contracts.protocols import HasWarmAnswers, offers
@@ -61,6 +62,14 @@ def plan(
     return cells, missing
 
 
+def _may_be_warm(card: AttackCard, loaded: LoadedDefense) -> bool:
+    """Returns whether queries may be answered from earlier ones.
+
+    Derivatives through the optimization are exact, and so are the queries of libraries, which carry no sample ids.
+    """
+    return isinstance(loaded.defense, HasWarmAnswers) and card.access != "unrolled" and not card.library
+
+
 def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | None:
     return offers(loaded.card, loaded.defense, attack.attack_card.access)
 
@@ -100,7 +109,7 @@ def _cell(
             "attack": attack.code.digest,
             "libraries": code.versions(without=engine),
         },
-        inference=matrix.inference if isinstance(loaded.defense, HasWarmAnswers) else "exact",
+        inference=matrix.inference if _may_be_warm(card, loaded) else "exact",
         substitute=None if substitute is None else substitute.card.name,
         judging=Judging(ALPHA, matrix.estimation_draws, matrix.thresholds[norm]) if loaded.card.randomized else None,
     )

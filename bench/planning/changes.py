@@ -21,6 +21,7 @@ _NAMES = {
     "classes": "number of classes",
     "defense parameters": "parameters",
     "arithmetic": "arithmetic of the inference",
+    "calibration": "calibration",
 }
 """Names of other keys of a state, as users see them."""
 

@@ -24,7 +24,7 @@ from bench.contracts.devices import exact_float32, rows_per_pass
 from bench.contracts.door import drawn_logits
 from bench.contracts.errors import UserError
 from bench.contracts.progress import Bar, bar
-from bench.contracts.protocols import Defense, HasCoarseWeights, Trainable
+from bench.contracts.protocols import Defense, HasCalibration, HasCoarseWeights, Trainable, fingerprint
 from bench.contracts.source import Closure
 from bench.contracts.streams import Streams
 from bench.datasets.cache import cache_dir
@@ -137,6 +137,7 @@ def _train(
         "code": dict(code.modules),
         "seconds": round(trainer.seconds, 1),
         "clean_accuracy": clean_accuracy(defense, dataset.test, device),
+        **({"calibration": defense.calibrate(dataset.train)} if isinstance(defense, HasCalibration) else {}),
     }
     checkpoint = _write(path, defense.state_dict(), card)
     for unfinished in path.parent.glob(f"{path.stem}.unfinished*"):
@@ -193,6 +194,39 @@ def write_wrapped_card(
     return Checkpoint(path, card)
 
 
+def write_calibration(defense: Any, dataset: Dataset, into: Path | None) -> tuple[Path, dict[str, Any]]:
+    """Measures the limits of a loaded defense anew, takes them into use, and returns the file and the limits.
+
+    They are stored in the cache, for these weights, or in the card of the defense's checkpoint in the zoo ``into``.
+
+    Raises:
+        UserError: when the zoo has no such card.
+    """
+    measured = defense.calibrate(dataset.train)
+    defense.use(measured)
+    path = _calibration(defense, dataset) if into is None else into / dataset.name / f"{_stem(defense)}.json"
+    if into is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_card(path, measured)
+    elif path.exists():
+        _write_card(path, {**_read_card(path), "calibration": measured})
+    else:
+        raise UserError(f"card {path}: no such file; assay train {defense.card.name} --into {into} makes it")
+    return path, measured
+
+
+def use_calibration(defense: Any, dataset: Dataset) -> None:
+    """Takes the limits into use that the cache has for a defense's weights, if there are some."""
+    path = _calibration(defense, dataset)
+    if path.exists():
+        defense.use(json.loads(path.read_text()))
+
+
+def _calibration(defense: Any, dataset: Dataset) -> Path:
+    name = f"{_stem(defense)}-{fingerprint(defense)}.json"
+    return cache_dir() / "calibrations" / dataset.name / name
+
+
 def _write(path: Path, state: Mapping[str, Tensor], card: dict[str, Any]) -> Checkpoint:
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -213,6 +247,8 @@ def _load_state(defense: Trainable, checkpoint: Checkpoint) -> None:
         advice = "install Assay again" if path.is_relative_to(zoo()) else "delete both to retrain"
         raise UserError(f"weights {path}: SHA-256 differs from {path.with_suffix('.json').name}; {advice}")
     load_into(defense, _single(state), path)
+    if isinstance(defense, HasCalibration):
+        defense.use(checkpoint.card.get("calibration", {}))
 
 
 def _halved(state: Mapping[str, Tensor], coarse: tuple[str, ...]) -> dict[str, Tensor]:

@@ -22,13 +22,13 @@ from bench.contracts.devices import exact_float32
 from bench.contracts.errors import DefenseFault, UserError
 from bench.contracts.guard import unguarded
 from bench.contracts.progress import Bar, bar
-from bench.contracts.protocols import Defense, HasArithmetic, Trainable, as_defense, fingerprint
+from bench.contracts.protocols import Defense, HasArithmetic, HasCalibration, Trainable, as_defense, fingerprint
 from bench.contracts.signatures import check_signatures
 from bench.contracts.source import TRAINING, Closure, Sources, changed_modules
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.plugins.isolation import kept_defaults
 from bench.plugins.registry import Plugin, Registry, Variants
-from bench.training.checkpoints import ensure_trained, find_checkpoint
+from bench.training.checkpoints import ensure_trained, find_checkpoint, use_calibration
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,16 @@ class LoadedDefense:
 
     @property
     def arithmetic(self) -> str:
-        """The way in which this machine computes the defense or its base (`HasArithmetic`); empty if there is one."""
+        """This machine's way to compute the defense or its base (`HasArithmetic`); empty if there is only one."""
         if isinstance(self.defense, HasArithmetic):
             return self.defense.arithmetic
         return "" if self.base is None else self.base.arithmetic
+
+    @property
+    def calibration(self) -> str:
+        """The limits of the defense and of its base (`HasCalibration`), as JSON; empty if there are none."""
+        own = self.defense.calibration if isinstance(self.defense, HasCalibration) else {}
+        return json.dumps(own, sort_keys=True) if own else "" if self.base is None else self.base.calibration
 
     def readable(self) -> LoadedDefense:
         """Returns itself.
@@ -90,7 +96,8 @@ class LoadedDefense:
     @property
     def digest(self) -> str:
         """A text with everything that the defense's answers depend on, except libraries."""
-        texts = [self.fingerprint, self.code.digest, json.dumps(self.parameters, sort_keys=True), self.arithmetic]
+        texts = [self.fingerprint, self.code.digest, json.dumps(self.parameters, sort_keys=True)]
+        texts += [self.arithmetic, self.calibration]
         return " ".join(texts).rstrip()
 
     def state(self, dataset: Dataset) -> dict[str, str]:
@@ -100,6 +107,7 @@ class LoadedDefense:
         """
         return {
             **({"arithmetic": self.arithmetic} if self.arithmetic else {}),
+            **({"calibration": self.calibration} if self.calibration else {}),
             "train": dataset.train.hash,
             "test": dataset.test.hash,
             "classes": str(dataset.classes),
@@ -164,6 +172,8 @@ def load_trained(
             with kept_defaults():
                 ensure_trained(learner.defense, dataset, seed, device, recipe, code, progress)
         loaded.defense.to(device)
+        if isinstance(learner.defense, HasCalibration):
+            use_calibration(learner.defense, dataset)
     except UserError:
         raise
     except (Exception, SystemExit) as error:

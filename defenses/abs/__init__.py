@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +23,12 @@ from bench.training.trainer import Share, Trainer
 from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
 from defenses.abs.descent import MAX_NORM, AtPoint, NormalPrior
+from defenses.abs.gaps import measured_gaps
+from defenses.abs.memory import ContinuedMemory, Memory
 from defenses.abs.model import BOUND_NOTE, LatentClassifier
 from defenses.abs.search import Inference, Pruning, Search
 from defenses.abs.starts import Starts, prior_draws
 from defenses.abs.vae import Architecture, Decoder, Encoder, VAEs, kl_weight, side_by_side
-from defenses.abs.warm import Warm, WarmEnds
 
 CITATION = "Schott, Rauber, Bethge & Brendel 2019, Towards the first adversarially robust neural network model on MNIST"
 THRESHOLD = 0.5
@@ -53,9 +56,6 @@ class Setting:
         alpha: scale of the logits in the graded softmax (eq. 4), chosen to minimize the cross-entropy on clean images.
         eta: offset of the graded softmax, set for a median confidence of 0.9 on clean images. As in the paper, alpha
             and eta are chosen on test images. At 28x28 they are the paper's values, for the authors' weights.
-        pruning: gaps for the decisions of ABS, 1.4 times the lags measured as for `PRUNING`. Empty where nothing was
-            measured.
-        binary_pruning: the same for Binary ABS.
     """
 
     architecture: Architecture
@@ -66,8 +66,6 @@ class Setting:
     learning_rate: float
     alpha: float
     eta: float
-    pruning: Pruning = ()
-    binary_pruning: Pruning = ()
 
     def epochs_on(self, device: torch.device) -> int:
         """Returns the number of training epochs on a device."""
@@ -119,9 +117,6 @@ SETTINGS: dict[int, Setting] = {
         learning_rate=1e-2,
         alpha=270,
         eta=1.2e-4,
-        # Only three steps prune. On images this small, the search for hopeless classes costs as much as it saves.
-        pruning=((0, 1.3), (4, 0.85), (10, 0.48)),
-        binary_pruning=((0, 1.9), (4, 1.2), (10, 0.62)),
     ),
 }
 """Settings by image size. The one at 28x28 is the paper's. The one at 32x32 is the paper's for two-class CIFAR
@@ -138,18 +133,26 @@ class AnalysisBySynthesis(LatentClassifier):
         gamma: class scalars (K,). By default all are 1.
         binary: binarize the input at inference. Training does not binarize, because Binary ABS shares the weights of
             ABS.
+        gaps: gaps at which decisions give up classes, for inputs of each kind. Models with the same weights share them.
+            By default no class is given up.
     """
 
     gamma: Tensor
 
     def __init__(
-        self, dataset: Dataset, decoder: Decoder | None = None, gamma: Tensor | None = None, *, binary: bool = False
+        self,
+        dataset: Dataset,
+        decoder: Decoder | None = None,
+        gamma: Tensor | None = None,
+        *,
+        binary: bool = False,
+        gaps: dict[str, Pruning] | None = None,
     ) -> None:
         channels, size, _ = dataset.shape
         self.setting = SETTINGS[size]
         super().__init__(channels * size**2, dataset.classes * self.setting.search.iterations)
         self.binary = binary
-        self.pruning = self.setting.binary_pruning if binary else self.setting.pruning
+        self.gaps: dict[str, Pruning] = {} if gaps is None else gaps
         if binary:
             self.bound_norms = ("L0", "L2", "Linf")
         self.decoder = decoder or Decoder(self.setting.architecture, dataset.classes)
@@ -181,11 +184,34 @@ class AnalysisBySynthesis(LatentClassifier):
         """
         if x.is_cuda and len(x) <= GRAPH_ROWS:
             return self.logits(x).argmax(1)
-        return self.inference().decide(self.seen(x), self.objective, self.gamma, self.pruning)
+        return self.inference().decide(self.seen(x), self.objective, self.gamma, self.gaps.get(self._input, ()))
 
-    def warm(self, samples: int) -> Warm:
+    def exact_classes(self, x: Tensor) -> Tensor:
+        """See `LatentClassifier`."""
+        return self.decide(x)
+
+    @property
+    def _input(self) -> str:
+        """The kind of the inputs that gaps are measured on."""
+        return "binarized" if self.binary else "plain"
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """See `bench.contracts.protocols.HasCalibration`: the gaps for this model's inputs."""
+        return {self._input: [list(gap) for gap in self.gaps[self._input]]} if self._input in self.gaps else {}
+
+    def calibrate(self, data: Split) -> dict[str, Any]:
+        """See `bench.contracts.protocols.HasCalibration`."""
+        found = measured_gaps(data, self.seen, self.inference(), self.objective, self.gamma)
+        return {self._input: [list(gap) for gap in found]}
+
+    def use(self, calibration: Mapping[str, Any]) -> None:
+        """See `bench.contracts.protocols.HasCalibration`."""
+        self.gaps.update({kind: tuple((int(step), float(gap)) for step, gap in of) for kind, of in calibration.items()})
+
+    def warm_answers(self, samples: int) -> Memory:
         """See `bench.contracts.protocols.HasWarmAnswers`. The descent is long enough to go on from its end."""
-        return WarmEnds(self, samples)
+        return ContinuedMemory(self, samples)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """See `LatentClassifier`.
@@ -227,8 +253,12 @@ class Trained(AnalysisBySynthesis):
         self._dataset = dataset
 
     def binarized(self) -> AnalysisBySynthesis:
-        """Returns a Binary ABS that shares these weights and class scalars."""
-        return AnalysisBySynthesis(self._dataset, self.decoder, self.binary_gamma, binary=True)
+        """Returns a Binary ABS that shares these weights, class scalars and gaps."""
+        return AnalysisBySynthesis(self._dataset, self.decoder, self.binary_gamma, binary=True, gaps=self.gaps)
+
+    def calibrate(self, data: Split) -> dict[str, Any]:
+        """See `bench.contracts.protocols.HasCalibration`. Measures the gaps of Binary ABS, too."""
+        return {**super().calibrate(data), **self.binarized().calibrate(data)}
 
     def fit(self, data: Split, trainer: Trainer) -> None:
         """Trains the VAE of each class on the images of the class, and estimates the class scalars of Binary ABS."""

@@ -34,7 +34,8 @@ class Kernel:
     instructions: str
     library: Any = field(repr=False)
 
-    def __getattr__(self, name: str) -> Any:
+    def function(self, name: str) -> Any:
+        """Returns a function of the library for these instructions."""
         return self.library[f"{name}_{self.instructions}"]
 
 
@@ -45,9 +46,13 @@ def kernels() -> tuple[Kernel, ...]:
     built = next((file for suffix in EXTENSION_SUFFIXES if (file := here / f"{LIBRARY}{suffix}").is_file()), None)
     if built is None:
         return ()
-    library = ctypes.CDLL(str(built))
-    library.source_digest.restype = ctypes.c_char_p
-    if library.source_digest().decode() != source_digest(here / "kernel"):
+    try:
+        library = ctypes.CDLL(str(built))
+        library.source_digest.restype = ctypes.c_char_p
+        digest = library.source_digest().decode()
+    except (OSError, AttributeError):  # built for another machine, or something else
+        return ()
+    if digest != source_digest(here / "kernel"):
         return ()
     return tuple(Kernel(name, library) for name in INSTRUCTION_SETS if _supported(library, name))
 

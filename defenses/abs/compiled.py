@@ -64,19 +64,27 @@ class Discriminators:
         widths: numbers H1 and H2 of neurons in the hidden layers.
         weight: factor of the penalty.
         leak: slope of the activation below zero.
+        latent: dimension L of the latent space.
     """
 
     packed: Tensor
     widths: tuple[int, int]
     weight: float
     leak: float
+    latent: int
+
+    @property
+    def size(self) -> int:
+        """Number of values of one discriminator."""
+        first, second = self.widths
+        return (self.latent + 1) * first + (2 * first + 2) * second + 1
 
     @classmethod
     def of(cls, matrices: Sequence[Tensor], biases: Sequence[Tensor], weight: float, leak: float) -> Self:
         """Packs the weights (K, L, H1), (K, H1, H2) and (K, H2, 1) of the layers, and their biases."""
         layers = [part for pair in zip(matrices, biases, strict=True) for part in pair]
         packed = torch.cat([part.flatten(1) for part in [*layers, matrices[1].mT]], 1)
-        return cls(packed, (matrices[0].shape[2], matrices[1].shape[2]), weight, leak)
+        return cls(packed, (matrices[0].shape[2], matrices[1].shape[2]), weight, leak, matrices[0].shape[1])
 
     def part(self, classes: slice) -> Self:
         """Returns those of a range of classes."""
@@ -133,14 +141,21 @@ class Shape:
     channels: int
     layers: Sequence[Convolution]
 
-    def structure(self) -> _Decoder:
-        """Returns the sizes as the kernel reads them.
+    def fits(self) -> bool:
+        """Returns whether the kernel has room for this decoder."""
+        return self.latent <= MOST_LATENTS and 1 <= len(self.layers) <= MOST_LAYERS
 
-        Raises:
-            ValueError: when the kernel has no room for so many latents or layers.
-        """
-        if self.latent > MOST_LATENTS or len(self.layers) > MOST_LAYERS:
-            raise ValueError(f"{self}: at most {MOST_LATENTS} latents and {MOST_LAYERS} layers")
+    @property
+    def weights(self) -> int:
+        """Number of weights and biases."""
+        total, channels = (self.latent + 1) * self.size**2 * self.channels, self.channels
+        for layer in self.layers:
+            total += layer.channels * (channels * layer.kernel**2 + 1)
+            channels = layer.channels
+        return total
+
+    def structure(self) -> _Decoder:
+        """Returns the sizes as the kernel reads them."""
         layers = [_Layer(layer.channels, layer.kernel, layer.stride, layer.padding) for layer in self.layers]
         filled = (_Layer * MOST_LAYERS)(*layers)
         return _Decoder(self.latent, ACTIVATIONS[self.activation], self.size, self.channels, len(self.layers), filled)
@@ -173,16 +188,18 @@ class CompiledDecoders:
     """Decoders G_c(z) of K classes, evaluated by the kernel on a CPU.
 
     Args:
-        shape: sizes of the decoders.
+        shape: sizes of the decoders, which fit.
         weights: weights of each class (K, W): the dense matrix (L, size, size, channels) and its bias, then each
             convolution (in, out, k, k) and its bias.
         kernel: the kernel that evaluates them.
     """
 
     def __init__(self, shape: Shape, weights: Tensor, kernel: Kernel) -> None:
+        if not shape.fits() or weights.shape[1] != shape.weights:
+            raise ValueError(f"{shape} does not fit the kernel, or its weights {tuple(weights.shape)}")
         self.kernel, self.shape, self._decoder = kernel, shape, shape.structure()
         floats, scratch = c_int64(), c_int64()
-        kernel.sizes(byref(self._decoder), byref(floats), byref(scratch))
+        kernel.function("sizes")(byref(self._decoder), byref(floats), byref(scratch))
         self._scratch = scratch.value
         size = shape.size
         for layer in shape.layers:
@@ -190,7 +207,7 @@ class CompiledDecoders:
         self._pixels = size**2 * shape.layers[-1].channels
         self._weights = torch.zeros(len(weights), floats.value)
         for natural, packed in zip(weights.contiguous(), self._weights, strict=True):
-            kernel.pack(byref(self._decoder), _Address(natural), _Address(packed))
+            kernel.function("pack")(byref(self._decoder), _Address(natural), _Address(packed))
 
     def minimize(self, classes: slice, energy: Energy, x: Tensor, p: Tensor, steps: Steps) -> Ends:
         """Does what `defenses.abs.descent.Descent.minimize` does.
@@ -238,7 +255,9 @@ class CompiledDecoders:
             raise ValueError(f"{len(energy.noise)} draws do not suffice for {steps.evaluations} evaluations")
         outputs = [None if tensor is None else _Address(tensor) for tensor in (ends.values, ends.decoded, derivatives)]
         memory = _Address(self._memory(energy))
-        self.kernel.minimize(byref(self._decoder), byref(problem.structure), steps.evaluations, *outputs, memory)
+        self.kernel.function("minimize")(
+            byref(self._decoder), byref(problem.structure), steps.evaluations, *outputs, memory
+        )
 
     def decide(
         self,
@@ -269,7 +288,7 @@ class CompiledDecoders:
         decisions = torch.empty(len(x), dtype=torch.int64)
         states = torch.empty(len(p), _STATE)
         limits, scales = torch.tensor(gaps, dtype=torch.float32), scale.float().contiguous()
-        self.kernel.decide(
+        self.kernel.function("decide")(
             byref(self._decoder),
             byref(problem.structure),
             len(gaps),
@@ -286,13 +305,18 @@ class CompiledDecoders:
         parameters = self.shape.latent * (1 if energy.noise is None else 2)
         if p.shape != (len(weights), images, parameters) or x.shape[1] != self._pixels:
             raise ValueError(f"parameters {tuple(p.shape)} and images {tuple(x.shape)} do not fit the decoders")
+        networks = energy.discriminators
+        if networks is not None and networks.packed.shape not in ((1, networks.size), (count, networks.size)):
+            raise ValueError(f"discriminators {tuple(networks.packed.shape)} do not fit {count} classes")
+        if energy.slack is not None and energy.slack.shape != (images, 1):
+            raise ValueError(f"slack {tuple(energy.slack.shape)} does not fit {images} images")
         objective = _Objective(variance=energy.variance, most_norm=energy.most_norm, divergence=energy.divergence)
-        if energy.discriminators is not None:
-            network = energy.discriminators.packed
-            objective.first, objective.second = energy.discriminators.widths
-            objective.discriminator_weight, objective.leak = energy.discriminators.weight, energy.discriminators.leak
-            objective.network, objective.network_step = _Address(network), network.shape[1] if len(network) > 1 else 0
-            held.append(network)
+        if networks is not None:
+            objective.first, objective.second = networks.widths
+            objective.discriminator_weight, objective.leak = networks.weight, networks.leak
+            objective.network = _Address(networks.packed)
+            objective.network_step = networks.size if len(networks.packed) > 1 else 0
+            held.append(networks.packed)
         if energy.slack is not None:
             slack = energy.slack[:, 0].contiguous()
             objective.slack = _Address(slack)
@@ -343,5 +367,7 @@ class _Address(c_void_p):
     def __init__(self, tensor: Tensor) -> None:
         assert tensor.is_contiguous()
         assert not tensor.is_cuda
+        if tensor.dtype == torch.float64:
+            raise ValueError("the kernel computes in float32")
         super().__init__(tensor.data_ptr())
         self.tensor = tensor

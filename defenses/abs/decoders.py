@@ -166,7 +166,7 @@ class Penalty(Protocol):
     def add_gradient(self, gradient: Tensor, z: Tensor) -> None:
         """Adds the penalty's derivative at latents ``z`` (K, N, L) to ``gradient`` (K, N, L), in place."""
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """Returns the penalty as the kernel knows it."""
 
 
@@ -261,12 +261,16 @@ def evaluated_together(
     return single, single
 
 
-def compiled(classes: Sequence[FoldedLayers], activation: Activation, kernel: Kernel) -> CompiledDecoders:
-    """Returns the decoders of all classes for the kernel."""
+def compiled(classes: Sequence[FoldedLayers], activation: Activation, kernel: Kernel) -> CompiledDecoders | None:
+    """Returns the decoders of all classes for the kernel; None if it has no room for them."""
     first, *others = classes[0]
     layers = [layer for layer in others if isinstance(layer, Transposed)]
+    if len(layers) < len(others) or not layers:
+        return None
     sizes = [Convolution(layer.weight.shape[1], layer.weight.shape[2], layer.stride, layer.padding) for layer in layers]
     shape = Shape(first.weight.shape[1], activation.name, layers[0].size, layers[0].weight.shape[0], sizes)
+    if not shape.fits():
+        return None
     weights = [[part.flatten() for layer in of_class for part in (layer.weight, layer.bias)] for of_class in classes]
     return CompiledDecoders(shape, torch.stack([torch.cat(parts) for parts in weights]), kernel)
 

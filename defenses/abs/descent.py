@@ -48,7 +48,7 @@ class NormalPrior:
         """See `Penalty`."""
         gradient.add_(z, alpha=2 * self.variance)
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """See `Penalty`."""
         return Energy(variance=self.variance)
 
@@ -72,7 +72,7 @@ class Objective(Protocol):
     def confine(self, p: Tensor) -> Tensor:
         """Moves parameters back into the search region."""
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """Returns the objective as the kernel knows it."""
 
 
@@ -104,9 +104,9 @@ class AtPoint:
         """See `Objective`."""
         return clip_norm(p, self.max_norm) if self.max_norm < torch.inf else p
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """See `Objective`."""
-        return replace(self.penalty.energy(), most_norm=self.max_norm, slack=self.slack)
+        return replace(self.penalty.for_kernel(), most_norm=self.max_norm, slack=self.slack)
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class Variational:
         """See `Objective`."""
         return p
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """See `Objective`."""
-        return replace(self.penalty.energy(), divergence=self.divergence, slack=self.slack, noise=self.noise)
+        return replace(self.penalty.for_kernel(), divergence=self.divergence, slack=self.slack, noise=self.noise)
 
     def _value(self, error: Tensor, z: Tensor, p: Tensor) -> Tensor:
         energies = energy(error, self.penalty, z)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -19,8 +20,8 @@ from defenses.abs.built import TORCH, Kernel, kernels
 from defenses.abs.compiled import Ends
 from defenses.abs.descent import Objective
 from defenses.abs.graphs import Replayed
+from defenses.abs.memory import Memory, StartMemory
 from defenses.abs.search import Inference
-from defenses.abs.warm import Warm, WarmStarts
 
 RESTARTS = 5
 """Restarts per class for the bounds, of which the best end counts. The Linf search for epsilon has a single start."""
@@ -93,6 +94,10 @@ class LatentClassifier(nn.Module, ABC):
         energies, _ = self.infer(self.seen(x), *rng)
         return self.logits_of(energies)
 
+    def exact_classes(self, x: Tensor) -> Tensor:
+        """Returns the classes (N,) of the largest logits of images (N, C, H, W)."""
+        return self.logits(x).argmax(1)
+
     def logits_of(self, energies: Tensor) -> Tensor:
         """Returns the logits -gamma_c E_c / D (N, K) of energies (N, K)."""
         return -(self.class_scales() * energies) / self.pixels
@@ -123,9 +128,9 @@ class LatentClassifier(nn.Module, ABC):
         """Returns where inference ends that starts at parameters ``p`` (K, N, P)."""
         return self.inference().descended(seen, self.objective, p)
 
-    def warm(self, samples: int) -> Warm:
+    def warm_answers(self, samples: int) -> Memory:
         """See `bench.contracts.protocols.HasWarmAnswers`."""
-        return WarmStarts(self, samples)
+        return StartMemory(self, samples)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
@@ -172,16 +177,28 @@ class LatentClassifier(nn.Module, ABC):
             self._inference = self.make_inference()
         return self._inference
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(chain(self.parameters(), self.buffers())).device
+
     def kernel(self) -> Kernel | None:
-        """Returns the compiled kernel that runs descents; None where torch does, as on a GPU."""
-        on_cpu = next(self.buffers()).device.type == "cpu"
-        return next(iter(kernels()), None) if on_cpu else None
+        """Returns the compiled kernel that may run descents; None where torch does.
+
+        Torch does on a GPU, and with weights that are not finite: the kernel's exponential would hide a NaN.
+        """
+        finite = all(torch.isfinite(tensor).all() for tensor in chain(self.parameters(), self.buffers()))
+        return next(iter(kernels()), None) if self.device.type == "cpu" and finite else None
 
     @property
     def arithmetic(self) -> str:
         """See `bench.contracts.protocols.HasArithmetic`."""
-        kernel = self.kernel()
-        return TORCH if kernel is None else f"kernel {kernel.instructions}"
+        compiled = self.inference().compiled
+        return TORCH if compiled is None else f"kernel {compiled.kernel.instructions}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Inference is built anew from the weights: the kernel's library is of this process.
+        return {**self.__dict__, "_inference": None}
 
     def forget_inference(self) -> None:
         """Drops the inference. To be called when weights change. The next inference is built from the new weights."""

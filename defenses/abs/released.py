@@ -61,8 +61,7 @@ def _released(dataset: Dataset, *, binary: bool) -> AnalysisBySynthesis:
     path = dataset.data_dir / RELEASED_WEIGHTS
     if not path.is_file():
         raise UserError(f"weights {path}: no such file; set --data-dir or ASSAY_DATA to the folder that has it")
-    model = AnalysisBySynthesis(dataset, binary=binary)
-    model.pruning = BINARY_PRUNING if binary else PRUNING
+    model = AnalysisBySynthesis(dataset, binary=binary, gaps={"plain": PRUNING, "binarized": BINARY_PRUNING})
     tensors = {name: tensor for name, tensor in load_tensors(path).items() if ".Encoder." not in name}
     released = {ours: _released_names(ours, dataset.classes) for ours in model.state_dict() if _is_released(ours)}
     own = model.state_dict()

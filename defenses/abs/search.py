@@ -131,7 +131,7 @@ class Inference:
         p, energies = torch.cat([start for start, _ in found]), torch.cat([energy for _, energy in found])
         gaps = dict(pruning)
         limits = [gaps.get(taken, torch.inf) for taken in range(self.search.iterations)]
-        energy = objectives(slice(None), slice(None)).energy()
+        energy = objectives(slice(None), slice(None)).for_kernel()
         return self.compiled.decide(energy, x, p, energies, scale, limits, self.search.learning_rate).classes
 
     def _decide(self, x: Tensor, objectives: Objectives, scale: Tensor, pruning: Pruning) -> Tensor:
@@ -220,7 +220,7 @@ class Inference:
 
     def _by_kernel(self, group: Group, x: Tensor, objective: Objective, p: Tensor, iterations: int) -> Ends:
         assert self.compiled is not None
-        return self.compiled.minimize(group.classes, objective.energy(), x, p, self._steps(iterations))
+        return self.compiled.minimize(group.classes, objective.for_kernel(), x, p, self._steps(iterations))
 
     @property
     def _descend(self) -> _Descend:
@@ -289,7 +289,7 @@ class Inference:
         """
         rows = features(x)
         if self.compiled is not None:
-            energy = objectives(slice(None), slice(None)).energy()
+            energy = objectives(slice(None), slice(None)).for_kernel()
             return self.compiled.resume(energy, rows, ends, wanted, self._steps(evaluations))
         moved = Ends(ends.values.clone(), ends.decoded.clone(), ends.p.clone())
         for c, group in enumerate(self._single):

@@ -54,7 +54,7 @@ class DiscriminatorPenalty:
             cotangent = torch.where(activation > 0, cotangent, SLOPE * cotangent) @ layer.weight.mT
         gradient.add_(cotangent)
 
-    def energy(self) -> Energy:
+    def for_kernel(self) -> Energy:
         """See `defenses.abs.decoders.Penalty`."""
         return Energy(discriminators=self._packed)
 

@@ -43,7 +43,7 @@ def multiplications(shape: Shape) -> int:
 def test_descents(benchmark, report, model, test_set, batch):
     """All classes' descents of an exact answer, from the best starting points; the grid's search has its own figure."""
     inference, rate, x = model.inference(), model.inference().search.learning_rate, features(test_set.images[:batch])
-    iterations, energy = inference.search.iterations, model.objective(slice(None), slice(None)).energy()
+    iterations, energy = inference.search.iterations, model.objective(slice(None), slice(None)).for_kernel()
     p = torch.cat([group.nearest_starts(x, 1)[0] for group in inference.groups])
 
     def by_kernel():

@@ -130,7 +130,7 @@ def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruni
     z = torch.randn(12, 10, model.setting.architecture.latent, generator=torch.Generator().manual_seed(3))
     prototypes = model.decoder(z)[torch.arange(12), torch.arange(12) % 10]
     x = torch.cat([prototypes, (prototypes + prototypes.roll(1, 0)) / 2])
-    model.pruning = pruning
+    model.gaps["plain"] = pruning
     model.gamma.copy_(torch.linspace(0.8, 1.2, 10)[torch.randperm(10, generator=torch.Generator().manual_seed(4))])
     decided = model.decide(x)
     assert len(decided.unique()) > 3
@@ -139,7 +139,7 @@ def test_decisions_are_those_of_the_logits_with_and_without_pruning(model, pruni
 
 def test_a_class_given_up_is_never_decided_for(model):
     """With a gap of nothing, the class of the best starting point is all that is left."""
-    model.pruning = ((0, 0.0),)
+    model.gaps["plain"] = ((0, 0.0),)
     x = images(model, 8)
     starts_alone = dataclasses.replace(model.setting.search, iterations=1)
     decided = model.decide(x)
@@ -305,7 +305,7 @@ def test_pruned_decisions_on_digits_are_those_of_the_logits(name):
         hit = (classes(middle) != y)[:, None, None, None]
         low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
     points = torch.cat([clean, low, high])
-    assert len(model.pruning) > 0
+    assert model.calibration
     assert (model.decide(points) == classes(points)).float().mean() >= 0.999
 
 

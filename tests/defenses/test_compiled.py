@@ -1,7 +1,9 @@
 """The compiled kernel against torch, for every instruction set that this machine has."""
 
+import copy
 import math
 import os
+import pickle
 import shutil
 import subprocess
 from dataclasses import replace
@@ -194,7 +196,7 @@ def test_descents_end_where_those_of_torch_end(kernel, name):
         parameters = 2 * shape.latent if isinstance(objective, Variational) else shape.latent
         layers, x, p = _problem(shape, classes, images, parameters=parameters)
         decoders = compiled_decoders(layers, ACTIVATIONS[shape.activation], kernel)
-        ends = decoders.minimize(slice(None), objective.energy(), x, p, Steps(RATE, iterations))
+        ends = decoders.minimize(slice(None), objective.for_kernel(), x, p, Steps(RATE, iterations))
         single, _ = evaluated_together(layers, ACTIVATIONS[shape.activation])
         for c, decoder in enumerate(single):
             own = _of_class(objective, c)
@@ -218,7 +220,7 @@ def test_a_range_of_classes_is_those_classes_alone(kernel):
     shape = replace(SHAPES["eabs of 8x8"], latent=10)
     layers, x, p = _problem(shape, 4, 3)
     decoders = compiled_decoders(layers, RELU, kernel)
-    energy = AtPoint(_discriminators(4)).energy()
+    energy = AtPoint(_discriminators(4)).for_kernel()
     whole = decoders.minimize(slice(None), energy, x, p, Steps(RATE, 5))
     part = replace(energy, discriminators=energy.discriminators.part(slice(1, 3)))
     some = decoders.minimize(slice(1, 3), part, x, p[1:3], Steps(RATE, 5))
@@ -262,8 +264,46 @@ def test_memory_that_does_not_fit_is_refused():
     doubled = torch.cat([p, p], 2)
     with pytest.raises(ValueError, match="draws"):
         decoders.minimize(slice(None), Energy(noise=torch.zeros(3, 1, 1, 1)), x, doubled, Steps(RATE, 4))
-    with pytest.raises(ValueError, match="at most 64 latents"):
+    for wrong in (Energy(slack=torch.zeros(3, 1)), _discriminators(3).for_kernel()):
+        with pytest.raises(ValueError, match="fit"):
+            decoders.minimize(slice(None), wrong, x, p, Steps(RATE, 2))
+    with pytest.raises(ValueError, match="float32"):
+        decoders.minimize(slice(None), energy, x.double(), p, Steps(RATE, 2))
+    with pytest.raises(ValueError, match="does not fit the kernel"):
         CompiledDecoders(replace(SHAPES["abs of 8x8"], latent=65), torch.zeros(1, 1), kernels()[0])
+
+
+@pytest.mark.parametrize("layers", [(), 9 * [(2, 1, 1, 0)]], ids=["none", "too many"])
+def test_decoders_that_the_kernel_has_no_room_for_are_left_to_torch(kernel, layers):
+    shape = _shape(3, "relu", 2, 4, (1, 1, 1, 0), *layers) if layers else SHAPES["abs of 8x8"]
+    built = _layers(shape, 2) if layers else [[of[0]] for of in _layers(shape, 2)]
+    assert compiled_decoders(built, RELU, kernel) is None
+
+
+def test_weights_that_are_not_finite_are_left_to_torch(kernel):
+    """The kernel's exponential would hide a NaN, and a broken checkpoint would look like a sound one."""
+    defense = load_defense("abs", dataset="digits")
+    assert defense.arithmetic.startswith("kernel")
+    defense.decoder.convolutions[-1].bias.fill_(torch.nan)
+    defense.forget_inference()
+    assert defense.arithmetic == "torch"
+    assert defense.logits(load_dataset("digits").test.images[:2]).isnan().all()
+
+
+def test_a_model_that_was_used_can_be_copied(kernel):
+    x = load_dataset("digits").test.images[:3]
+    defense = load_defense("abs", dataset="digits")
+    logits = defense.logits(x)
+    assert torch.equal(copy.deepcopy(defense).logits(x), logits)
+    assert torch.equal(pickle.loads(pickle.dumps(defense)).logits(x), logits)
+
+
+def test_a_library_that_cannot_be_loaded_is_not_used(monkeypatch):
+    def refuse(path):
+        raise OSError("wrong ELF class")
+
+    monkeypatch.setattr(built.ctypes, "CDLL", refuse)
+    assert kernels.__wrapped__() == ()
 
 
 def test_a_search_goes_on_where_it_is_wanted_and_nowhere_else(kernel):

@@ -72,7 +72,7 @@ class Thresholded(nn.Module):
     def reconstruct(self, x, y):
         return torch.zeros_like(x)
 
-    def warm(self, samples):
+    def warm_answers(self, samples):
         self.memories.append(Memory(samples))
         return self.memories[-1]
 

@@ -11,7 +11,7 @@ from bench.contracts.threat import ThreatModel
 from bench.engine.oracle import DefenseOracle
 from bench.engine.terms import Terms
 from bench.plugins.registry import Registry
-from defenses.abs.warm import EVALUATIONS, FULL_EVERY, STARTS_EVERY
+from defenses.abs.memory import EVALUATIONS, FULL_EVERY, STARTS_EVERY
 
 FAMILY = ["abs", "binary_abs", "abs:ju2020", "a_abs", "d_abs", "ad_abs", "eabs", "v_abs", "av_abs", "dv_abs"]
 CONTINUED = ["abs", "binary_abs"]
@@ -43,7 +43,7 @@ def _own(y):
 def test_the_first_answer_is_exact(defense, split):
     x, y = split.images[:N], split.labels[:N]
     assert isinstance(defense, HasWarmAnswers)
-    warm = defense.warm(N).at(torch.arange(N), _own(y))
+    warm = defense.warm_answers(N).at(torch.arange(N), _own(y))
     torch.testing.assert_close(warm.logits(x, *_drawn(defense)), defense.logits(x, *_drawn(defense)))
     logits, product = warm.input_gradient(x, *_drawn(defense))
     exact_logits, exact_product = defense.input_gradient(x, *_drawn(defense))
@@ -54,7 +54,7 @@ def test_the_first_answer_is_exact(defense, split):
 def test_along_an_attacks_path_answers_stay_near_the_exact_ones(defense, split):
     """Twenty steps towards other images: the error of the margin is small beside the margins."""
     x, y = split.images[:N], split.labels[:N]
-    memory, every = defense.warm(N), torch.arange(N)
+    memory, every = defense.warm_answers(N), torch.arange(N)
     rivals = split.images[N : 2 * N]
     margins, exact_margins = [], []
     for step in range(20):
@@ -78,16 +78,14 @@ def _margin(logits, y):
 
 def test_reconstructions_are_those_of_the_class(defense, split):
     x, y = split.images[:N], split.labels[:N]
-    if defense.card.randomized:
-        pytest.skip("reconstructions have no draws")
-    memory = defense.warm(N)
+    memory = defense.warm_answers(N)
     torch.testing.assert_close(memory.at(torch.arange(N), _own(y)).reconstruct(x, y), defense.reconstruct(x, y))
 
 
 @pytest.mark.parametrize("name", CONTINUED)
 def test_a_search_that_goes_on_takes_few_evaluations_and_is_made_in_full_at_intervals(name, split):
     defense = load_defense(name, dataset="digits")
-    x, y, memory, taken = split.images[:N], split.labels[:N], defense.warm(N), []
+    x, y, memory, taken = split.images[:N], split.labels[:N], defense.warm_answers(N), []
     for _ in range(FULL_EVERY + 2):
         memory.at(torch.arange(N), _own(y)).logits(x)
         memory.settle()
@@ -103,7 +101,7 @@ def test_a_search_that_goes_on_takes_few_evaluations_and_is_made_in_full_at_inte
 def test_a_descent_that_is_cut_short_keeps_its_number_of_evaluations(name, split):
     """Only the search for a start is spared: going on from the end would be another model."""
     defense = load_defense(name, dataset="digits")
-    x, y, memory = split.images[:N], split.labels[:N], defense.warm(N)
+    x, y, memory = split.images[:N], split.labels[:N], defense.warm_answers(N)
     for step in range(STARTS_EVERY):
         given = memory.at(torch.arange(N), _own(y)).logits(x, *_drawn(defense, step=0))
         memory.settle()
@@ -111,24 +109,60 @@ def test_a_descent_that_is_cut_short_keeps_its_number_of_evaluations(name, split
         torch.testing.assert_close(given, defense.logits(x, *_drawn(defense, step=0)))
 
 
-def test_what_is_forgotten_is_searched_in_full(split):
-    defense = load_defense("abs", dataset="digits")
-    x, y, memory = split.images[:N], split.labels[:N], defense.warm(N)
+@pytest.mark.parametrize("name", CONTINUED)
+def test_what_is_forgotten_or_far_is_searched_in_full(name, split):
+    defense = load_defense(name, dataset="digits")
+    x, y, memory = split.images[:N], split.labels[:N], defense.warm_answers(N)
     memory.at(torch.arange(N), _own(y)).logits(x)
     memory.settle()
     memory.forget(torch.tensor([2, 5]))
-    far = split.images[N : 2 * N]
-    given = memory.at(torch.arange(N), _own(y)).logits(far)
-    exact = defense.logits(far)
-    torch.testing.assert_close(given[[2, 5]], exact[[2, 5]])
-    assert (given != exact).any(1).sum() >= N - 4
+    moved = (x + 0.02).clamp(0, 1)
+    moved[7] = split.images[40]
+    before = memory.evaluations.clone()
+    given, exact = memory.at(torch.arange(N), _own(y)).logits(moved), defense.logits(moved)
+    full = memory.evaluations - before == defense.inner_steps
+    assert {2, 5, 7} <= set(full.nonzero()[:, 0].tolist())
+    assert not full.all()
+    torch.testing.assert_close(given[full], exact[full])
+
+
+def test_far_decisions_are_exact_and_leave_the_memory_as_it_is(split):
+    defense = load_defense("abs", dataset="digits")
+    x, y, memory = split.images[:N], split.labels[:N], defense.warm_answers(N)
+    every, others = torch.arange(N), split.images[N : 2 * N]
+    memory.at(every, _own(y)).decide(x)
+    memory.settle()
+    assert torch.equal(memory.at(every, _own(y)).decide(others), defense.decide(others))
+    memory.settle()
+    before = memory.evaluations.clone()
+    memory.at(every, _own(y)).logits(x)
+    assert (memory.evaluations - before < defense.inner_steps).all()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_query_ages_a_sample_once_and_its_last_row_is_kept(split, parts):
+    """However it is cut into batches, and however many draws it takes."""
+    defense = load_defense("abs", dataset="digits")
+    x, y = split.images[:2], split.labels[:2]
+    samples = torch.tensor([0, 1, 0, 0, 1])
+    rows = (x[samples] + 0.01 * torch.arange(5).reshape(-1, 1, 1, 1)).clamp(0, 1)
+    memory, answers = defense.warm_answers(2), []
+    for _ in range(3):
+        for part in torch.chunk(torch.arange(5), parts):
+            answers.append(memory.at(samples[part], _own(y[samples[part]])).logits(rows[part]))
+        memory.settle()
+    alone = defense.warm_answers(1)
+    for row in (3, 3, 3):
+        last = alone.at(samples[:1], _own(y[:1])).logits(rows[row : row + 1])
+        alone.settle()
+    torch.testing.assert_close(torch.cat(answers)[-5:][3], last[0], rtol=1e-4, atol=1e-5)
 
 
 def test_answers_do_not_depend_on_other_samples_or_on_the_order_of_rows(defense, split):
     """But for the rounding of the search for starting points, which depends on the batch."""
     x, y = split.images[:N], split.labels[:N]
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
-    whole, shuffled, alone = defense.warm(N), defense.warm(N), defense.warm(1)
+    whole, shuffled, alone = defense.warm_answers(N), defense.warm_answers(N), defense.warm_answers(1)
     if defense.card.randomized:
         pytest.skip("the streams of rows differ")
     for step in range(3):
@@ -142,25 +176,40 @@ def test_answers_do_not_depend_on_other_samples_or_on_the_order_of_rows(defense,
         torch.testing.assert_close(single, given[3:4], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attack", ["ddn", "pgd", "boundary", "pointwise", "deepfool", "latent_descent", "fmn"])
+STRONG = {
+    "ddn": "L2",
+    "pgd": "L2",
+    "fmn": "Linf",
+    "deepfool": "L2",
+    "latent_descent": "L2",
+    "sigma_zero": "L0",
+    "boundary": "L2",
+    "hopskipjump": "L2",
+    "gaussian_noise": "L2",
+    "salt_and_pepper": "L0",
+    "pointwise": "L0",
+    "pointwise_10x": "L0",
+}
+
+
+@pytest.mark.parametrize("attack", STRONG)
 @pytest.mark.parametrize("name", CONTINUED)
 def test_attacks_are_as_strong_as_with_exact_answers(name, attack, split):
-    """At the same parameters: the median is at most 2 % larger, on 40 images, and no claim is refuted."""
+    """At the same parameters: the mean over 40 images is at most 3 % larger, and no claim is refuted."""
     defense = load_defense(name, dataset="digits")
     x, y = split.images[:40], split.labels[:40]
     kept = defense.logits(x).argmax(1) == y
     chunk = Chunk(x[kept], y[kept], kept.nonzero()[:, 0].tolist(), 10)
     function, card = Registry().get("attacks", attack).function, Registry().get("attacks", attack).attack_card
-    norm = {"pointwise": "L0", "fmn": "Linf"}.get(attack, "L2")
-    parameters = {"boundary": {"steps": 200}}.get(attack, {})
-    medians = {}
+    parameters = {"boundary": {"steps": 200}, "hopskipjump": {"steps": 10}}.get(attack, {})
+    found, distances = {}, {}
     for warm in (True, False):
-        terms = Terms(card.access, ThreatModel(norm), 10**6, 100, warm=warm)
+        terms = Terms(card.access, ThreatModel(STRONG[attack]), 10**6, 100, warm=warm)
         oracle = DefenseOracle(defense, chunk.copied(), terms, chunk.streams(0, "attack"), chunk.streams(0, "queries"))
         function(oracle, chunk.images.clone(), chunk.labels.clone(), **{**card.parameters, **parameters})
-        medians[warm] = oracle.closest_distance.median()
-        claimed = oracle.found
-        seen = oracle.closest(chunk.images)
-        assert (defense.logits(seen).argmax(1) != chunk.labels)[claimed].all()
-        assert claimed.double().mean() > 0.9
-    assert medians[True] <= 1.02 * medians[False]
+        found[warm], distances[warm] = oracle.found, oracle.closest_distance
+        assert (defense.logits(oracle.closest(chunk.images)).argmax(1) != chunk.labels)[oracle.found].all()
+    both = found[True] & found[False]
+    assert both.sum() >= found[False].sum() - 1
+    assert both.double().mean() > 0.6
+    assert distances[True][both].mean() <= 1.03 * distances[False][both].mean()
