@@ -22,7 +22,7 @@ from defenses.abs.decoders import images
 if TYPE_CHECKING:  # models make these
     from defenses.abs.model import LatentClassifier
 
-EVALUATIONS = 5
+EVALUATIONS = 3
 """Evaluations of a search that goes on, for each class. The last one takes no step."""
 CONTENDERS = 4
 """Number of classes whose search goes on, those of least energy, besides the classes that the attack names."""
