@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from bench.contracts.errors import DefenseFault
 from bench.contracts.protocols import (
     Defense,
+    HasCalibration,
     HasDecision,
     HasDecodedImage,
     HasDetectionScore,
@@ -32,6 +33,7 @@ CAPABILITIES = (
     HasLowerBound,
     HasDetectionScore,
     HasWarmAnswers,
+    HasCalibration,
     Trainable,
 )
 """The protocols with methods."""

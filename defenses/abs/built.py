@@ -15,7 +15,8 @@ from typing import Any
 
 SOURCES = ("kernel.c", "instructions.h", "lanes.h", "descent.h")
 """Files of the kernel's source, in ``kernel/``. The library holds their digest."""
-LIBRARY = "_kernel"
+FOLDER = Path(__file__).parent / "kernel"
+"""The folder of the source and of the library, which is no Python module."""
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 """What the kernel is compiled for, best first."""
 TORCH = "torch"
@@ -42,8 +43,7 @@ class Kernel:
 @cache
 def kernels() -> tuple[Kernel, ...]:
     """Returns the kernels that run on this machine, best first; none if it was not compiled from today's source."""
-    here = Path(__file__).parent
-    built = next((file for suffix in EXTENSION_SUFFIXES if (file := here / f"{LIBRARY}{suffix}").is_file()), None)
+    built = next((file for suffix in EXTENSION_SUFFIXES if (file := FOLDER / f"kernel{suffix}").is_file()), None)
     if built is None:
         return ()
     try:
@@ -52,7 +52,7 @@ def kernels() -> tuple[Kernel, ...]:
         digest = library.source_digest().decode()
     except (OSError, AttributeError):  # built for another machine, or something else
         return ()
-    if digest != source_digest(here / "kernel"):
+    if digest != source_digest(FOLDER):
         return ()
     return tuple(Kernel(name, library) for name in INSTRUCTION_SETS if _supported(library, name))
 

@@ -32,7 +32,7 @@ from defenses.eabs.inference import DiscriminatorPenalty
 from defenses.eabs.networks import Architecture, Discriminator
 from defenses.eabs.settings import COLOUR
 
-KERNEL = Path(built.__file__).parent / "kernel"
+KERNEL = built.FOLDER
 ACTIVATIONS = {"elu": ELU, "relu": RELU}
 RATE = 0.05
 
@@ -395,7 +395,7 @@ def test_a_library_of_another_source_is_not_used(tmp_path, monkeypatch):
 
 
 def test_the_digest_covers_every_source_of_the_kernel(tmp_path):
-    assert {file.name for file in KERNEL.iterdir()} == set(SOURCES)
+    assert {file.name for file in KERNEL.iterdir() if file.suffix != ".so"} == set(SOURCES)
     for name in SOURCES:
         shutil.copy(KERNEL / name, tmp_path)
     before = source_digest(tmp_path)

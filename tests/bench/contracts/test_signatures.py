@@ -36,6 +36,14 @@ WRONG = {
         {"detection_score": lambda self, *, x: x},
         "its detection_score(*, x) must be detection_score(x)",
     ),
+    "limits without data": (
+        {"calibration": {}, "use": lambda self, calibration: None, "calibrate": lambda self: {}},
+        "its calibrate() must be calibrate(data)",
+    ),
+    "no samples": (
+        {"warm_answers": lambda self: self},
+        "its warm_answers() must be warm_answers(samples)",
+    ),
     "a score of two images": (
         {"decoded": lambda self, x, z: x},
         "its decoded(x, z) must be decoded(x)",
