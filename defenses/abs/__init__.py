@@ -24,7 +24,7 @@ from defenses.abs import bounds
 from defenses.abs.decoders import ELU, Dense, FoldedLayers, Transposed, folded
 from defenses.abs.descent import MAX_NORM, AtPoint, NormalPrior
 from defenses.abs.gaps import measured_gaps
-from defenses.abs.memory import ContinuedMemory, Memory
+from defenses.abs.memory import Memory
 from defenses.abs.model import BOUND_NOTE, LatentClassifier
 from defenses.abs.search import Inference, Pruning, Search
 from defenses.abs.starts import Starts, prior_draws
@@ -186,10 +186,6 @@ class AnalysisBySynthesis(LatentClassifier):
             return self.logits(x).argmax(1)
         return self.inference().decide(self.seen(x), self.objective, self.gamma, self.gaps.get(self._input, ()))
 
-    def exact_classes(self, x: Tensor) -> Tensor:
-        """See `LatentClassifier`."""
-        return self.decide(x)
-
     @property
     def _input(self) -> str:
         """The kind of the inputs that gaps are measured on."""
@@ -211,7 +207,7 @@ class AnalysisBySynthesis(LatentClassifier):
 
     def warm_answers(self, samples: int) -> Memory:
         """See `bench.contracts.protocols.HasWarmAnswers`. The descent is long enough to go on from its end."""
-        return ContinuedMemory(self, samples)
+        return Memory(self, samples)
 
     def lower_bound(self, x: Tensor, y: Tensor, norm: NormName, streams: Streams) -> LowerBound:
         """See `LatentClassifier`.

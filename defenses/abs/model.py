@@ -17,10 +17,8 @@ from bench.contracts.protocols import LowerBound, VectorJacobian
 from bench.contracts.streams import RowStreams, Streams
 from defenses.abs import bounds
 from defenses.abs.built import TORCH, Kernel, kernels
-from defenses.abs.compiled import Ends
 from defenses.abs.descent import Objective
 from defenses.abs.graphs import Replayed
-from defenses.abs.memory import Memory, StartMemory
 from defenses.abs.search import Inference
 
 RESTARTS = 5
@@ -94,10 +92,6 @@ class LatentClassifier(nn.Module, ABC):
         energies, _ = self.infer(self.seen(x), *rng)
         return self.logits_of(energies)
 
-    def exact_classes(self, x: Tensor) -> Tensor:
-        """Returns the classes (N,) of the largest logits of images (N, C, H, W)."""
-        return self.logits(x).argmax(1)
-
     def logits_of(self, energies: Tensor) -> Tensor:
         """Returns the logits -gamma_c E_c / D (N, K) of energies (N, K)."""
         return -(self.class_scales() * energies) / self.pixels
@@ -119,18 +113,6 @@ class LatentClassifier(nn.Module, ABC):
             return weights.sum(1).reshape(-1, 1, 1, 1) * seen - torch.einsum("nk,nkchw->nchw", weights, reconstructions)
 
         return self.logits_of(energies), vector_jacobian
-
-    def starts(self, seen: Tensor, *noise: Tensor) -> Tensor:
-        """Returns the parameters (K, N, P) from which inference descends, for images as the model sees them."""
-        return self.inference().starts(seen, self.objective)
-
-    def descended(self, seen: Tensor, p: Tensor, *noise: Tensor) -> Ends:
-        """Returns where inference ends that starts at parameters ``p`` (K, N, P)."""
-        return self.inference().descended(seen, self.objective, p)
-
-    def warm_answers(self, samples: int) -> Memory:
-        """See `bench.contracts.protocols.HasWarmAnswers`."""
-        return StartMemory(self, samples)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""

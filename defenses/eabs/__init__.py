@@ -20,7 +20,6 @@ from bench.contracts.streams import RowStreams
 from bench.datasets.dataset import Dataset
 from bench.datasets.split import Split
 from bench.training.trainer import Trainer
-from defenses.abs.compiled import Ends
 from defenses.abs.decoders import RELU
 from defenses.abs.descent import AtPoint, NormalPrior, Objective, Objectives, Variational, divergence
 from defenses.abs.model import LatentClassifier
@@ -117,18 +116,6 @@ class ExtendedABS(LatentClassifier):
         with torch.no_grad():
             proposals = self._proposals(seen)
         return self.inference().all_classes(seen, self._objectives(noise), proposals)
-
-    def starts(self, seen: Tensor, *noise: Tensor) -> Tensor:
-        """See `LatentClassifier`."""
-        if not noise:
-            return super().starts(seen)
-        with torch.no_grad():
-            proposals = self._proposals(seen)
-        return self.inference().starts(seen, self._objectives(noise), proposals)
-
-    def descended(self, seen: Tensor, p: Tensor, *noise: Tensor) -> Ends:
-        """See `LatentClassifier`."""
-        return self.inference().descended(seen, self._objectives(noise), p)
 
     def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
         """Logits (N, K) and their exact derivative. See `bench.contracts.protocols.HasUnrolledGradient`."""
