@@ -66,8 +66,10 @@ def _may_be_warm(card: AttackCard, loaded: LoadedDefense) -> bool:
     """Returns whether queries may be answered from earlier ones.
 
     Derivatives through the optimization are exact, and so are the queries of libraries, which carry no sample ids.
+    Scores are exact, because their differences, which estimate gradients, would show how far the searches went.
     """
-    return isinstance(loaded.defense, HasWarmAnswers) and card.access != "unrolled" and not card.library
+    may = card.access in ("gradient", "decision", "latent") and not card.library
+    return may and isinstance(loaded.defense, HasWarmAnswers)
 
 
 def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | None:

@@ -276,3 +276,20 @@ def test_attacks_ask_defenses_that_can_in_the_way_that_the_matrix_says():
     assert {name for name in warm if warm[name].id == exact[name].id} == {"cnn", "eabs"}
     with pytest.raises(UserError, match="inference: Input should be 'warm' or 'exact'"):
         build(["inference=hot"], **chosen)
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "way"),
+    [
+        ("ddn", "L2", "warm"),
+        ("boundary", "L2", "warm"),
+        ("latent_descent", "L2", "warm"),
+        ("pgd_ge", "L2", "exact"),
+        ("fab", "L2", "exact"),
+    ],
+)
+def test_scores_and_libraries_are_answered_exactly(attack, norm, way):
+    """Differences of approximate scores mislead, and a library's rows name no samples."""
+    dataset, loaded = load_dataset("digits"), make_defense("abs", load_dataset("digits"), Registry())
+    matrix = build(defenses=["abs"], attacks=[attack], norms=[norm])
+    assert _cells(matrix, dataset, {"abs": loaded})["abs"].inference == way
