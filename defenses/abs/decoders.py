@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defenses.abs.built import Kernel
-from defenses.abs.compiled import CompiledDecoders, Convolution, Energy, Shape
+from defenses.abs.compiled import CompiledDecoders, Convolution, Shape
+from defenses.abs.energies import Energy
 
 DENSE_PIXELS = 64
 """Largest number of output pixels for which classes are evaluated together. Up to this number, the zeros in the matrix

@@ -19,8 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from defenses.abs.compiled import Ends, Energy
 from defenses.abs.decoders import FoldedDecoder, Penalty, excess
+from defenses.abs.energies import Ends, Energy
 
 MAX_NORM = 5.0
 """Radius of the ball that contains the latents of ABS, as in the authors' code. N(0, 1) has its mass there."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bench.contracts.cards import DefenseCard
 from bench.contracts.protocols import VectorJacobian
-from defenses.abs.compiled import Ends
 from defenses.abs.decoders import images
+from defenses.abs.energies import Ends
 
 if TYPE_CHECKING:  # models make these
     from defenses.abs import AnalysisBySynthesis

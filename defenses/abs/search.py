@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from defenses.abs.built import Kernel
-from defenses.abs.compiled import Ends, Steps
 from defenses.abs.decoders import (
     Activation,
     FoldedLayers,
@@ -26,6 +25,7 @@ from defenses.abs.decoders import (
     images,
 )
 from defenses.abs.descent import Descent, Objective, Objectives
+from defenses.abs.energies import Ends, Steps
 from defenses.abs.graphs import in_streams
 from defenses.abs.starts import Group, Starts, decoded_starts, in_order, parts_of
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defenses.abs.compiled import Discriminators, Energy
 from defenses.abs.decoders import Dense, FoldedLayers, Transposed, folded
+from defenses.abs.energies import Discriminators, Energy
 from defenses.abs.starts import PRIOR_SEED
 from defenses.eabs.networks import BETA, Decoder, Discriminator
 

@@ -6,9 +6,10 @@ from measuring import float32_peak, seconds
 
 import bench
 from defenses.abs.built import kernels
-from defenses.abs.compiled import Shape, Steps
+from defenses.abs.compiled import Shape
 from defenses.abs.decoders import features
 from defenses.abs.descent import Descent
+from defenses.abs.energies import Steps
 from defenses.abs.model import LatentClassifier
 
 pytestmark = pytest.mark.skipif(not kernels(), reason="the kernel was not compiled")

@@ -22,10 +22,11 @@ from bench.contracts.streams import Streams
 from bench.plugins.registry import Registry
 from defenses.abs import built
 from defenses.abs.built import INSTRUCTION_SETS, SOURCES, kernels, source_digest
-from defenses.abs.compiled import CompiledDecoders, Convolution, Energy, Shape, Steps
+from defenses.abs.compiled import CompiledDecoders, Convolution, Shape
 from defenses.abs.decoders import ELU, RELU, Dense, Transposed, evaluated_together
 from defenses.abs.decoders import compiled as compiled_decoders
 from defenses.abs.descent import AtPoint, Descent, NormalPrior, Variational
+from defenses.abs.energies import Energy, Steps
 from defenses.abs.search import Inference, Search
 from defenses.abs.starts import Starts, prior_draws
 from defenses.eabs.inference import DiscriminatorPenalty
