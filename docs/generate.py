@@ -259,7 +259,7 @@ def ledger() -> str:
     """Returns the page of the ledger's columns, from its pyarrow schemas."""
     _agree("columns", MEANINGS, CELL_SCHEMA.names)
     _agree("statuses", STATUS_MEANINGS, Status)
-    text = "# Ledger schema\n\nA run's `ledger/` has one Parquet file per cell, with one row per sample.\n"
+    text = "# Ledger schema\n\nA run's `ledger/` has one Parquet file per chunk of a cell, with one row per sample.\n"
     text += (
         "`bench.load_ledger(run)` returns all of them as one pandas frame. pandas reads each file without Assay.\n\n"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,9 +64,8 @@ def run(
     folder = out or default_out(built)
     processes = process_count(workers, runner, torch_device)
     planned = prepare(built, registry, Site(folder, data_dir, torch_device), processes)
-    total = len(planned.cells) + len(planned.studies)
-    if total == len(planned.done):
-        typer.echo(f"Nothing to do: all {total} cells of {built.name} are in {folder / 'ledger'}.")
+    if not planned.pending:
+        typer.echo(f"Nothing to do: all {len(planned.works)} cells of {built.name} are in {folder / 'ledger'}.")
     outcome = execute(planned, processes, runner)
     if outcome.ran:
         typer.echo(f"{outcome.ran} cells run, {outcome.kept} were there already.")
@@ -130,7 +129,11 @@ def _show(planned: Planned, why: Mapping[str, str]) -> None:
     def state(work: Work) -> tuple[str, str]:
         if work.defense in planned.untrained:
             return "untrained", ""
-        return ("there", "") if work.id in planned.done else ("missing", why[work.id])
+        return ("missing", why[work.id]) if work.id in why else ("there", "")
+
+    def most(works: Iterable[Work]) -> float:
+        shards = (shard for work in works for shard in planned.shards[work.id] if shard.id not in planned.done)
+        return sum(cost(shard, planned.defenses[shard.work.defense]) for shard in shards)
 
     rows = [
         (
@@ -138,7 +141,7 @@ def _show(planned: Planned, why: Mapping[str, str]) -> None:
             cell.norm if cell.epsilon is None else f"{cell.norm} {cell.epsilon:g}",
             cell.defense,
             f"{cell.budget:,}",
-            f"{cost(cell, planned.defenses[cell.defense]):,.0f}",
+            f"{most([cell]):,.0f}",
             *state(cell),
         )
         for cell in planned.cells
@@ -156,12 +159,11 @@ def _show(planned: Planned, why: Mapping[str, str]) -> None:
         changed = changed_since_training(loaded, planned.dataset, planned.matrix.seed)
         if changed:
             typer.echo(f"{name}: its weights were trained by other code and are kept (changed: {', '.join(changed)})")
-    left = [work for work in planned.works if work.id not in planned.done]
-    passes = sum(cost(work, planned.defenses[work.defense]) for work in left)
+    left = len(planned.pending)
     typer.echo(
         f"{len(planned.cells)} cells of {planned.matrix.samples} samples and {len(planned.studies)} studies: "
-        f"{len(planned.done)} there, {len(left)} to run, about {passes:,.0f} passes at most (inner optimization steps "
-        f"included); {len(planned.untrained)} defenses to train."
+        f"{len(planned.works) - left} there, {left} to run, about {most(planned.works):,.0f} passes at most (inner "
+        f"optimization steps included); {len(planned.untrained)} defenses to train."
     )
 
 
@@ -174,10 +176,15 @@ def status(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")])
     for folder in runs:
         manifest = load_manifest(folder)
         files, planned = reader(folder, manifest), manifest.works
-        statuses = [set(files.read(work).table["status"].to_pylist()) for work in planned if files.is_there(work)]
-        failed, violated = (sum(what in each for each in statuses) for what in (Status.FAILED, Status.VIOLATION))
-        rows.append((str(folder), manifest.matrix, f"{len(statuses)}/{len(planned)}", str(failed), str(violated)))
-    print_table(["run", "matrix", "cells and studies there", "with failures", "with violations"], rows)
+        parts = [part for work in planned for part in files.parts(work)]
+        there = [part for part in parts if (files.folder / part.file).exists()]
+        statuses = [(part.entry.id, set(files.read(part).table["status"].to_pylist())) for part in there]
+        failed, violated = (
+            str(len({id for id, found in statuses if what in found})) for what in (Status.FAILED, Status.VIOLATION)
+        )
+        done = f"{sum(files.is_there(work) for work in planned)}/{len(planned)}"
+        rows.append((str(folder), manifest.matrix, done, f"{len(there)}/{len(parts)}", failed, violated))
+    print_table(["run", "matrix", "cells and studies there", "files", "with failures", "with violations"], rows)
 
 
 def report(

@@ -92,6 +92,7 @@ class AttackCard:
         budget: maximum number of forward plus backward passes per sample. The oracle stops a sample there.
         library: whether it runs a library's code through `Oracle.as_module`. These queries carry no sample ids. A
             sample's counts are then its chunk's mean, and the budget stops the whole chunk.
+        refines: whether it can start from other attacks' adversarial examples (`bench.contracts.oracle.Oracle.starts`).
         citation: where it was published.
         parameters: names and defaults of the parameters that a matrix may set.
         only: for a kind or norm, the parameters that have an effect only there.
@@ -109,6 +110,7 @@ class AttackCard:
     stochastic: bool = False
     budget: int
     library: bool = False
+    refines: bool = False
     citation: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     only: dict[Kind | NormName, tuple[str, ...]] = field(default_factory=dict)
@@ -232,6 +234,7 @@ def attack(
     kinds: Sequence[Kind] = ("minimal",),
     stochastic: bool = False,
     library: bool = False,
+    refines: bool = False,
     citation: str = "",
     only: Mapping[Kind | NormName, Sequence[str]] | None = None,
     short: Mapping[str, Any] | None = None,
@@ -259,6 +262,7 @@ def attack(
             kinds=tuple(kinds),
             stochastic=stochastic,
             library=library,
+            refines=refines,
             citation=citation,
             parameters=_attack_parameters(name, function),
             only={place: tuple(names) for place, names in (only or {}).items()},

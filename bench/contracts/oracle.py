@@ -115,12 +115,15 @@ class Oracle(GradientOracle, Protocol):
     Attributes:
         pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk. The adversary is
             assumed to have them. May be empty.
+        starts: adversarial examples (n, C, H, W) that other attacks found, the nearest of each sample, and True (n,)
+            where there is one. A matrix names these attacks in ``start``.
         draws: number of EOT samples (expectation over transformation): the draws over which a randomized defense's
             answers are averaged. The attack may change it.
         remarks: the attack's remarks on the defense, such as a library's warnings. The ledger keeps them.
     """
 
     pool: tuple[Tensor, Tensor]
+    starts: tuple[Tensor, Tensor]
     draws: int
     remarks: list[str]
 

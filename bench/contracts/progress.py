@@ -99,6 +99,7 @@ def bar(title: str, total: float, left: SecondsLeft | None = None) -> Iterator[B
     """
     console = Console(stderr=True)
     if not console.is_terminal:
+        print(f"{title}: started", file=sys.stderr, flush=True)
         yield _PlainBar(title, total, left)
         return
     columns = (

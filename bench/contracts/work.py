@@ -1,9 +1,10 @@
-"""Work: the cells and studies of a run, and the identities under which their results are stored."""
+"""Work: the cells and studies of a run, their shards, and the identities under which results are stored."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from bench.contracts.cards import Access
 from bench.contracts.norms import NormName
 from bench.contracts.source import identity_hash
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the ledger's files. It is part of every identity."""
 ALPHA = 0.001
 """Maximum probability that a sample is recorded as broken by an image with P(misclassified) below one half."""
@@ -81,6 +82,10 @@ class Work(ABC):
         """The defenses that it queries."""
         return frozenset({self.defense})
 
+    def limit(self, samples: int) -> float | None:
+        """Returns the share of its timeout that some of its samples have, in seconds; None without a timeout."""
+        return None if self.timeout is None else self.timeout * samples / self.samples
+
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that can change the result, and nothing else."""
@@ -92,10 +97,13 @@ class Work(ABC):
         """A hash of the identity."""
         return identity_hash(self.identity)
 
-    @property
-    def file(self) -> str:
-        """The name of the result's file in the ledger's folder."""
-        stem = "--".join(filter(None, (self.defense, self.subject, self.norm, self.id)))
+    @abstractmethod
+    def shards(self, hashes: Sequence[str]) -> tuple[Shard, ...]:
+        """Returns its shards, in the order of its samples. ``hashes`` are those of the run's clean images, in order."""
+
+    def file(self, *ids: str) -> str:
+        """Returns the name of a file of its result in the ledger's folder. ``ids`` tell files of one cell apart."""
+        stem = "--".join(filter(None, (self.defense, self.subject, self.norm, self.id, *ids)))
         return re.sub(r"[^A-Za-z0-9_-]", "+", stem) + ".parquet"
 
     @property
@@ -115,6 +123,7 @@ class Cell(Work):
         substitute: the defense that a transfer attack uses as its source; None for other attacks.
         judging: how a randomized defense is judged; None for a deterministic one.
         as_it_is: whether candidates are judged without post-processing and without being moved outward.
+        starts: the cells, on the same samples, from whose adversarial examples the attack starts.
         inference: ``warm`` if the attack's queries are answered from earlier ones, else ``exact``. Verdicts are exact.
     """
 
@@ -128,6 +137,7 @@ class Cell(Work):
     substitute: str | None = None
     judging: Judging | None = None
     as_it_is: bool = False
+    starts: tuple[Cell, ...] = ()
     inference: Inference = "exact"
 
     @property
@@ -144,6 +154,22 @@ class Cell(Work):
     def needs(self) -> frozenset[str]:
         """The defense, and the substitute of a transfer attack."""
         return super().needs | ({self.substitute} if self.substitute is not None else set())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the result but the selection of samples: that is in the shards' ids."""
+        own = {key: value for key, value in super().identity.items() if key != "samples"}
+        return {**own, "starts": [start.id for start in self.starts]}
+
+    def shards(self, hashes: Sequence[str]) -> tuple[Shard, ...]:
+        """Returns one shard for each chunk. Its id is a hash of the cell's id and the chunk's own samples."""
+        before = [start.shards(hashes) for start in self.starts]
+        shards = []
+        for number, start in enumerate(range(0, self.samples, self.chunk)):
+            chunk = range(start, min(start + self.chunk, self.samples))
+            id = identity_hash({"cell": self.id, "samples": [(i, hashes[i]) for i in chunk]})
+            shards.append(Shard(self, chunk, id, self.file(id), tuple(own[number] for own in before)))
+        return tuple(shards)
 
     @property
     def title(self) -> str:
@@ -171,3 +197,31 @@ class Study(Work):
     def passes(self) -> int:
         """An estimate for all kinds."""
         return PASSES
+
+    def shards(self, hashes: Sequence[str]) -> tuple[Shard, ...]:
+        """Returns one shard: a study is measured whole."""
+        return (Shard(self, range(self.samples), self.id, self.file()),)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of a cell or study that one worker executes, and whose result is one file.
+
+    Attributes:
+        work: the cell or study.
+        samples: the rows of its samples: one chunk of a cell, or all of a study.
+        id: a hash of everything that can change the result.
+        file: name of the result's file in the ledger's folder.
+        after: the shards whose results it needs.
+    """
+
+    work: Work
+    samples: range
+    id: str
+    file: str
+    after: tuple[Shard, ...] = ()
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds after which it fails, or None."""
+        return self.work.limit(len(self.samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -84,10 +84,18 @@ class Target:
 
 @dataclass(frozen=True)
 class Adversary:
-    """An attack, and the substitute that it transfers from; None for other attacks."""
+    """An attack, and what it starts with.
+
+    Attributes:
+        attack: the attack's function.
+        substitute: what it transfers from; None for attacks that do not.
+        starts: for the samples that it attacks, adversarial examples (N, C, H, W) of other attacks, and True (N,) where
+            there is one; None if it starts from none.
+    """
 
     attack: AttackFunction
     substitute: Substitute | None = None
+    starts: tuple[Tensor, Tensor] | None = None
 
 
 def run_cell(
@@ -96,21 +104,23 @@ def run_cell(
     adversary: Adversary,
     dataset: Dataset,
     device: torch.device,
-    on_chunk: Callable[[int], None] = lambda samples: None,
+    samples: range | None = None,
 ) -> CellResult:
-    """Runs a cell in its fixed chunks of samples, and calls ``on_chunk(samples)`` after each.
+    """Runs a cell on ``samples``: consecutive ones of its own that begin with a chunk, by default all.
 
     An exception or a timeout makes the samples of its chunk ``failed``. Failed samples never count as robust.
     """
     torch.set_num_threads(CELL_THREADS)
     exact_float32()
-    deadline = None if cell.timeout is None else time.monotonic() + cell.timeout
-    images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
+    samples = range(cell.samples) if samples is None else samples
+    timeout = cell.limit(len(samples))
+    deadline = None if timeout is None else time.monotonic() + timeout
+    images, labels = dataset.test.images, dataset.test.labels
     pool = (dataset.train.images[:POOL_SIZE].to(device), dataset.train.labels[:POOL_SIZE].to(device))
     frames, adversarials, likeliest = [], [], []
-    attempt = _Attempt(cell, target, adversary, pool, deadline)
-    for start in range(0, cell.samples, cell.chunk):
-        indices = range(start, min(start + cell.chunk, cell.samples))
+    attempt = _Attempt(cell, target, adversary, pool, samples.start, timeout, deadline)
+    for start in range(samples.start, samples.stop, cell.chunk):
+        indices = range(start, min(start + cell.chunk, samples.stop))
         rows = slice(start, indices.stop)
         chunk = Chunk(images[rows].to(device), labels[rows].to(device), indices, dataset.classes)
         columns, found, likely = attempt.on(chunk)
@@ -118,7 +128,6 @@ def run_cell(
         frames.append(pd.DataFrame(columns))
         adversarials.append(found.cpu().numpy())
         likeliest.append(likely.cpu().numpy())
-        on_chunk(len(indices))
     return CellResult(
         pd.concat(frames, ignore_index=True),
         np.concatenate(adversarials),
@@ -126,22 +135,25 @@ def run_cell(
     )
 
 
-def failed_result(cell: Cell, dataset: Dataset, reason: str) -> CellResult:
-    """Returns the result of a cell that could not be run: every sample is ``failed`` with this reason."""
-    images, labels = dataset.test.images[: cell.samples], dataset.test.labels[: cell.samples]
-    columns = blank(cell, Chunk(images, labels, range(cell.samples), dataset.classes))
+def failed_result(cell: Cell, dataset: Dataset, samples: range, reason: str) -> CellResult:
+    """Returns the result of ``samples`` of a cell that could not be run: each is ``failed`` with this reason."""
+    rows = slice(samples.start, samples.stop)
+    images, labels = dataset.test.images[rows], dataset.test.labels[rows]
+    columns = blank(cell, Chunk(images, labels, samples, dataset.classes))
     fail(columns, reason)
     return CellResult(pd.DataFrame(columns), np.zeros(images.shape, np.float32))
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """An attack on a defense, chunk by chunk; the attributes are as in `run_cell`."""
+    """An attack on a defense, chunk by chunk; ``first`` is the first sample, and the rest as in `run_cell`."""
 
     cell: Cell
     target: Target
     adversary: Adversary
     pool: tuple[Tensor, Tensor]
+    first: int
+    timeout: float | None
     deadline: float | None
 
     def on(self, chunk: Chunk) -> tuple[Columns, Tensor, Tensor]:
@@ -159,7 +171,7 @@ class _Attempt:
                 likelier = judged.likely_rate > clean.rate[attacked]
                 likeliest[attacked[likelier]] = judged.likeliest[likelier]
         except CellTimeout:
-            fail(columns, f"timeout: more than {self.cell.timeout:g} s")
+            fail(columns, f"timeout: more than {self.timeout:g} s")
         except Exception as error:
             fail(columns, f"{cause(error)}: {type(error).__name__}: {error}")
         return columns, adversarials, likeliest
@@ -188,7 +200,7 @@ class _Attempt:
             terms,
             chunk.streams(cell.seed, f"attack {cell.attack} {cell.norm}"),
             chunk.streams(cell.seed, f"queries {cell.attack} {cell.norm}"),
-            Resources(self.pool, lambda attack: self._proposed(attack, whole)[rows]),
+            Resources(self.pool, self._starts(chunk), lambda attack: self._proposed(attack, whole)[rows]),
         )
         candidates = self._candidates(oracle, chunk)
         judge = self._judge(chunk)
@@ -200,6 +212,14 @@ class _Attempt:
         seconds = (time.perf_counter() - started) / len(chunk)
         record(columns, rows.cpu().numpy(), oracle, judged, judge, seconds)
         return judged
+
+    def _starts(self, chunk: Chunk) -> tuple[Tensor, Tensor] | None:
+        """Returns what the attack starts from, for the samples of a chunk."""
+        if self.adversary.starts is None:
+            return None
+        rows = torch.tensor(chunk.samples) - self.first
+        images, found = (each[rows].to(chunk.device) for each in self.adversary.starts)
+        return images, found
 
     def _judge(self, chunk: Chunk) -> Judge:
         terms = self.cell.judging or Judging()

@@ -58,6 +58,7 @@ class DefenseOracle:
         self.ids = torch.arange(len(chunk), device=chunk.device)
         self.threat, self.random, self.classes = terms.threat, random, chunk.classes
         self.pool = (x[:0], y[:0]) if resources.pool is None else resources.pool
+        self.starts = resources.starts or (x.clone(), torch.zeros_like(y, dtype=torch.bool))
         self.remarks: list[str] = []
         self._access, self._granted, self._transferred = terms.access, GRANTS[terms.access], resources.transferred
         self._x, self._y, self._goal = x, y, goal

@@ -43,7 +43,7 @@ def put_to_test(
             rows = contested(run, name, norm)
             if len(rows):
                 study = _study(name, loaded, norm, rows, dataset, seed)
-                if not (ledger_dir(run) / study.file).exists():
+                if not (ledger_dir(run) / study.file()).exists():
                     _measure(run, study, loaded, rows, dataset, device, provenance)
                 entries.append(StudyEntry.of(study))
     tested = manifest.with_studies(KIND, entries)
@@ -92,4 +92,4 @@ def _measure(
     )
     frame["sample"] = rows["sample"].to_numpy()
     facts = {**provenance, "batch_size": study.batch_size, "state": study.state}
-    write_study(ledger_dir(run) / study.file, frame, SCHEMA, facts, None)
+    write_study(ledger_dir(run) / study.file(), frame, SCHEMA, facts, None)

@@ -18,7 +18,7 @@ from bench.contracts.protocols import HasInnerSteps, HasUnrolledGradient
 from bench.contracts.source import engine_code
 from bench.contracts.work import Work
 from bench.execution.certificates import put_to_test
-from bench.execution.forecast import TimeLeft, in_order
+from bench.execution.forecast import Schedule
 from bench.execution.progress import RunProgress, seconds_in, tasks_of
 from bench.execution.runners import AUTO, RUNNERS, check_runner, chosen_runner
 from bench.execution.worker import Job
@@ -107,30 +107,34 @@ def execute(planned: Planned, processes: int, runner: str) -> Outcome:
     for line in _remarks(planned):
         print(line, file=sys.stderr, flush=True)
     content = manifest(planned, job.provenance)
-    pending = [work for work in planned.works if work.id not in planned.done]
-    write_manifest(run, content, finished=not pending)
-    failed = _carry_out(planned, job, pending, processes, runner) if pending else {}
+    write_manifest(run, content, finished=not planned.pending)
+    failed = _carry_out(planned, job, processes, runner) if planned.pending else {}
     put_to_test(run, planned.defenses, planned.dataset, matrix.seed, device, job.provenance)
     write_manifest(run, load_manifest(run), finished=True)
     lines = [_failure(works, reason) for (_, reason), works in failed.items()]
-    return Outcome(len(pending), len(planned.done), [*planned.broken.values(), *lines])
+    kept = len(planned.works) - len(planned.pending)
+    return Outcome(len(planned.pending), kept, [*planned.broken.values(), *lines])
 
 
-def _carry_out(
-    planned: Planned, job: Job, pending: Sequence[Work], processes: int, runner: str
-) -> Mapping[tuple[str, str], Sequence[Work]]:
-    """Runs cells and studies, and returns those with failed samples, by defense and reason."""
-    name, by_id = planned.matrix.name, {work.id: work for work in pending}
-    there = [work for work in planned.works if work.id in planned.done]
-    known, missing = tasks_of(there, planned.defenses), tasks_of(pending, planned.defenses)
-    order = in_order(missing, known)
-    seconds = {work.id: seconds_in(job.run, work) for work in there}
-    measured = {id: each for id, each in seconds.items() if each is not None}
-    time_left = TimeLeft(order, known, measured, processes)
-    samples = sum(work.samples for work in pending)
-    with bar(f"{name}: {len(pending)} cells", samples, time_left.seconds) as shown:
-        progress, ordered = RunProgress(shown, time_left, job.run), [by_id[task.id] for task in order]
-        chosen_runner(runner, min(processes, len(pending)))(job, ordered, processes, progress)
+def _carry_out(planned: Planned, job: Job, processes: int, runner: str) -> Mapping[tuple[str, str], Sequence[Work]]:
+    """Runs the missing shards, and returns the cells and studies with failed samples, by defense and reason."""
+    shards = {shard.id: shard for own in planned.shards.values() for shard in own}
+    there = [shard for id, shard in shards.items() if id in planned.done]
+    pending = [shard for id, shard in shards.items() if id not in planned.done]
+    processes = min(processes, len(pending))
+    seconds = {shard.id: seconds_in(job.run, shard) for shard in there}
+    schedule = Schedule(
+        tasks_of(pending, planned.defenses),
+        tasks_of(there, planned.defenses),
+        {id: each for id, each in seconds.items() if each is not None},
+        processes,
+    )
+    title = f"{planned.matrix.name}: {len(planned.pending)} cells"
+    with bar(title, sum(len(shard.samples) for shard in pending), schedule.seconds_left) as shown:
+        progress = RunProgress(shown, schedule, job.run)
+        chosen_runner(runner, processes)(
+            job, (None if task is None else shards[task.id] for task in schedule), processes, progress
+        )
     return progress.failed
 
 
@@ -178,7 +182,7 @@ def manifest(planned: Planned, origin: dict[str, Any]) -> Manifest:
         resubmissions=matrix.resubmissions,
         defenses=tuple(_defense_entry(planned, name) for name in matrix.labels),
         attacks=(*_attack_entries(planned), *attacks_of_imports(imported)),
-        cells=(*map(CellEntry.of, planned.cells), *imported),
+        cells=(*(CellEntry.of(cell, planned.shards[cell.id]) for cell in planned.cells), *imported),
         studies=(*map(StudyEntry.of, planned.studies), *refutations),
         imported=planned.imported,
         turns=before.turns if before is not None else (),
@@ -205,6 +209,7 @@ def _defense_entry(planned: Planned, name: str) -> DefenseEntry:
         weights="" if loaded is None else loaded.fingerprint,
         plugin=plugin,
         set=dict(parameters),
+        samples=None if planned.matrix.samples_of(name) == planned.matrix.samples else planned.matrix.samples_of(name),
     )
 
 

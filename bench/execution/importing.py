@@ -89,8 +89,7 @@ def host_of(
     if manifest.defense(defense).weights != loaded.fingerprint:
         raise UserError(f"run {run} was made with other weights of {defense}; repeat the assay run that made it first")
     logits = answers(loaded.defense, data, device)
-    for entry in manifest.cells:
-        file = ledger_dir(run) / entry.file
+    for file in (ledger_dir(run) / file for entry in manifest.cells for file in entry.files):
         before = read_provenance(file).get("logits", {}) if file.exists() else {}
         if defense in before and (found := difference(before[defense], logits)):
             raise UserError(
@@ -111,7 +110,7 @@ def import_adversarials(
     Raises:
         UserError: when the file does not fit.
     """
-    run, manifest, samples = host.run, host.manifest, len(host.manifest.samples)
+    run, manifest, samples = host.run, host.manifest, host.manifest.samples_of(host.defense)
     candidates = read_candidates(path, host.data, samples, stretched=stretch)
     state = {**state_of_import(host.loaded, host.data, samples), "attack": candidates.digest}
     turn = _turn(manifest, candidates, host.defense, state) if host.loaded.card.randomized else None
@@ -135,7 +134,7 @@ def import_adversarials(
             "state": cell.state,
             "logits": {host.defense: host.logits},
         }
-        write_cell(ledger_dir(run) / cell.file, result.records, result.adversarials, facts, result.likeliest)
+        write_cell(ledger_dir(run) / cell.file(), result.records, result.adversarials, facts, result.likeliest)
         cells.append(cell)
     entered = manifest.with_imports([CellEntry.of_import(cell, sorted(candidates.images)) for cell in cells])
     write_manifest(run, entered, finished=is_finished(run, entered))
@@ -152,7 +151,7 @@ def _turn(manifest: Manifest, candidates: Candidates, defense: str, state: dict[
         if turn.attack == candidates.label and turn.state == state:
             return turn
     earlier = Counter(sample for turn in turns for sample in turn.samples)
-    shares = [6 / (math.pi * (1 + earlier[i])) ** 2 for i in range(len(manifest.samples))]
+    shares = [6 / (math.pi * (1 + earlier[i])) ** 2 for i in range(manifest.samples_of(defense))]
     return Turn(
         defense=defense,
         attack=candidates.label,
@@ -176,7 +175,7 @@ def _cell(candidates: Candidates, host: Host, norm: NormName, state: dict[str, s
         parameters={},
         budget=1,
         seed=host.manifest.seed,
-        samples=len(host.manifest.samples),
+        samples=host.manifest.samples_of(card.name),
         chunk=card.batch_size,
         batch_size=card.batch_size,
         timeout=None,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 
 from bench.contracts.progress import Bar
-from bench.contracts.work import Cell, Work
-from bench.execution.forecast import Task, TimeLeft
+from bench.contracts.work import Cell, Shard, Work
+from bench.execution.forecast import Schedule, Task
 from bench.execution.worker import Failures
 from bench.ledger.files import seconds_of
 from bench.ledger.schema import ledger_dir
@@ -20,46 +20,60 @@ from bench.training.loading import LoadedDefense
 
 
 class RunProgress:
-    """Hears what happens to cells and studies (`bench.execution.runners.Listener`) and passes it on.
+    """Hears what happens to shards (`bench.execution.runners.Listener`) and passes it on.
 
     Attributes:
         failed: the cells and studies with failed samples, by defense and reason.
     """
 
-    def __init__(self, bar: Bar, time_left: TimeLeft, run: Path) -> None:
-        self._bar, self._time_left, self._run = bar, time_left, run
+    def __init__(self, bar: Bar, schedule: Schedule, run: Path) -> None:
+        self._bar, self._schedule, self._run = bar, schedule, run
+        self._shown: Counter[str] = Counter()
         self.failed: defaultdict[tuple[str, str], list[Work]] = defaultdict(list)
 
-    def started(self, work: Work) -> None:
-        """Enters the work into the forecast."""
-        self._time_left.started(work.id)
+    def started(self, shard: Shard) -> None:
+        """Enters the shard into the forecast."""
+        self._schedule.started(shard.id)
 
-    def advanced(self, work: Work, samples: int) -> None:
+    def advanced(self, shard: Shard, samples: int) -> None:
         """Shows the newly finished samples."""
-        self._time_left.advanced(work.id, samples / work.samples)
-        self._bar.advance(samples, work.title)
+        self._schedule.advanced(shard.id, samples / len(shard.samples))
+        self._shown[shard.id] += samples
+        self._bar.advance(samples, shard.work.title)
 
-    def done(self, work: Work, failures: Failures) -> None:
+    def done(self, shard: Shard, failures: Failures) -> None:
         """Enters the seconds into the forecast, unless samples failed: a failure may come early or late."""
-        self._time_left.finished(work.id, None if failures else seconds_in(self._run, work))
+        self._schedule.finished(shard.id, None if failures else seconds_in(self._run, shard))
+        self._bar.advance(len(shard.samples) - self._shown.pop(shard.id, 0), shard.work.title)
         for reason in failures:
-            self.failed[work.defense, reason].append(work)
+            works = self.failed[shard.work.defense, reason]
+            if shard.work not in works:
+                works.append(shard.work)
 
 
-def seconds_in(run: Path, work: Work) -> float | None:
-    """Returns the seconds that a finished cell or study of a run took, or None if its file cannot be read just now.
+def seconds_in(run: Path, shard: Shard) -> float | None:
+    """Returns the seconds that a finished shard of a run took, or None if its file cannot be read just now.
 
-    Loading and examining the defense do not count. The first cell of a worker would look slow otherwise.
+    Loading and examining the defense do not count. The first shard of a worker would look slow otherwise.
     """
     try:
-        return seconds_of(ledger_dir(run) / work.file)
+        return seconds_of(ledger_dir(run) / shard.file)
     except (OSError, pa.ArrowException):  # a shared folder may lag
         return None
 
 
-def tasks_of(works: Sequence[Work], defenses: Mapping[str, LoadedDefense]) -> list[Task]:
-    """Returns the cells and studies as a forecast sees them."""
-    return [Task(work.id, work.defense, _procedure(work), cost(work, defenses[work.defense])) for work in works]
+def tasks_of(shards: Iterable[Shard], defenses: Mapping[str, LoadedDefense]) -> list[Task]:
+    """Returns the shards as a forecast sees them."""
+    return [
+        Task(
+            shard.id,
+            shard.work.defense,
+            _procedure(shard.work),
+            cost(shard, defenses[shard.work.defense]),
+            tuple(before.id for before in shard.after),
+        )
+        for shard in shards
+    ]
 
 
 def _procedure(work: Work) -> str:

@@ -1,17 +1,17 @@
-"""Runners: the ways in which cells and studies are executed. Each is declared in a module of this package.
+"""Runners: the ways in which shards of cells and studies are executed. Each is declared in a module of this package.
 
-A result depends only on its cell, not on the runner or the order.
+A result depends only on its shard, not on the runner or the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from bench.contracts.cards import attach
 from bench.contracts.errors import unknown
-from bench.contracts.work import Work
+from bench.contracts.work import Shard
 from bench.plugins.catalog import Catalog
 
 if TYPE_CHECKING:  # light: the command line shows the names of the runners
@@ -19,23 +19,27 @@ if TYPE_CHECKING:  # light: the command line shows the names of the runners
 
 
 class Listener(Protocol):
-    """Hears what happens to the cells and studies of a run."""
+    """Hears what happens to the shards of a run."""
 
-    def started(self, work: Work) -> None:
-        """A cell or study was given to a worker."""
+    def started(self, shard: Shard) -> None:
+        """A shard was given to a worker."""
 
-    def advanced(self, work: Work, samples: int) -> None:
+    def advanced(self, shard: Shard, samples: int) -> None:
         """Another ``samples`` of its samples are finished."""
 
-    def done(self, work: Work, failures: Failures) -> None:
+    def done(self, shard: Shard, failures: Failures) -> None:
         """It is finished, and its result is written."""
 
 
 class Run(Protocol):
     """The function of a runner."""
 
-    def __call__(self, job: Job, works: Sequence[Work], processes: int, listener: Listener) -> None:
-        """Executes cells and studies, in at most ``processes`` processes."""
+    def __call__(self, job: Job, shards: Iterator[Shard | None], processes: int, listener: Listener) -> None:
+        """Executes shards, in at most ``processes`` processes.
+
+        The iterator gives the shard that should run next, by what the listener has heard so far. It gives None while
+        all that are left wait for shards that run.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ def runner(name: str, *, parallel: bool = False) -> Callable[[Run], Run]:
 
 RUNNERS: Catalog[RunnerCard, Run] = Catalog("runner", "bench.execution", RunnerCard)
 AUTO = "auto"
-"""Chooses a runner: worker processes if there is more than one cell and more than one process."""
+"""Chooses a runner: worker processes if there is more than one shard and more than one process."""
 
 
 def runner_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""A worker: runs cells and studies in its process and writes their results."""
+"""A worker: runs shards of cells and studies in its process and writes their results."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bench.conformance.examination import examined
 from bench.contracts.devices import rows_per_pass
 from bench.contracts.errors import UserError
+from bench.contracts.norms import norm_named
 from bench.contracts.source import engine_code
-from bench.contracts.work import Cell, Study, Work
+from bench.contracts.work import Cell, Shard, Study, Work
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.engine.cell import (
     CELL_THREADS,
@@ -26,7 +29,7 @@ from bench.engine.cell import (
     failed_result,
     run_cell,
 )
-from bench.ledger.files import write_cell, write_study
+from bench.ledger.files import images_beside, read_result, write_cell, write_study
 from bench.ledger.schema import Status, ledger_dir
 from bench.planning.staleness import Answers, answers
 from bench.plugins.isolation import kept_defaults
@@ -54,7 +57,7 @@ class Job:
 
 
 class Worker:
-    """Runs cells and studies in this process.
+    """Runs shards of cells and studies in this process.
 
     Each defense is loaded and examined once, and judged once on each chunk of clean images.
     """
@@ -69,34 +72,38 @@ class Worker:
         self._substitutes: dict[str, Substitute] = {}
         self._answers: dict[str, Answers] = {}
 
-    def execute(self, work: Work, on_chunk: Callable[[int], None] = lambda samples: None) -> Failures:
-        """Runs one cell or study, writes its result, and returns its failures."""
+    def execute(self, shard: Shard, on_samples: Callable[[int], None] = lambda samples: None) -> Failures:
+        """Runs one shard, writes its result, and returns its failures.
+
+        A study calls ``on_samples`` with the number of samples that it has just finished.
+        """
         with kept_defaults():
             try:
-                return self._write(work, self._result(work, on_chunk))
+                return self._write(shard, self._result(shard, on_samples))
             except UserError as error:
-                return self.fail(work, str(error))
+                return self.fail(shard, str(error))
             except SystemExit as error:  # raised by a plugin, and the run must go on
-                return self.fail(work, f"exception: SystemExit: {error.code}")
+                return self.fail(shard, f"exception: SystemExit: {error.code}")
             except Exception as error:
-                return self.fail(work, f"{cause(error)}: {type(error).__name__}: {error}")
+                return self.fail(shard, f"{cause(error)}: {type(error).__name__}: {error}")
 
-    def fail(self, work: Work, reason: str) -> Failures:
-        """Writes a failed result for a cell or study that could not run, and returns its failures."""
+    def fail(self, shard: Shard, reason: str) -> Failures:
+        """Writes a failed result for a shard that could not run, and returns its failures."""
+        work = shard.work
         if isinstance(work, Cell):
-            return self._write(work, failed_result(work, self._dataset, reason))
+            return self._write(shard, failed_result(work, self._dataset, shard.samples, reason))
         assert isinstance(work, Study)
-        return self._write(work, failed_study(STUDIES.get(work.kind).card.schema, work, reason))
+        return self._write(shard, failed_study(STUDIES.get(work.kind).card.schema, work, reason))
 
-    def _result(self, work: Work, on_chunk: Callable[[int], None]) -> CellResult | Measured:
-        if isinstance(work, Cell):
-            return self._run(work, on_chunk)
-        assert isinstance(work, Study)
-        return self._measure(work, on_chunk)
+    def _result(self, shard: Shard, on_samples: Callable[[int], None]) -> CellResult | Measured:
+        if isinstance(shard.work, Cell):
+            return self._run(shard.work, shard)
+        assert isinstance(shard.work, Study)
+        return self._measure(shard.work, on_samples)
 
-    def _write(self, work: Work, result: CellResult | Measured) -> Failures:
+    def _write(self, shard: Shard, result: CellResult | Measured) -> Failures:
         """Writes a result and returns its failures."""
-        path = ledger_dir(self._job.run) / work.file
+        work, path = shard.work, ledger_dir(self._job.run) / shard.file
         facts = {**self._job.provenance, "state": work.state, "logits": self._answers_of(work)}
         if isinstance(work, Cell) and isinstance(result, CellResult):
             facts |= {
@@ -112,14 +119,14 @@ class Worker:
             write_study(path, result.records, STUDIES.get(work.kind).card.schema, facts, result.images)
         return Counter(result.records.loc[result.records["status"] == Status.FAILED, "reason"])
 
-    def _measure(self, study: Study, on_chunk: Callable[[int], None]) -> Measured:
+    def _measure(self, study: Study, on_samples: Callable[[int], None]) -> Measured:
         device = torch.device(self._job.device)
         torch.set_num_threads(CELL_THREADS)
         loaded = self._loaded(study.defense, device, study.state)
         _check("study", code_of(study.kind).digest, study.state)
-        return STUDIES.get(study.kind).function(study, loaded.defense, self._dataset, device, on_chunk)
+        return STUDIES.get(study.kind).function(study, loaded.defense, self._dataset, device, on_samples)
 
-    def _run(self, cell: Cell, on_chunk: Callable[[int], None]) -> CellResult:
+    def _run(self, cell: Cell, shard: Shard) -> CellResult:
         device = torch.device(self._job.device)
         self._loaded(cell.defense, device, cell.state)
         attack = self._registry.get("attacks", cell.function)
@@ -134,11 +141,29 @@ class Worker:
         return run_cell(
             cell,
             self._targets[cell.defense],
-            Adversary(attack.function, substitute),
+            Adversary(attack.function, substitute, self._starts(cell, shard)),
             self._dataset,
             device,
-            on_chunk,
+            shard.samples,
         )
+
+    def _starts(self, cell: Cell, shard: Shard) -> tuple[Tensor, Tensor] | None:
+        """Returns the nearest adversarial examples that the cells before found, and True where there is one."""
+        if not shard.after:
+            return None
+        nearest = np.full(len(shard.samples), np.inf)
+        rows = slice(shard.samples.start, shard.samples.stop)
+        images = self._dataset.test.images[rows].numpy().copy()
+        for before in shard.after:
+            result = read_result(ledger_dir(self._job.run) / before.file)
+            records = result.table.to_pandas()
+            if records["status"].eq(Status.FAILED).any():
+                raise UserError(f"{before.work.title}, from which it starts, failed")
+            distances = np.where(records["broken"], records[norm_named(cell.norm).column], np.inf)
+            nearer = distances < nearest
+            nearest[nearer] = distances[nearer]
+            images[nearer] = images_beside(result)["adversarial"][nearer]
+        return torch.from_numpy(images), torch.from_numpy(np.isfinite(nearest))
 
     def _loaded(self, name: str, device: torch.device, state: Mapping[str, str] | None = None) -> LoadedDefense:
         if name not in self._defenses:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class Images:
         hashes: hashes of the clean images, as in ``sample_hash``.
         labels: labels of the images, (S,) int64.
         randomized: whether each defense is randomized, by name.
+        counts: number of images, the first ones, that a defense is measured on, by name; all for others.
     """
 
     dataset: str
@@ -85,6 +86,13 @@ class Images:
     hashes: Sequence[str]
     labels: NDArray[np.int64]
     randomized: Mapping[str, bool] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, rows: range) -> Images:
+        """Returns the images of some consecutive rows."""
+        part = slice(rows.start, rows.stop)
+        own = {name: getattr(self, name)[part] for name in ("samples", "hashes", "labels")}
+        return replace(self, **own)
 
 
 def cell_violations(file: str, table: pa.Table, entry: CellEntry, images: Images) -> Iterator[Violation]:

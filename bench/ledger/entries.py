@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, WithJsonSchema
 
 from bench.contracts.norms import NORMS, NormName, check_norm
-from bench.contracts.work import ALPHA, Cell, Judging, Study, Work
+from bench.contracts.work import ALPHA, Cell, Judging, Shard, Study, Work
 
 
 def _known(norm: NormName) -> NormName:
@@ -56,11 +56,13 @@ class DefenseEntry(Entry):
     """Registered name of a defense whose parameters the matrix sets; empty for others."""
     set: dict[str, Any] = {}
     """The parameters that the matrix sets."""
+    samples: int | None = None
+    """Number of samples, the first of the run's; None if all."""
 
     @property
     def measured(self) -> dict[str, Any]:
         """The fields that the defense's numbers depend on."""
-        return self.model_dump(exclude={"citation", "unrolled", "family", "parts"})
+        return self.model_dump(exclude={"citation", "unrolled", "family", "parts", "samples"})
 
 
 class AttackEntry(Entry):
@@ -98,8 +100,10 @@ class CellEntry(Entry):
     norm: KnownNorm
     epsilon: float | None
     """Radius in the norm's unit; None for a minimal attack."""
-    file: str
-    """Name of its Parquet file in the ledger's folder."""
+    files: tuple[str, ...]
+    """Names of its Parquet files in the ledger's folder, one per chunk, in the order of the run's samples."""
+    chunk: int | None = None
+    """Number of samples in each file but the last; None if one file holds all."""
     parameters: dict[str, Any]
     budget: int
     """Maximum number of forward plus backward passes per sample."""
@@ -109,6 +113,8 @@ class CellEntry(Entry):
     """Maximum probability of a mistaken verdict per sample; None for a deterministic defense."""
     estimation_draws: int | None = None
     """Number of draws that estimate success rates; None for a deterministic defense."""
+    start: tuple[str, ...] = ()
+    """The attacks from whose adversarial examples it starts."""
     imported: dict[str, str] | None = None
     """State of an imported cell besides its candidates; None for others."""
     judging: JudgingEntry | None = None
@@ -117,14 +123,17 @@ class CellEntry(Entry):
     """The samples for which an import has candidates; None for other cells."""
 
     @classmethod
-    def of(cls, cell: Cell) -> CellEntry:
+    def of(cls, cell: Cell, shards: Sequence[Shard]) -> CellEntry:
         """Returns the entry of a planned cell."""
         return cls(
             **_common(cell),
+            files=tuple(shard.file for shard in shards),
+            chunk=cell.chunk,
             attack=cell.attack,
             parameters=cell.parameters,
             budget=cell.budget,
             identity=cell.identity,
+            start=tuple(start.attack for start in cell.starts),
             **_terms(cell.judging),
         )
 
@@ -133,6 +142,7 @@ class CellEntry(Entry):
         """Returns the entry of an imported cell with candidates for ``samples``."""
         return cls(
             **_common(cell),
+            files=(cell.file(),),
             attack=cell.attack,
             parameters=cell.parameters,
             budget=cell.budget,
@@ -172,7 +182,12 @@ class StudyEntry(Entry):
     @classmethod
     def of(cls, study: Study) -> StudyEntry:
         """Returns the entry of a study."""
-        return cls(**_common(study), kind=study.kind, identity=study.identity)
+        return cls(**_common(study), file=study.file(), kind=study.kind, identity=study.identity)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files: one."""
+        return (self.file,)
 
     @property
     def place(self) -> tuple[str, str, str | None]:
@@ -188,10 +203,10 @@ class StudyEntry(Entry):
 WorkEntry = CellEntry | StudyEntry
 
 
-def entry_of(work: Work) -> WorkEntry:
+def entry_of(work: Work, shards: Sequence[Shard]) -> WorkEntry:
     """Returns the entry of a planned cell or of a study."""
     if isinstance(work, Cell):
-        return CellEntry.of(work)
+        return CellEntry.of(work, shards)
     assert isinstance(work, Study)
     return StudyEntry.of(work)
 
@@ -237,7 +252,7 @@ def attacks_of_imports(cells: Iterable[CellEntry]) -> list[AttackEntry]:
 
 
 def _common(work: Work) -> dict[str, Any]:
-    return {key: getattr(work, key) for key in ("id", "defense", "norm", "epsilon", "file")}
+    return {key: getattr(work, key) for key in ("id", "defense", "norm", "epsilon")}
 
 
 def _terms(judging: Judging | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bench.contracts.errors import UserError
 from bench.contracts.norms import NORMS, NormName
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.atomic import write_atomically
-from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, FIRST_DISTANCES, READABLE
+from bench.ledger.schema import CELL_SCHEMA, COLUMNS, DISTANCES, FIRST_DISTANCES, READABLE, SEALED
 from bench.ledger.seals import altered_column, altered_key, column_hashes, sealed
 
 
@@ -44,7 +44,7 @@ def write_cell(
     provenance: Mapping[str, Any],
     likeliest: NDArray[np.float32] | None = None,
 ) -> None:
-    """Writes a cell's records (columns `COLUMNS`) to ``path``, and its adversarial images (S, C, H, W) beside it.
+    """Writes records of a cell (columns `COLUMNS`) to ``path``, and their adversarial images (S, C, H, W) beside it.
 
     For a randomized defense, ``likeliest`` holds the images most likely to be misclassified. They are stored there too.
     """
@@ -128,10 +128,10 @@ def read_result(path: Path) -> Result:
         raise unreadable(path, f"corrupt ({detail})") from None
     if not isinstance(facts, dict) or facts.get("schema") not in READABLE:
         version = facts.get("schema") if isinstance(facts, dict) else None
-        allowed = " and ".join(map(str, READABLE))
+        allowed = ", ".join(map(str, READABLE))
         raise unreadable(path, f"schema version {version}, this assay reads {allowed}")
     table = table.replace_schema_metadata()
-    if facts["schema"] == SCHEMA_VERSION:
+    if facts["schema"] >= SEALED:
         key = altered_key(facts)
         if key is not None:
             raise unreadable(path, f"its fact {key!r} was altered: it differs from its seal")

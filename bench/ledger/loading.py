@@ -60,7 +60,7 @@ def load_ledger(run: Path | str, manifest: Manifest | None = None) -> pd.DataFra
     if not known.cells:
         return pd.DataFrame(CELL_SCHEMA.empty_table().to_pandas())
     files = reader(run, known)
-    records = _read_all([files.cell(cell).table for cell in known.cells if files.is_there(cell)])
+    records = _read_all([files.table(cell) for cell in known.cells if files.is_there(cell)])
     return records if len(records.columns) else pd.DataFrame(CELL_SCHEMA.empty_table().to_pandas())
 
 
@@ -75,7 +75,7 @@ def load_studies(run: Path | str, kind: str, manifest: Manifest | None = None) -
     known = load_manifest(run) if manifest is None else manifest
     studies = [study for study in known.studies if study.kind == kind]
     files = reader(run, known)
-    return _read_all([files.study(study).table for study in studies if files.is_there(study)])
+    return _read_all([files.table(study) for study in studies if files.is_there(study)])
 
 
 def load_study_images(run: Path | str, study_id: str, manifest: Manifest | None = None) -> NDArray[np.float32]:

@@ -81,6 +81,11 @@ class Manifest(Entry):
         """Returns a defense by name. Raises `KeyError` if the run does not have it."""
         return {defense.name: defense for defense in self.defenses}[name]
 
+    def samples_of(self, name: str) -> int:
+        """Returns the number of samples of a defense. Raises `KeyError` if the run does not have it."""
+        own = self.defense(name).samples
+        return len(self.samples) if own is None else own
+
     @property
     def variants(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """The registered names and parameters of the defenses whose parameters the matrix sets, by label."""

@@ -13,7 +13,7 @@ from bench.contracts.errors import UserError
 from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.atomic import write_atomically
 from bench.ledger.manifest import Manifest
-from bench.ledger.schema import READABLE, ledger_dir
+from bench.ledger.schema import CHUNKED, READABLE, SEALED, ledger_dir
 from bench.ledger.seals import SEAL, altered_key, sealed
 
 
@@ -53,22 +53,25 @@ def load_manifest(run: Path | str) -> Manifest:
     if content.get("schema") not in READABLE:
         raise UserError(
             f"manifest {path}: schema version {content.get('schema')}, this assay reads "
-            f"{' and '.join(map(str, READABLE))}; delete the run's folder or choose another with --out"
+            f"{', '.join(map(str, READABLE))}; delete the run's folder or choose another with --out"
         )
-    key = altered_key(content) if content["schema"] == SCHEMA_VERSION else None
+    key = altered_key(content) if content["schema"] >= SEALED else None
     if key is not None:
         raise UserError(
             f"manifest {path}: its key {key!r} was altered: it differs from its seal; "
             "delete the manifest and repeat the assay run that made it"
         )
     content.pop(SEAL, None)
+    if content["schema"] < CHUNKED:
+        for key in ("cells", "imported"):
+            content[key] = [_in_one_file(cell) for cell in content.get(key, ())]
     try:
         manifest = Manifest.model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"manifest {path}: {place}: {first['msg']}; it is not what a run has") from None
-    for name in (manifest.images, *(work.file for work in manifest.works), *(manifest.files or ())):
+    for name in (manifest.images, *_files(manifest), *(manifest.files or ())):
         if Path(name).name != name:
             raise UserError(f"manifest {path}: its file {name!r} lies in another folder; repeat the assay run")
     return manifest
@@ -85,15 +88,26 @@ def manifest_there(run: Path | str) -> Manifest | None:
 def file_hashes(run: Path | str, manifest: Manifest) -> dict[str, str]:
     """Returns the SHA-256 of each existing file of a run's ledger, by file name."""
     names = [manifest.images]
-    for work in manifest.works:
-        names += [work.file, str(Path(work.file).with_suffix(".npz"))]
+    for file in _files(manifest):
+        names += [file, str(Path(file).with_suffix(".npz"))]
     paths = [ledger_dir(run) / name for name in dict.fromkeys(names)]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
 
 
 def is_finished(run: Path | str, manifest: Manifest) -> bool:
     """Returns whether every cell and study of a manifest has a result."""
-    return all((ledger_dir(run) / work.file).exists() for work in manifest.works)
+    return all((ledger_dir(run) / file).exists() for file in _files(manifest))
+
+
+def _files(manifest: Manifest) -> list[str]:
+    return [file for work in manifest.works for file in work.files]
+
+
+def _in_one_file(cell: Any) -> Any:
+    """Converts a cell's entry of an older schema version."""
+    if not isinstance(cell, dict) or "file" not in cell:
+        return cell
+    return {key: value for key, value in cell.items() if key != "file"} | {"files": [cell["file"]]}
 
 
 def _parsed(path: Path) -> dict[str, Any]:

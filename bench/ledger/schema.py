@@ -12,10 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bench.contracts.norms import NORMS
-from bench.contracts.work import SCHEMA_VERSION
 
-READABLE = (2, SCHEMA_VERSION)
-"""Readable schema versions. Before version 3 there were no seals, and the judge had no stated error."""
+SEALED = 3
+"""First schema version with seals. Before it, the judge had no stated error either."""
+CHUNKED = 4
+"""First schema version in which a cell has a file for each chunk. Before it, one file held all samples."""
+READABLE = (2, SEALED, CHUNKED)
+"""Readable schema versions."""
 
 DISTANCES = tuple(norm.column for norm in NORMS.values())
 """The columns of distances, one per norm."""

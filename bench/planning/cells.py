@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.contracts.cards import AttackCard
 from bench.contracts.norms import NormName
@@ -15,6 +15,9 @@ from bench.datasets.dataset import Dataset
 from bench.planning.matrix import AttackEntry, Matrix
 from bench.plugins.registry import Plugin, Registry
 from bench.training.loading import LoadedDefense
+
+_Place = tuple[str, NormName, str]
+"""An attack's label, a norm and a defense's label."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +47,28 @@ def plan(
 
     ``broken`` maps the names of defenses without cells to the reasons.
     """
-    cells: list[Cell] = []
+    cells: dict[_Place, Cell] = {}
+    order: dict[_Place, int] = {}
     missing: list[NotApplicable] = []
     engine = engine_code()
-    for entry in matrix.attacks:
+    for entry in matrix.in_order_of_starts():
         attack = registry.get("attacks", entry.name)
         for norm in matrix.norms_of(entry, attack.attack_card):
             for name in matrix.attacked_by(entry):
                 needed = [name, *([matrix.substitute] if attack.attack_card.access == "transfer" else [])]
                 faults = [f"not run: {broken[one]}" for one in needed if one in broken]
+                starts = [cells[label, norm, name] for label in entry.start if (label, norm, name) in cells]
                 reason = faults[0] if faults else _obstacle(defenses[name], attack, dataset)
+                if reason is None and entry.start and not starts:
+                    reason = f"none of the attacks that it starts from runs here: {', '.join(entry.start)}"
                 if reason is not None:
                     missing.append(NotApplicable(name, entry.label, norm, reason))
                 else:
                     source = substitute if attack.attack_card.access == "transfer" else None
-                    cells.append(_cell(matrix, entry, attack, norm, defenses[name], source, dataset, engine))
-    return cells, missing
+                    cell = _cell(matrix, entry, attack, norm, defenses[name], source, dataset, engine)
+                    cells[entry.label, norm, name] = replace(cell, starts=tuple(starts))
+                    order[entry.label, norm, name] = matrix.attacks.index(entry)
+    return sorted(cells.values(), key=lambda cell: order[cell.attack, cell.norm, cell.defense]), missing
 
 
 def _may_be_warm(card: AttackCard, loaded: LoadedDefense) -> bool:
@@ -100,7 +109,7 @@ def _cell(
         # A card's budget assumes one pass per answer.
         budget=entry.budget or card.budget * (DRAWS if loaded.card.randomized else 1),
         seed=matrix.seed,
-        samples=matrix.samples,
+        samples=matrix.samples_of(loaded.card.name),
         chunk=matrix.chunk or loaded.card.batch_size,
         batch_size=loaded.card.batch_size,
         timeout=matrix.cell_timeout,

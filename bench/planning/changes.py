@@ -38,9 +38,7 @@ def reasons(planned: Planned, before: Manifest | None) -> dict[str, str]:
     known = {entry.place[:3]: entry for entry in entries}
     ids = {entry.id for entry in entries}
     found = {}
-    for work in planned.works:
-        if work.id in planned.done:
-            continue
+    for work in planned.pending:
         entry = known.get((work.defense, work.subject, work.norm))
         if work.id in planned.stale:
             found[work.id] = planned.stale[work.id]

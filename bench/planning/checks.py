@@ -39,6 +39,9 @@ def check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
             kinds = " and ".join(card.kinds)
             raise UserError(f"{where}: attack {entry.name!r} is {kinds}, not {entry.kind} (key bounded)")
         _check_effects(where, entry, card)
+        if entry.start and (entry.bounded or not card.refines):
+            why = "bounded here" if entry.bounded else f"not one of those that can: {', '.join(_refiners(registry))}"
+            raise UserError(f"{where}: attack {entry.label!r} has start = {[*entry.start]}, and it is {why}")
         if entry.bounded and not entry.variant and "minimal" in card.kinds:
             raise UserError(f'{where}: attack {entry.name!r} is bounded here; give it a variant, such as "bounded"')
         if card.access == "transfer":
@@ -46,6 +49,10 @@ def check_plugins(where: str, matrix: Matrix, registry: Registry) -> None:
     if not any(matrix.attacked_by(entry) for entry in matrix.attacks):
         labels = ", ".join(dict.fromkeys(entry.label for entry in matrix.attacks))
         raise UserError(f"{where}: its entries let none of {labels} run on any of {', '.join(matrix.labels)}")
+
+
+def _refiners(registry: Registry) -> list[str]:
+    return [name for name in registry.names("attacks") if registry.get("attacks", name).attack_card.refines]
 
 
 def _is_defense(name: str, registry: Registry) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bench.contracts.source import engine_code
 from bench.datasets.dataset import Dataset
@@ -11,13 +11,17 @@ from bench.training.loading import LoadedDefense
 
 
 def outdated(
-    entries: Sequence[CellEntry], defenses: Mapping[str, LoadedDefense], data: Dataset, samples: int
+    entries: Sequence[CellEntry],
+    defenses: Mapping[str, LoadedDefense],
+    data: Dataset,
+    samples_of: Callable[[str], int],
 ) -> dict[str, str]:
     """Returns, by id, the reasons why imported cells of a manifest no longer belong to the run.
 
     Such a cell was judged with images, defenses, weights or code that differ from the run's current ones.
+    ``samples_of`` returns the number of samples of a defense.
     """
-    current = {name: state_of_import(loaded, data, samples) for name, loaded in defenses.items()}
+    current = {name: state_of_import(loaded, data, samples_of(name)) for name, loaded in defenses.items()}
     reasons = {}
     for entry in entries:
         before, now = entry.imported or {}, current.get(entry.defense)

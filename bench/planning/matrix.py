@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -61,8 +62,10 @@ class DefenseEntry(Entry):
     Attributes:
         attacks: the only attacks that run on it, by name or label (default: all).
         studies: the only studies of the matrix that run on it (default: all).
+        samples: number of samples, if fewer than the matrix's: the first N of them.
     """
 
+    samples: int | None = Field(None, ge=1)
     attacks: tuple[str, ...] | None = None
     studies: tuple[StudyKind, ...] | None = None
 
@@ -80,12 +83,15 @@ class AttackEntry(Entry):
         budget: forward plus backward passes per sample (default: the card's).
         defenses: labels of the only defenses that this entry attacks (default: all that no other entry with the same
             label names).
+        start: labels of other attacks. A minimal attack that can starts from the nearest adversarial example that they
+            found, in the same norm.
     """
 
     norms: tuple[KnownNorm, ...] | None = None
     bounded: bool = False
     budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
+    start: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -184,6 +190,31 @@ class Matrix(_Strict):
                     before.add(norm)
         return self
 
+    @model_validator(mode="after")
+    def _starts_are_attacks(self) -> Matrix:
+        labels = [entry.label for entry in self.attacks]
+        for entry in self.attacks:
+            for label in entry.start:
+                if label not in labels:
+                    raise ValueError(str(unknown(f"start of {entry.label!r}", label, labels)))
+        self.in_order_of_starts()
+        return self
+
+    def in_order_of_starts(self) -> list[AttackEntry]:
+        """Returns the attacks so that each comes after those that it starts from.
+
+        Raises:
+            ValueError: when attacks start from each other.
+        """
+        before: dict[str, set[str]] = {}
+        for entry in self.attacks:
+            before.setdefault(entry.label, set()).update(entry.start)
+        try:
+            order = [*TopologicalSorter(before).static_order()]
+        except CycleError as error:
+            raise ValueError(f"start: {' -> '.join(error.args[1])}: attacks start from each other") from None
+        return sorted(self.attacks, key=lambda entry: order.index(entry.label))
+
     def attacked_by(self, entry: AttackEntry) -> list[str]:
         """Returns the labels of the defenses that an attack's entry runs on, in order.
 
@@ -193,6 +224,11 @@ class Matrix(_Strict):
         taken = {label for other in alike for label in other.defenses or ()} if entry.defenses is None else set()
         covered = [each for each in self.defenses if entry.covers(each.label) and each.label not in taken]
         return [each.label for each in covered if each.admits(entry)]
+
+    def samples_of(self, label: str) -> int:
+        """Returns the number of samples on which the defense with this label is attacked."""
+        own = next(each.samples for each in self.defenses if each.label == label)
+        return self.samples if own is None else min(own, self.samples)
 
     def studied(self, kind: StudyKind) -> list[str]:
         """Returns the labels of the defenses on which a kind of study runs, in order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from bench.contracts.errors import DefenseFault, UserError
 from bench.contracts.guard import refuse_unguarded
 from bench.contracts.protocols import HasInnerSteps
-from bench.contracts.work import Cell, Study, Work
+from bench.contracts.work import Cell, Shard, Study, Work
 from bench.datasets.dataset import Dataset, load_dataset
 from bench.ledger.consistency import Images
 from bench.ledger.entries import CellEntry, entry_of
@@ -50,9 +51,10 @@ class Planned:
 
     Attributes:
         studies: studies of its defenses.
+        shards: the shards of its cells and studies, by the id of the cell or study.
         substitute: the defense that attacks transfer from, or None.
-        done: ids of cells and studies whose result exists and is kept.
-        stale: reasons why existing results are not kept, by id.
+        done: ids of shards whose result exists and is kept.
+        stale: reasons why existing results are not kept, by the id of their cell or study.
         imported: entries of imported cells in the run's manifest.
         left_out: reasons why imported cells no longer belong to the run, by id.
         untrained: defenses that are not trained. The ids of their cells are not known yet.
@@ -67,6 +69,7 @@ class Planned:
     cells: list[Cell]
     not_applicable: list[NotApplicable]
     studies: list[Study]
+    shards: dict[str, tuple[Shard, ...]]
     substitute: LoadedDefense | None
     done: set[str]
     stale: dict[str, str]
@@ -79,6 +82,11 @@ class Planned:
     def works(self) -> tuple[Work, ...]:
         """The cells and studies."""
         return (*self.cells, *self.studies)
+
+    @cached_property
+    def pending(self) -> tuple[Work, ...]:
+        """The cells and studies with shards to run."""
+        return tuple(work for work in self.works if any(shard.id not in self.done for shard in self.shards[work.id]))
 
 
 def prepare(matrix: Matrix, registry: Registry, site: Site, trainers: int, *, check: bool = True) -> Planned:
@@ -106,15 +114,20 @@ def prepare(matrix: Matrix, registry: Registry, site: Site, trainers: int, *, ch
     works: tuple[Work, ...] = (*cells, *studies)
     before = manifest_there(site.run)
     files = _reader(site.run, before, matrix, dataset, tested)
-    known = [work for work in works if not work.needs & untrained]
-    done = {work.id: work.file for work in known if is_done(entry_of(work), files)}
+    shards = {work.id: work.shards(files.images.hashes) for work in works}
+    done = _done([work for work in works if not work.needs & untrained], shards, files)
     imported = before.imported if before is not None else ()
-    left_out = outdated(imported, tested, dataset, matrix.samples)
+    left_out = outdated(imported, tested, dataset, matrix.samples_of)
     stale: dict[str, str] = {}
     if check:
         current = [entry for entry in imported if entry.id not in left_out]
-        kept = {entry.id: entry.file for entry in current if (ledger_dir(site.run) / entry.file).exists()}
-        stale = _stale({**done, **kept}, site, defenses, dataset)
+        kept = {
+            entry.id: list(entry.files)
+            for entry in current
+            if all((files.folder / file).exists() for file in entry.files)
+        }
+        there = {id: [shard.file for shard in own if shard.id in done] for id, own in shards.items()}
+        stale = _stale({**there, **kept}, site, defenses, dataset)
     return Planned(
         matrix=matrix,
         site=site,
@@ -124,11 +137,12 @@ def prepare(matrix: Matrix, registry: Registry, site: Site, trainers: int, *, ch
         cells=cells,
         not_applicable=not_applicable,
         studies=studies,
+        shards=shards,
         substitute=defenses.get(matrix.substitute) if transfers(matrix, registry) else None,
-        done=done.keys() - stale.keys(),
-        stale={id: reason for id, reason in stale.items() if id in done},
+        done=done - {shard.id for id in stale for shard in shards.get(id, ())},
+        stale={id: reason for id, reason in stale.items() if id in shards},
         imported=imported,
-        left_out=left_out | {id: reason for id, reason in stale.items() if id not in done},
+        left_out=left_out | {id: reason for id, reason in stale.items() if id not in shards},
         untrained=untrained,
         broken=broken,
     )
@@ -163,13 +177,23 @@ def _defenses(
     return {name: loaded.get(name, made[name]) for name in made if name not in broken}, set(untrained)
 
 
+def _done(works: Sequence[Work], shards: Mapping[str, Sequence[Shard]], files: Reader) -> set[str]:
+    """Returns the ids of the shards of cells and studies whose files exist and verify."""
+    return {
+        shard.id
+        for work in works
+        for shard, part in zip(shards[work.id], files.parts(entry_of(work, shards[work.id])), strict=True)
+        if is_done(part, files)
+    }
+
+
 def _stale(
-    files: Mapping[str, str], site: Site, defenses: Mapping[str, LoadedDefense], dataset: Dataset
+    files: Mapping[str, Sequence[str]], site: Site, defenses: Mapping[str, LoadedDefense], dataset: Dataset
 ) -> dict[str, str]:
     """Returns, by id, why existing results may not be kept: a defense gives different answers on fixed images."""
     now: dict[str, Answers] = {}
     reasons = {}
-    for id, file in files.items():
+    for id, file in ((id, file) for id, own in files.items() for file in own):
         for name, before in read_provenance(ledger_dir(site.run) / file).get("logits", {}).items():
             if name in defenses and name not in now:
                 now[name] = answers(defenses[name].defense, dataset, site.device)
@@ -191,6 +215,7 @@ def _reader(
         hashes=[sample_hash(image) for image in dataset.test.images[: matrix.samples].numpy()],
         labels=dataset.test.labels[: matrix.samples].numpy(),
         randomized={name: loaded.card.randomized for name, loaded in defenses.items()},
+        counts={name: matrix.samples_of(name) for name in defenses},
     )
     return Reader(ledger_dir(run), images, (known.files if known is not None else None) or {})
 
@@ -208,7 +233,7 @@ def _all_but(
     return made
 
 
-def cost(work: Work, loaded: LoadedDefense) -> float:
-    """Returns the maximum cost of a cell or study, in forward and backward passes. An inner step counts as one pass."""
+def cost(shard: Shard, loaded: LoadedDefense) -> float:
+    """Returns the maximum cost of a shard, in forward and backward passes. An inner step counts as one pass."""
     inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
-    return work.passes * work.samples * (1.0 + inner)
+    return shard.work.passes * len(shard.samples) * (1.0 + inner)

@@ -20,7 +20,7 @@ def plan_studies(matrix: Matrix, dataset: Dataset, defenses: dict[str, LoadedDef
             norm=norm,
             epsilon=matrix.thresholds[norm] if norm is not None and cards[kind].at_threshold else None,
             seed=matrix.seed,
-            samples=cards[kind].samples_of(dataset, matrix.samples),
+            samples=cards[kind].samples_of(dataset, matrix.samples_of(name)),
             batch_size=loaded.card.batch_size,
             timeout=matrix.cell_timeout,
             state=state_of(code_of(kind), loaded, dataset),

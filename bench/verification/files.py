@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,26 @@ from numpy.typing import NDArray
 
 from bench.contracts.errors import UserError
 from bench.contracts.source import identity_hash
-from bench.contracts.work import SCHEMA_VERSION
-from bench.ledger.consistency import Images, Violation, cell_violations, image_violations, study_violations
+from bench.ledger.consistency import Violation, cell_violations, image_violations, study_violations
 from bench.ledger.entries import CellEntry, WorkEntry
 from bench.ledger.files import Result, cell_table, images_beside, read_result
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import is_finished
-from bench.ledger.reader import Reader
+from bench.ledger.reader import Part, Reader
+from bench.ledger.schema import SEALED
 from bench.verification.report import Verification
 
 
 def file_faults(run: Path, manifest: Manifest, files: Reader, missing: list[str]) -> Iterator[str]:
     """Yields the differences between the ledger and its manifest. Adds the results not there yet to ``missing``."""
     finished = is_finished(run, manifest)
-    for work in manifest.works:
-        name = work.file
+    for name in (name for work in manifest.works for name in work.files):
         if not (files.folder / name).exists():
             if name in files.files:
                 yield f"{files.folder / name}: missing, and the manifest has its hash"
             else:
                 missing.append(f"{files.folder / name}")
-    if finished and manifest.schema_version == SCHEMA_VERSION and manifest.files is None:
+    if finished and manifest.schema_version >= SEALED and manifest.files is None:
         missing.append(f"{files.folder / 'manifest.json'}: the hashes of the files; repeat the assay run")
     for name, digest in files.files.items():
         path = files.folder / name
@@ -53,13 +53,20 @@ def _entry_faults(path: Path, entry: WorkEntry, manifest: Manifest) -> Iterator[
         yield f"{path}: thresholds.{entry.norm} is {threshold}; cell {entry.id} has epsilon {entry.epsilon}"
 
 
-def read_results(
-    manifest: Manifest, files: Reader, found: Verification
-) -> dict[str, tuple[Result, dict[str, NDArray[Any]]]]:
-    """Returns the results whose files hold, with their images, by id. The faults of the others are recorded."""
-    results = {}
-    for entry in manifest.works:
-        path = files.folder / entry.file
+@dataclass(frozen=True)
+class Stored:
+    """A file of a cell or study that holds, with the images beside it, by name."""
+
+    part: Part
+    result: Result
+    arrays: dict[str, NDArray[Any]]
+
+
+def read_results(manifest: Manifest, files: Reader, found: Verification) -> list[Stored]:
+    """Returns the files that hold. The faults of the others are recorded."""
+    results = []
+    for part in (part for entry in manifest.works for part in files.parts(entry)):
+        path, entry = files.folder / part.file, part.entry
         if not path.exists():
             continue
         try:
@@ -74,17 +81,16 @@ def read_results(
         except UserError as error:
             found.faults.append(str(error))
             continue
-        faults = list(violations_of(entry, result, arrays, files.images))
+        faults = list(violations_of(part, result, arrays))
         found.faults += map(str, faults)
         if not faults:
-            results[entry.id] = (result, arrays)
+            results.append(Stored(part, result, arrays))
     return results
 
 
-def violations_of(
-    entry: WorkEntry, result: Result, arrays: Mapping[str, NDArray[Any]], images: Images
-) -> Iterator[Violation]:
-    """Yields the contradictions within a result's records and images, and between the result and the run."""
+def violations_of(part: Part, result: Result, arrays: Mapping[str, NDArray[Any]]) -> Iterator[Violation]:
+    """Yields the contradictions within a file's records and images, and between the file and the run."""
+    entry, images = part.entry, part.images
     if not isinstance(entry, CellEntry):
         yield from study_violations(str(result.path), result.table, entry, images)
         return

@@ -76,7 +76,7 @@ class Rederivation:
             state=result.facts.get("state", {}),
         )
         kind = STUDIES.get(study.kind)
-        expected = kind.card.samples_of(self.dataset, len(self.manifest.samples))
+        expected = kind.card.samples_of(self.dataset, self.manifest.samples_of(entry.defense))
         if len(records) != expected:
             return [str(Violation(str(result.path), "number of rows", str(len(records)), f"a study has {expected}"))]
         tolerance = SAME_MACHINE if self._same_machine(result) else OTHER_MACHINE

@@ -8,29 +8,25 @@ the ``likely_rate`` of an adversarial example. The same holds for the statement 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
-from bench.contracts.work import SCHEMA_VERSION
 from bench.engine.ballot import classify
 from bench.ledger.entries import CellEntry
-from bench.ledger.files import Result
 from bench.ledger.manifest import Manifest
 from bench.ledger.manifest_file import load_manifest
 from bench.ledger.reader import Reader, clean_arrays, reader
-from bench.ledger.schema import ledger_dir
+from bench.ledger.schema import SEALED, ledger_dir
 from bench.training.loading import LoadedDefense
 from bench.verification.cells import StoredCell
 from bench.verification.draws import DrawnVerdicts
-from bench.verification.files import file_faults, read_results
+from bench.verification.files import Stored, file_faults, read_results
 from bench.verification.laboratory import Laboratory
 from bench.verification.rederivation import Rederivation
 from bench.verification.report import Verification
@@ -65,7 +61,7 @@ def _verify(
 ) -> None:
     manifest = load_manifest(run)
     files = reader(run, manifest)
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest.schema_version < SEALED:
         found.remarks.append(f"{run}: schema version {manifest.schema_version}, which carries no seal")
     found.faults += file_faults(run, manifest, files, found.missing)
     results = read_results(manifest, files, found)
@@ -83,7 +79,7 @@ class _Session:
         run: Path,
         manifest: Manifest,
         files: Reader,
-        results: Mapping[str, tuple[Result, dict[str, NDArray[Any]]]],
+        results: Sequence[Stored],
         laboratory: Laboratory,
         found: Verification,
     ) -> None:
@@ -144,10 +140,10 @@ class _Session:
         entry = self._manifest.defense(name)
         manifest = ledger_dir(self._run) / "manifest.json"
         stored = {str(manifest): entry.weights}
-        own = [work for work in self._manifest.works if work.defense == name and work.id in self._results]
-        for work in own:
-            result = self._results[work.id][0]
-            stored[str(result.path)] = result.facts.get("state", {}).get("weights", loaded.fingerprint)
+        own = [each for each in self._results if each.part.entry.defense == name]
+        for each in own:
+            facts = each.result.facts
+            stored[str(each.result.path)] = facts.get("state", {}).get("weights", loaded.fingerprint)
         others = {path: weights for path, weights in stored.items() if weights not in (None, loaded.fingerprint)}
         for path, weights in others.items():
             self._found.faults.append(f"{path}: weights of {name} are {weights}; here they are {loaded.fingerprint}")
@@ -159,8 +155,8 @@ class _Session:
             return
         device, memory = self._laboratory.device, self._laboratory.memory
         again = Rederivation(self._run, self._manifest, loaded, self._dataset, device, memory)
-        for work in own:
-            result, arrays = self._results[work.id]
+        for each in own:
+            result, work = each.result, each.part.entry
             data = {"train": self._dataset.train.hash, "test": self._dataset.test.hash}
             state = result.facts.get("state", {})
             differing = [key for key, digest in data.items() if state.get(key, digest) != digest]
@@ -168,42 +164,38 @@ class _Session:
                 what = f"state.{differing[0]} is {state[differing[0]]}; {self._dataset.name} has {data[differing[0]]}"
                 self._found.faults.append(f"{result.path}: {what}")
             elif isinstance(work, CellEntry):
-                self._judge_cell(loaded, work, result, arrays["adversarial"], arrays.get("likeliest"))
+                self._judge_cell(loaded, each)
             else:
-                self._found.faults += again.faults(work, result, arrays)
+                self._found.faults += again.faults(work, result, each.arrays)
 
-    def _judge_cell(
-        self,
-        loaded: LoadedDefense,
-        entry: CellEntry,
-        result: Result,
-        adversarials: NDArray[np.float32],
-        likeliest: NDArray[np.float32] | None,
-    ) -> None:
-        cell = StoredCell(str(result.path), result, self._manifest.samples, self._found)
-        images = torch.from_numpy(adversarials).to(self._clean.images)
-        cell.check_distances(images, self._clean.images)
+    def _judge_cell(self, loaded: LoadedDefense, stored: Stored) -> None:
+        rows = stored.part.rows
+        clean = self._clean.select(torch.arange(rows.start, rows.stop, device=self._clean.device))
+        cell = StoredCell(str(stored.result.path), stored.result, clean.samples, self._found)
+        images = torch.from_numpy(stored.arrays["adversarial"]).to(clean.images)
+        cell.check_distances(images, clean.images)
         if loaded.card.randomized:
-            drawn = DrawnVerdicts(cell, loaded, self._clean, self._manifest.seed)
+            likeliest = stored.arrays.get("likeliest")
+            drawn = DrawnVerdicts(cell, loaded, clean, self._manifest.seed)
             drawn.check(
                 images,
-                None if likeliest is None else torch.from_numpy(likeliest).to(self._clean.images),
+                None if likeliest is None else torch.from_numpy(likeliest).to(clean.images),
                 self._laboratory.memory,
             )
         else:
-            self._check_deterministic(cell, loaded, images)
+            self._check_deterministic(cell, loaded, images, clean)
 
-    def _check_deterministic(self, cell: StoredCell, loaded: LoadedDefense, images: Tensor) -> None:
+    def _check_deterministic(self, cell: StoredCell, loaded: LoadedDefense, images: Tensor, own: Chunk) -> None:
         defense, classes, records = loaded.defense, self._dataset.classes, cell.records
         if not (records["clean_prediction"] >= 0).any():
             return
         memory, key = self._laboratory.memory, (id(defense), tuple(cell.samples))
         if key not in memory:
-            memory[key] = classify(defense, self._clean.images, self._clean.labels, classes)
+            memory[key] = classify(defense, own.images, own.labels, classes)
         clean = memory[key]
         rows = np.arange(len(records))[(records["clean_prediction"] >= 0).to_numpy()]
-        cell.compare("clean_prediction", rows, self._clean.images, clean.prediction, defense, classes)
+        cell.compare("clean_prediction", rows, own.images, clean.prediction, defense, classes)
         moved = cell.moved()
         if len(moved):
-            verdict = classify(defense, images[moved], self._clean.labels[moved], classes)
+            verdict = classify(defense, images[moved], own.labels[moved], classes)
             cell.compare("adversarial_prediction", moved, images, verdict.prediction, defense, classes, judged=True)

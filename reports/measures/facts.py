@@ -157,6 +157,7 @@ class DefenseFacts:
         citation: its citation.
         family: the family of defenses that it belongs to; empty if it belongs to none.
         parts: the parts of the family that it has.
+        samples: its number of images, if fewer than the run's; None if all.
     """
 
     name: str
@@ -165,6 +166,7 @@ class DefenseFacts:
     citation: str
     family: str
     parts: tuple[str, ...]
+    samples: int | None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ def defense_facts(run: Run) -> list[DefenseFacts]:
             citation=entry.citation,
             family=entry.family,
             parts=entry.parts,
+            samples=entry.samples,
         )
         for entry in run.manifest.defenses
     ]
@@ -27,7 +28,8 @@ def attack_facts(run: Run) -> list[AttackFacts]:
     """Returns the attacks with each of their settings, in the run's order."""
     settings: dict[tuple[str, str, int], set[str]] = {}
     for cell in run.manifest.cells:
-        key = (cell.attack, _in_words(cell.parameters), cell.budget)
+        start = {"start": " + ".join(cell.start)} if cell.start else {}
+        key = (cell.attack, _in_words({**cell.parameters, **start}), cell.budget)
         settings.setdefault(key, set()).add(cell.defense)
     found: list[AttackFacts] = []
     for entry in run.manifest.attacks:

@@ -18,10 +18,11 @@ BOLD = (
 def measured_on(numbers: Numbers) -> str:
     """Returns the number of images, the dataset and the versions.
 
-    If attacks were selected, the text also names them.
+    If attacks were selected, or defenses have fewer images, the text also names them.
     """
     chosen = "" if numbers.chosen is None else f", attacks {', '.join(numbers.chosen)} only"
-    return f"{numbers.samples} test images of {numbers.dataset} ({versions_of(numbers)}{chosen})"
+    fewer = "".join(f"; {each.name}: the first {each.samples}" for each in numbers.defenses if each.samples is not None)
+    return f"{numbers.samples} test images of {numbers.dataset} ({versions_of(numbers)}{chosen}{fewer})"
 
 
 def versions_of(numbers: Numbers) -> str:

@@ -23,6 +23,16 @@ def die(oracle, x, y):
     os._exit(9)
 
 
+@attack("fails_on_demand", norms=["L2"], access="decision", budget=10)
+def fails_on_demand(oracle, x, y):
+    """Inverts the images; fails on those of sevens while the environment asks for it."""
+    import os
+
+    if "ASSAY_TEST_FAILS" in os.environ and (y == 7).any():
+        raise RuntimeError("on demand")
+    return 1 - x
+
+
 @attack("slow_noise", norms=["L2"], access="decision", budget=100, stochastic=True)
 def slow_noise(oracle, x, y):
     import time
@@ -55,3 +65,14 @@ class Quantized(torch.nn.Module):
 
     def forward(self, x):
         return self.net.logits((2 * x).round() / 2).float()
+
+
+@attack("closer", norms=["L2"], access="decision", budget=10, refines=True)
+def closer(oracle, x, y):
+    """Goes from what other attacks found a tenth of the way to the clean image, once."""
+    start, found = oracle.starts
+    oracle.decision(start, oracle.ids)
+    nearer = x + 0.9 * (start - x)
+    oracle.decision(nearer, oracle.ids)
+    assert found.all()
+    return oracle.closest(start)

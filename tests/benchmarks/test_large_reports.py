@@ -44,7 +44,7 @@ def write_ledger(folder, defenses, attacks, samples):
                 distances[random.random(samples) < 0.02] = 0
                 maker.cell(defense, f"a{attack}", norm, distances)
                 records = lawful(replace(maker.make(images), records=maker.frames.pop()))
-                write_cell(ledger_dir(folder) / maker.cells[-1]["file"], records, images, {})
+                write_cell(ledger_dir(folder) / maker.cells[-1]["files"][0], records, images, {})
     maker.frames.append(pd.DataFrame())
     name = write_clean(folder, images, np.arange(samples) % 10)
     write_manifest(folder, maker.make(images).manifest.model_copy(update={"images": name}))

@@ -58,7 +58,7 @@ class RunMaker:
             "attack": attack,
             "norm": norm,
             "epsilon": epsilon,
-            "file": f"{defense}-{attack}-{norm}.parquet",
+            "files": (f"{defense}-{attack}-{norm}.parquet",),
             "parameters": entry["parameters"],
             "budget": budget,
             "alpha": 0.001 if self.is_randomized(defense) and self.schema > 2 else None,

@@ -43,7 +43,7 @@ def stored(run, directory):
     for cell in run.manifest.cells:
         records = run.records[run.records["cell"] == cell.id]
         if len(records):
-            write_cell(ledger_dir(directory) / cell.file, records, run.adversarials(cell.id), {})
+            write_cell(ledger_dir(directory) / cell.files[0], records, run.adversarials(cell.id), {})
     return directory
 
 

@@ -24,7 +24,10 @@ def clock(monkeypatch):
 
 
 def lines(capsys):
-    return capsys.readouterr().err.splitlines()
+    """The lines after the first, which says at once that the work has begun."""
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "work: started"
+    return others
 
 
 def test_without_an_estimate_the_time_left_is_in_proportion_to_the_work(clock, capsys):

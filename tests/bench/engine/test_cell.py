@@ -344,7 +344,7 @@ def test_a_candidate_without_finite_logits_is_dropped_and_counted():
 
 
 def test_a_cell_that_nobody_could_run_is_failed_in_every_sample():
-    records = failed_result(make_cell(), dataset(), "worker lost").records
+    records = failed_result(make_cell(), dataset(), range(5), "worker lost").records
     assert records["status"].tolist() == ["failed"] * 5
     assert records[["l0", "l2", "linf"]].isna().all(axis=None)
 
@@ -362,8 +362,8 @@ def test_the_same_cell_gives_the_same_records_whatever_the_global_generator():
 @pytest.mark.parametrize("norm", NORMS)
 def test_identity_holds_what_can_change_the_result_and_nothing_else(norm):
     cell = make_cell(norm=norm)
-    assert replace(cell, timeout=5.0).id == cell.id
-    changes = {"seed": 1, "samples": 4, "chunk": 2, "budget": 99, "parameters": {"steps": 1}, "state": {"weights": "x"}}
+    assert replace(cell, timeout=5.0, samples=4).id == cell.id
+    changes = {"seed": 1, "chunk": 2, "budget": 99, "parameters": {"steps": 1}, "state": {"weights": "x"}}
     ids = {replace(cell, **{key: value}).id for key, value in changes.items()}
     assert len(ids | {cell.id}) == len(changes) + 1
 

@@ -65,7 +65,7 @@ def test_the_first_line_the_manifest_and_every_cell_name_the_way(matrix, compute
     for cell in manifest.cells:
         way = None if cell.defense == "cnn" else "one"
         assert cell.identity["state"].get("arithmetic") == way
-        _, facts = read_cell(ledger_dir(matrix.parent / "run") / cell.file)
+        _, facts = read_cell(ledger_dir(matrix.parent / "run") / cell.files[0])
         assert facts["state"].get("arithmetic") == way
 
 

@@ -13,67 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from small_runs import CHEAP, PLUGIN, results, run, write_matrix
 from typer.testing import CliRunner
 
 import bench
 from bench.cli.app import app
 from bench.contracts.confidence import Calibration
 from bench.contracts.errors import UserError
+from bench.contracts.work import SCHEMA_VERSION
 from bench.ledger.loading import load_studies, load_study_images
 from bench.ledger.manifest_file import load_manifest
 from bench.plugins.registry import BUILT_IN, Registry
-
-PLUGIN = Path(__file__).parents[1] / "plugins.py"
-MATRIX = """
-dataset = "digits"
-samples = 4
-defenses = ["class_means"]
-substitute = "class_means"
-attacks = [{attacks}]
-[thresholds]
-L2 = 1.0
-Linf = 0.2
-L0 = 6
-L1 = 3.0
-"""
-
-CHEAP = (
-    [
-        f"{name}_ge.{key}"
-        for name in ("fgm", "fgsm", "bim", "mim", "pgd", "deepfool")
-        for key in ("method='nes'", "pairs=8")
-    ]
-    + ["pgd_ge.steps=10", "boundary.steps=200", "eot_pgd.steps=10", "apgd_t.steps=20", "apgd_t.targets=2"]
-    + [
-        "unrolled_pgd.steps=10",
-        "autoattack.queries=50",
-        "fab.steps=10",
-        "hopskipjump.steps=6",
-        "square.search_steps=50",
-        "sparse_rs.steps=50",
-    ]
-)
-"""Settings that keep the dearest attacks short."""
-
-
-def write_matrix(folder, attacks):
-    path = folder / "small.toml"
-    cards = {name: Registry([PLUGIN]).get("attacks", name).attack_card for name in attacks}
-    entries = [
-        f"{{ name = '{name}', bounded = {str('minimal' not in card.kinds).lower()} }}" for name, card in cards.items()
-    ]
-    path.write_text(MATRIX.format(attacks=", ".join(entries)))
-    return str(path)
-
-
-def results(folder) -> pd.DataFrame:
-    """All columns of a ledger but the times, in a fixed order."""
-    frame = bench.load_ledger(folder).drop(columns="seconds")
-    return frame.sort_values(["cell", "sample"], ignore_index=True)
-
-
-def run(matrix, out, **options):
-    return bench.run(matrix, plugins=[PLUGIN], out=out, device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +48,7 @@ def test_two_workers_give_the_same_ledger(all_attacks, tmp_path):
     matrix, serial = all_attacks
     run(matrix, tmp_path, runner="process", workers=2, settings=CHEAP)
     pd.testing.assert_frame_equal(results(tmp_path), results(serial), check_exact=True)
-    files = {cell.file for cell in load_manifest(tmp_path).cells}
+    files = {file for cell in load_manifest(tmp_path).cells for file in cell.files}
     images = [Path(file).with_suffix(".npz") for file in files]
     assert all((tmp_path / "ledger" / i).read_bytes() == (serial / "ledger" / i).read_bytes() for i in images)
 
@@ -221,7 +171,7 @@ def test_a_run_of_schema_2_is_run_again_and_its_manifest_replaced(tmp_path):
     before = load_manifest(tmp_path / "out")
     frame = run(tmp_path / "v2.toml", tmp_path / "out", runner="serial")
     after = load_manifest(tmp_path / "out")
-    assert (before.schema_version, after.schema_version) == (2, 3)
+    assert (before.schema_version, after.schema_version) == (2, SCHEMA_VERSION)
     assert {cell.id for cell in before.cells}.isdisjoint(cell.id for cell in after.cells)
     assert set(frame["cell"]) == {cell.id for cell in after.cells}
     assert after.files

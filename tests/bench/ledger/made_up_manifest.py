@@ -5,7 +5,7 @@ from bench.ledger.manifest import Manifest
 
 
 def cell(attack="pgd", norm="L2", **fields):
-    known = {"id": f"{attack}-{norm}", "defense": "net", "epsilon": None, "file": f"{attack}-{norm}.parquet"}
+    known = {"id": f"{attack}-{norm}", "defense": "net", "epsilon": None, "files": (f"{attack}-{norm}.parquet",)}
     return CellEntry(**{**known, "attack": attack, "norm": norm, "parameters": {}, "budget": 9, **fields})
 
 

@@ -57,7 +57,7 @@ def records(cell="c1", **columns):
 
 def entry(cell="c1", file="one.parquet", epsilon=None):
     return CellEntry(
-        id=cell, defense="net", attack="pgd", norm="L2", epsilon=epsilon, file=file, parameters={}, budget=9
+        id=cell, defense="net", attack="pgd", norm="L2", epsilon=epsilon, files=(file,), parameters={}, budget=9
     )
 
 

@@ -105,9 +105,10 @@ def test_a_bundle_is_read_with_zipfile_pandas_and_numpy(copy):
         manifest = json.loads(archive.read("ledger/manifest.json"))
         assert about["weights"] == {"learned": manifest["defenses"][0]["weights"]}
         (cell,) = manifest["cells"]
-        records = pd.read_parquet(io.BytesIO(archive.read(f"ledger/{cell['file']}")))
+        (file,) = cell["files"]
+        records = pd.read_parquet(io.BytesIO(archive.read(f"ledger/{file}")))
         assert records["sample"].tolist() == [0, 1, 2, 3]
-        with np.load(io.BytesIO(archive.read(f"ledger/{cell['file']}".replace(".parquet", ".npz")))) as images:
+        with np.load(io.BytesIO(archive.read(f"ledger/{file}".replace(".parquet", ".npz")))) as images:
             assert images["adversarial"].shape == (4, 1, 8, 8)
         assert "plugins/0/mine.py" in names
         assert any(name.startswith("weights/") and name.endswith(".safetensors") for name in names)
@@ -126,7 +127,7 @@ def test_weights_are_packed_only_if_asked_for(made, tmp_path):
 
 def test_an_unfinished_run_is_not_packed(made, tmp_path):
     shutil.copytree(made / "run", tmp_path / "run")
-    (tmp_path / "run" / "ledger" / load_manifest(tmp_path / "run").cells[0].file).unlink()
+    (tmp_path / "run" / "ledger" / load_manifest(tmp_path / "run").cells[0].files[0]).unlink()
     assert "not finished" in str(command("bundle", tmp_path / "run").exception)
 
 

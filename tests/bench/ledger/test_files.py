@@ -87,17 +87,19 @@ def test_result_files_are_for_everybody_whom_the_umask_lets_read(tmp_path):
 
 def test_a_cell_is_done_if_its_file_is_whole_and_nothing_failed(run):
     files = reader(run, load_manifest(run))
-    assert is_done(entry(), files)
-    assert not is_done(entry("c2", "two.parquet"), files)
+    (part,), (other,) = files.parts(entry()), files.parts(entry("c2", "two.parquet"))
+    assert is_done(part, files)
+    assert not is_done(other, files)
     failed = records(status=["clean_error", "found", "not_found", "failed"], reason=["", "", "", "timeout"])
     write_cell(one(run), failed, ADVERSARIALS, {})
-    assert not is_done(entry(), files)
+    assert not is_done(part, files)
 
 
 def test_a_cell_with_a_sample_whose_logits_are_not_finite_is_done(run):
     failed = records(status=["clean_error", "found", "not_found", "failed"], reason=["", "", "", "non_finite"])
     write_cell(one(run), failed, ADVERSARIALS, {})
-    assert is_done(entry(), reader(run, load_manifest(run)))
+    files = reader(run, load_manifest(run))
+    assert is_done(files.parts(entry())[0], files)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped"])
@@ -112,8 +114,9 @@ def test_a_corrupt_result_is_named_in_one_line(run, file, damage):
     else:
         content[30] ^= 0xFF
     path.write_bytes(content)
+    files = reader(run, load_manifest(run))
     with pytest.raises(UserError, match=file) as caught:
-        is_done(entry(), reader(run, load_manifest(run)))
+        is_done(files.parts(entry())[0], files)
     assert "\n" not in str(caught.value)
     assert "delete" in str(caught.value)
 
@@ -125,7 +128,7 @@ def test_a_result_of_another_schema_version_is_refused(run):
     table = pq.read_table(one(run))
     facts = {**json.loads(table.schema.metadata[b"assay"]), "schema": 99}
     pq.write_table(table.replace_schema_metadata({"assay": json.dumps(facts)}), one(run))
-    with pytest.raises(UserError, match="schema version 99, this assay reads 2 and 3"):
+    with pytest.raises(UserError, match="schema version 99, this assay reads 2, 3, 4"):
         read_cell(one(run))
 
 

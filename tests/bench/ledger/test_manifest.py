@@ -13,8 +13,10 @@ CELL = {"attack": "a", "function": "a", "access": "gradient", "parameters": {"st
 @pytest.mark.parametrize("judging", [None, Judging(estimation_draws=30)])
 def test_a_cells_entry_holds_what_its_file_must_agree_with(judging):
     planned = Cell(**WORK, **CELL, epsilon=0.5, state={}, judging=judging)
-    entry = entry_of(planned)
-    assert (entry.id, entry.file, entry.epsilon, entry.budget) == (planned.id, planned.file, 0.5, 7)
+    shards = planned.shards(["x", "y"])
+    entry = entry_of(planned, shards)
+    assert (entry.id, entry.epsilon, entry.budget, entry.chunk) == (planned.id, 0.5, 7, 8)
+    assert entry.files == tuple(shard.file for shard in shards)
     assert (entry.alpha, entry.estimation_draws) == ((0.001, 30) if judging else (None, None))
     assert entry.imported is None
 
@@ -30,7 +32,8 @@ def test_an_imports_entry_holds_its_state_without_the_candidates():
 
 def test_a_studys_entry_has_its_kind():
     planned = Study(kind="distal", **{**WORK, "norm": None}, epsilon=None, state={})
-    assert (entry_of(planned).kind, entry_of(planned).norm, entry_of(planned).id) == ("distal", None, planned.id)
+    entry = entry_of(planned, planned.shards([]))
+    assert (entry.kind, entry.norm, entry.id) == ("distal", None, planned.id)
 
 
 def test_a_selection_keeps_its_norms_and_attacks_and_the_studies_without_a_norm():

@@ -34,7 +34,7 @@ def test_there_is_a_stored_run_of_every_schema_version():
 @pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored.name)
 def test_a_stored_run_is_read_or_refused_in_one_line(stored):
     if version_of(stored) not in READABLE:
-        with pytest.raises(UserError, match=r"schema version 1, this assay reads 2 and 3; delete") as caught:
+        with pytest.raises(UserError, match=r"schema version 1, this assay reads 2, 3, 4; delete") as caught:
             load_ledger(stored)
         assert "\n" not in str(caught.value)
         return
@@ -83,7 +83,8 @@ def test_a_manifest_is_written_again_only_if_it_says_something_else(run):
 def test_a_run_is_finished_when_every_work_has_a_file(run):
     for work in manifest().works:
         assert not is_finished(run, manifest())
-        (run / "ledger" / work.file).touch()
+        for file in work.files:
+            (run / "ledger" / file).touch()
     assert is_finished(run, manifest())
 
 

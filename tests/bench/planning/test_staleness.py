@@ -93,7 +93,7 @@ def run(folder, **options):
 def times(folder):
     """When each result was written, by defense."""
     cells = load_manifest(folder / "out").cells
-    return {cell.defense: (folder / "out" / "ledger" / cell.file).stat().st_mtime_ns for cell in cells}
+    return {cell.defense: (folder / "out" / "ledger" / cell.files[0]).stat().st_mtime_ns for cell in cells}
 
 
 def plan(folder, *options):
@@ -245,7 +245,8 @@ def test_a_plan_says_why_cells_would_run(write):
         return shown
 
     assert changed("num_scales = 3", "num_scales = 4") == ["parameters"] * 2
-    assert changed("samples = 4", "samples = 3\nseed = 1") == ["seed; samples"] * 2
+    assert changed("samples = 4", "samples = 3\nseed = 1") == ["seed"] * 2
+    assert changed("samples = 4", "samples = 3") == ["not run yet, or failed"] * 2
     assert changed("samples = 4", "samples = 4\nchunk = 2") == ["chunk"] * 2
     assert changed('"gaussian_noise"', '"gaussian_noise", budget = 7') == ["budget"] * 2
     assert changed('"gaussian_noise"', '"gaussian_noise", variant = "b"') == ["new"] * 2

@@ -168,12 +168,12 @@ from bench.execution.runners import runner
 from bench.execution.worker import Worker
 
 @runner("backwards")
-def run_backwards(job, works, processes, listener):
+def run_backwards(job, shards, processes, listener):
     worker = Worker(job)
-    for work in reversed(works):
-        print("backwards:", work.title)
-        listener.started(work)
-        listener.done(work, worker.execute(work, lambda samples, work=work: listener.advanced(work, samples)))
+    for shard in reversed([*shards]):
+        print("backwards:", shard.work.title)
+        listener.started(shard)
+        listener.done(shard, worker.execute(shard, lambda samples, shard=shard: listener.advanced(shard, samples)))
 """,
     "attacks/half_written.py": "@attack('half', norms=",
     "halves.toml": """

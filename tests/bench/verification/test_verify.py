@@ -81,7 +81,7 @@ def studies(run, kind):
 
 def forge(run, entry, change):
     """Writes a file anew after ``change(records, images)``, and the manifest's hashes with it."""
-    path = run / "ledger" / entry.file
+    path = run / "ledger" / entry.files[0]
     records, facts = read_cell(path)
     arrays = {}
     if path.with_suffix(".npz").exists():
@@ -99,14 +99,14 @@ def forge(run, entry, change):
 def faults(run, laboratory, entry=None, row=None):
     """What does not hold of a run; only in one file and row, where these are given."""
     found = verify(run, laboratory).faults
-    stem = "" if entry is None else Path(entry.file).stem
+    stem = "" if entry is None else Path(entry.files[0]).stem
     return [line for line in found if stem in line and (row is None or f" row {row} " in line)]
 
 
 def place(run, condition, entries=None):
     """A cell and a row whose record fulfills a condition."""
     for entry in cells(run) if entries is None else entries:
-        records, _ = read_cell(run / "ledger" / entry.file)
+        records, _ = read_cell(run / "ledger" / entry.files[0])
         rows = np.flatnonzero(condition(records))
         if len(rows):
             return entry, int(rows[0])
@@ -134,12 +134,12 @@ def test_the_command_says_so(run):
 
 def test_an_unfinished_run_says_what_is_not_there_yet(run, laboratory):
     left = cells(run)[0]
-    (run / "ledger" / left.file).unlink()
+    (run / "ledger" / left.files[0]).unlink()
     planned = load_manifest(run)
     write_manifest(run, planned)
     result = verify(run, laboratory)
     assert result.faults == []
-    assert [Path(line).name for line in result.missing] == [left.file]
+    assert [Path(line).name for line in result.missing] == [left.files[0]]
 
 
 def test_a_run_whose_end_was_interrupted_says_that_its_hashes_are_not_there_yet(run, laboratory):
@@ -159,8 +159,7 @@ def test_a_run_of_schema_2_is_judged_again_and_carries_no_seal():
 def test_a_run_older_than_a_norm_holds_and_its_other_distances_are_measured_again(run, laboratory):
     """As if no file had been written since the last norm came."""
     last = DISTANCES[-1]
-    for entry in cells(run):
-        path = run / "ledger" / entry.file
+    for path in (run / "ledger" / file for entry in cells(run) for file in entry.files):
         records, facts = read_cell(path)
         schema = pq.read_schema(path).remove_metadata()
         schema = schema.remove(schema.get_field_index(last))
@@ -567,7 +566,7 @@ def test_forgeries_with_new_hashes_are_named_with_row_and_field(original, tmp_pa
 
         forge(tmp_path / "run", entry, change)
         lines = faults(tmp_path / "run", laboratory, entry, row)
-        assert lines, (number, field, entry.file, row)
+        assert lines, (number, field, entry.files[0], row)
         if field in (*DISTANCES, "adversarial_prediction", "label", "success_rate"):
             assert any(f" {field} is " in line for line in lines), (number, field, lines)
         shutil.rmtree(tmp_path / "run")
@@ -614,7 +613,7 @@ def is_number(text):
 
 def chosen(run, condition, entries, random):
     for entry in entries:
-        records, _ = read_cell(run / "ledger" / entry.file)
+        records, _ = read_cell(run / "ledger" / entry.files[0])
         rows = np.flatnonzero(condition(records))
         if len(rows):
             return entry, int(random.choice(rows))
