@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from bench import defense
 from bench.contracts.ascent import ascend
 from bench.contracts.cards import CardOf, DefenseCard, defense_family
-from bench.contracts.door import NO_DRAWS, drawn_logits
+from bench.contracts.door import NO_DRAWS, differentiated, drawn_logits
 from bench.contracts.errors import UserError
 from bench.contracts.norms import Norm, NormName, check_norm, of_norm
 from bench.contracts.norms.l2 import L2
 from bench.contracts.norms.linf import Linf
-from bench.contracts.protocols import Defense, HasInputGradient, LowerBound
+from bench.contracts.protocols import Defense, HasInputGradient, LowerBound, VectorJacobian
 from bench.contracts.streams import RowStreams, Streams
 from bench.datasets.dataset import Dataset
 from defenses.cnn import NOISE
@@ -140,26 +140,42 @@ class VariationalSmoothing(Smoothed):
         The derivative treats mu_y as a constant.
         """
         shift = self.search(x, rng) - x.detach()[:, None]
+        return self._mean_score(x[:, None] + shift, rng)
+
+    def unrolled_gradient(self, x: Tensor, rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
+        """Logits (N, K), and their exact derivative, through the steps of the search and their projections.
+
+        The random start and the noise are held fixed. See `bench.contracts.protocols.HasUnrolledGradient`.
+        """
+        return differentiated(lambda leaf: self._mean_score(self.search(leaf, rng, unrolled=True), rng), x)
+
+    def _mean_score(self, points: Tensor, rng: RowStreams) -> Tensor:
+        """Scores (N, K) of points (N, K, C, H, W), averaged over the noise draws."""
         scores = []
         for _ in range(self.draws):
-            noise = self.sigma * rng.normal((self.classes, *x.shape[1:]))
-            scores.append(self.score(x[:, None] + shift + noise))
+            noise = self.sigma * rng.normal((self.classes, *points.shape[2:]))
+            scores.append(self.score(points + noise))
         return torch.stack(scores).mean(0)
 
-    def search(self, x: Tensor, rng: RowStreams) -> Tensor:
-        """Points (N, K, C, H, W) of the ball around ``x``, one per class, that the search found most likely."""
-        center = x.detach().repeat_interleave(self.classes, 0)
+    def search(self, x: Tensor, rng: RowStreams, *, unrolled: bool = False) -> Tensor:
+        """Points (N, K, C, H, W) of the ball around ``x``, one per class, that the search found most likely.
+
+        With ``unrolled``, autograd can differentiate them in ``x``.
+        """
+        center = (x if unrolled else x.detach()).repeat_interleave(self.classes, 0)
         shape = (self.classes, *x.shape[1:])
         if self.ball.name == "Linf":
             offset = 2 * rng.uniform(shape).flatten(0, 1) - 1
         else:
             length = rng.uniform((self.classes, 1, 1, 1)).flatten(0, 1) ** (1 / x[0].numel())
             offset = length * self.ball.steepest(rng.normal(shape).flatten(0, 1))
+        # In Linf, a step depends only on the gradient's signs, which have no derivative.
+        curved = unrolled and self.ball.name != "Linf"
 
         def gradient(z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
-                leaf = z.detach().reshape(-1, *shape).requires_grad_(True)
-                (slope,) = torch.autograd.grad(self.score(leaf).sum(), leaf)
+                point = (z if curved else z.detach().requires_grad_(True)).reshape(-1, *shape)
+                (slope,) = torch.autograd.grad(self.score(point).sum(), point, create_graph=curved)
             return rows, slope.flatten(0, 1)
 
         start = self.ball.project(center + self.radius * offset, center, self.radius)

@@ -17,7 +17,6 @@ Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 objective's gradient at these rows. The other rows keep their iterates."""
 
 
-@torch.no_grad()
 def ascend(
     gradient: Gradient,
     center: Tensor,
@@ -28,6 +27,8 @@ def ascend(
     lengths: Sequence[Tensor | float],
 ) -> tuple[Tensor, Tensor]:
     """Takes steps in the steepest direction and projects each iterate into the ball.
+
+    Autograd can differentiate the last iterates in the centers, the start and the gradients.
 
     Args:
         gradient: see `Gradient`.

@@ -7,7 +7,7 @@ through. The caller decides what to do with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ def linearize(
     elif isinstance(defense, HasInputGradient):
         at_draw = defense.input_gradient
     else:
-        return _differentiated(defense, x, rng, draws)
+        return differentiated(lambda leaf: mean_logits(defense, leaf, rng, draws), x)
     passes = draws if defense.card.randomized else 1
     drawn = [at_draw(*_arguments(defense, x, rng)) for _ in range(passes)]
 
@@ -94,10 +94,15 @@ def detection_scores(defense: HasDetectionScore, x: Tensor) -> Tensor:
     return _owned(defense.detection_score(x.clone()), x, "its detection scores", x.shape[:1])
 
 
-def _differentiated(defense: Defense, x: Tensor, rng: RowStreams, draws: int) -> tuple[Tensor, VectorJacobian]:
+def differentiated(logits_at: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, VectorJacobian]:
+    """Returns the logits (N, K) of a function at ``x`` (N, C, H, W), and autograd's vector-Jacobian product.
+
+    Raises:
+        DefenseFault: when the logits have no derivative.
+    """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        logits = mean_logits(defense, leaf, rng, draws)
+        logits = logits_at(leaf)
     if not logits.requires_grad:
         raise DefenseFault('the logits have no gradient; declare access="score"')
 

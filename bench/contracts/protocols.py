@@ -56,13 +56,13 @@ class HasInputGradient(Protocol):
 class HasUnrolledGradient(Protocol):
     """A defense that optimizes at inference and can also differentiate through this optimization.
 
-    It has an ``input_gradient`` as well.
+    It has an ``input_gradient`` as well, or logits that autograd can differentiate.
     """
 
     def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
         """Does the same as `HasInputGradient.input_gradient`, but exactly wherever the logits are smooth.
 
-        No step of the optimization is held fixed.
+        No step of the optimization is held fixed. Draws are. A binarized defense goes straight through the threshold.
         """
 
 

@@ -58,7 +58,7 @@ class Dense:
     @classmethod
     def of_convolution(cls, layer: Transposed) -> Self:
         """Returns a transposed convolution as a matrix. Row f is the image of the f-th unit vector."""
-        units = torch.eye(layer.size**2 * len(layer.weight), device=layer.weight.device)
+        units = torch.eye(layer.size**2 * len(layer.weight)).to(layer.weight)
         x = images(units, layer.size)
         matrix = features(F.conv_transpose2d(x, layer.weight, None, layer.stride, layer.padding))
         return cls(matrix[None], layer.bias.repeat(layer.output_size**2)[None, None])
@@ -218,7 +218,13 @@ def excess(error: Tensor, slack: Tensor | None) -> Tensor:
 
 
 def _elu(x: Tensor) -> Tensor:
-    """Computes ELU by torch's vectorized power of two, in half the time of ``F.elu_``. The scale saves one pass."""
+    """Computes ELU by torch's vectorized power of two, in half the time of ``F.elu_``. The scale saves one pass.
+
+    Where autograd follows, it uses torch's own ELU.
+    """
+    if x.requires_grad:
+        elu: Tensor = torch.ops.aten.elu(x, LOG2_E, 1, 1 / LOG2_E)
+        return elu
     below = x.clamp_max(0).exp2_().mul_(LOG2_E).sub_(LOG2_E)
     return torch.maximum(x, below, out=x)
 

@@ -187,7 +187,7 @@ class Descent:
     Args:
         decoder: decoder of the classes.
         objective: the function to minimize.
-        x: images as rows (N, D).
+        x: images as rows, (N, D) or (K, N, D).
         p: initial parameters (K, N, P).
         learning_rate: learning rate of Adam.
 
@@ -200,7 +200,7 @@ class Descent:
     def __init__(
         self, decoder: FoldedDecoder, objective: Objective, x: Tensor, p: Tensor, learning_rate: float
     ) -> None:
-        self.rows = torch.arange(len(x), device=x.device).expand(len(p), -1)
+        self.rows = torch.arange(p.shape[1], device=x.device).expand(len(p), -1)
         self.live = torch.ones_like(self.rows, dtype=torch.bool)
         self._decoder, self._objective, self._learning_rate = decoder, objective, learning_rate
         self._x, self._p, self._gradient = x, p, p

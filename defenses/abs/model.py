@@ -114,6 +114,23 @@ class LatentClassifier(nn.Module, ABC):
 
         return self.logits_of(energies), vector_jacobian
 
+    def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
+        """Logits (N, K), and their exact derivative, which goes straight through binarization.
+
+        See `bench.contracts.protocols.HasUnrolledGradient`.
+        """
+        energies, derivatives = self.unrolled_rows(self.seen(x), *self.noise(*rng))
+        scale = -self.class_scales() / self.pixels
+
+        def vector_jacobian(cotangent: Tensor) -> Tensor:
+            return torch.einsum("nk,nkchw->nchw", scale * cotangent, derivatives)
+
+        return self.logits_of(energies), vector_jacobian
+
+    def unrolled_rows(self, seen: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies (N, K) as in `infer_rows`, and their derivatives (N, K, C, H, W) in the images ``seen``."""
+        return self.inference().unrolled(seen, self.objective)
+
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """G_y(z_y) (N, C, H, W): the best reconstruction of each image (N, C, H, W) under its class in ``y`` (N,)."""
         return self.inference().of_class(self.seen(x), y, self.objective)

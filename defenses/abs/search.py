@@ -29,8 +29,9 @@ from defenses.abs.energies import Ends, Steps
 from defenses.abs.graphs import in_streams
 from defenses.abs.starts import Group, Starts, decoded_starts, in_order, parts_of
 
-UNROLLED_ROWS, UNROLLED_ROWS_GPU = 50, 512
-"""Largest numbers of images differentiated at once by autograd on a CPU and on a GPU, to bound the memory."""
+UNROLLED, UNROLLED_GPU = 1000, 10_000
+"""Largest numbers of evaluations that autograd differentiates at once on a CPU and on a GPU, to bound the memory. An
+evaluation is one of an image under a group of classes."""
 
 Propose = Callable[[Tensor, slice], Tensor]
 """Maps images (N, C, H, W) and a range of K classes to parameters (K, N, P) at which a descent may start."""
@@ -176,27 +177,32 @@ class Inference:
         """Values (N, K) of `all_classes`, and their exact derivatives (N, K, C, H, W).
 
         Autograd differentiates every step and the proposals of ``propose``. The choice of the best start is held fixed.
-        Autograd must support the decoders' activation, as it supports `RELU`.
         """
-        values = x.new_empty(len(x), len(self._single))
-        derivatives = x.new_empty(*values.shape, *x.shape[1:])
-        size = UNROLLED_ROWS_GPU if x.is_cuda else UNROLLED_ROWS
+        size = max(1, (UNROLLED_GPU if x.is_cuda else UNROLLED) // self.search.iterations)
+        values, derivatives = [], []
         for start in range(0, len(x), size):
             part = slice(start, start + size)
-            # One class at a time, because autograd keeps all intermediate results of a class until its derivative is
-            # taken.
-            for group in self._single:
-                with torch.enable_grad():
-                    leaf = x[part].detach().requires_grad_(True)
-                    proposed = None if propose is None else propose(leaf, group.classes)
-                    objective = objectives(group.classes, part)
-                    rows = features(leaf)
-                    p = self._start(group, rows, objective, self._by_torch, proposed)
-                    value = self._by_torch(group, rows, objective, p, self.search.iterations).values.T
-                    (derivative,) = torch.autograd.grad(value.sum(), leaf)
-                values[part, group.classes] = value.detach()
-                derivatives[part, group.classes] = derivative[:, None]
-        return values, derivatives
+            found = [self._unrolled(group, x[part], objectives(group.classes, part), propose) for group in self.groups]
+            values.append(torch.cat([value for value, _ in found], 1))
+            derivatives.append(torch.cat([derivative for _, derivative in found], 1))
+        return torch.cat(values), torch.cat(derivatives)
+
+    @torch.enable_grad()
+    def _unrolled(
+        self, group: Group, x: Tensor, objective: Objective, propose: Propose | None
+    ) -> tuple[Tensor, Tensor]:
+        """Values (N, K) and derivatives (N, K, C, H, W) of a group's classes."""
+        classes = range(group.classes.start, group.classes.stop)
+        # Each class has its own copy of the images, so that one derivative of the sum tells the classes apart.
+        leaf = x.detach().expand(len(classes), *x.shape).clone().requires_grad_(True)
+        rows = features(leaf.flatten(0, 1)).reshape(*leaf.shape[:2], -1)
+        proposed = None
+        if propose is not None:
+            proposed = torch.cat([propose(own, slice(c, c + 1)) for c, own in zip(classes, leaf, strict=True)])
+        p = self._start(group, rows, objective, self._by_torch, proposed)
+        values = self._by_torch(group, rows, objective, p, self.search.iterations).values
+        (derivative,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach().T, derivative.transpose(0, 1)
 
     def _start(
         self,
@@ -207,7 +213,7 @@ class Inference:
         proposed: Tensor | None = None,
         restarts: int = 1,
     ) -> Tensor:
-        """Parameters (K, ``restarts`` N, P) from which a group's descents start, for images ``x`` (N, D)."""
+        """Parameters (K, ``restarts`` N, P) from which a group's descents start, for images (N, D) or (K, N, D)."""
         p, _ = group.nearest_starts(x.detach(), restarts)
         if proposed is None:
             return p

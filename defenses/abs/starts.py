@@ -58,8 +58,8 @@ class Group:
     def nearest_starts(self, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Parameters (K, count N, P) of the starting points with the lowest values, and the lowest values (K, N).
 
-        The images are rows (N, D). Each class and image has ``count`` starting points. The best starting points of all
-        images come first, then the second best, and so on.
+        The images are rows, (N, D) or (K, N, D). Each class and image has ``count`` starting points. The best starting
+        points of all images come first, then the second best, and so on.
         """
         # Without ||x||^2, because it is the same for all starting points.
         values = torch.baddbmm(self.offsets, x.expand(self.decoder.classes, -1, -1), self.decoded.mT, alpha=-2)
@@ -67,7 +67,7 @@ class Group:
             lowest, rows = (found[:, None] for found in _smallest(values))
         else:
             lowest, rows = (found.mT for found in values.topk(count, 2, largest=False))
-        return self.starts[rows.flatten(1)], lowest[:, 0] + x.square().sum(1)
+        return self.starts[rows.flatten(1)], lowest[:, 0] + x.square().sum(-1)
 
 
 def parts_of(x: Tensor) -> list[slice]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import defense
-from bench.contracts.protocols import Defense, VectorJacobian
+from bench.contracts.protocols import Defense
 from bench.contracts.streams import RowStreams
 from bench.datasets.dataset import Dataset
 from bench.datasets.split import Split
@@ -117,13 +117,10 @@ class ExtendedABS(LatentClassifier):
             proposals = self._proposals(seen)
         return self.inference().all_classes(seen, self._objectives(noise), proposals)
 
-    def unrolled_gradient(self, x: Tensor, *rng: RowStreams) -> tuple[Tensor, VectorJacobian]:
-        """Logits (N, K) and their exact derivative. See `bench.contracts.protocols.HasUnrolledGradient`."""
-        noise = self.noise(*rng)
+    def unrolled_rows(self, seen: Tensor, *noise: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LatentClassifier`."""
         propose = self._proposals if self.variational else None
-        energies, derivatives = self.inference().unrolled(x, self._objectives(noise), propose)
-        scale = -self.class_scales() / self.pixels
-        return scale * energies, lambda cotangent: torch.einsum("nk,nkchw->nchw", scale * cotangent, derivatives)
+        return self.inference().unrolled(seen, self._objectives(noise), propose)
 
     def _objectives(self, noise: tuple[Tensor, ...]) -> Objectives:
         """Returns the objectives at the draws ``noise``, or those without draws if ``noise`` is empty."""

@@ -131,7 +131,7 @@ def test_energies_and_reconstructions_are_those_of_the_plain_reference(name, dat
 )
 def test_the_unrolled_gradient_is_that_through_every_step_of_the_plain_reference(name, dataset, monkeypatch):
     """And is not the one that holds the latents fixed."""
-    monkeypatch.setattr("defenses.abs.search.UNROLLED_ROWS", 2)
+    monkeypatch.setattr("defenses.abs.search.UNROLLED", 12)
     model, x = scrambled(name, dataset), images(dataset)
     drawn = {key: [streams(3)] if name in VARIATIONAL else [] for key in ("ours", "plain", "fixed")}
     cotangent = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))

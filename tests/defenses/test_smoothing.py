@@ -7,6 +7,7 @@ from torch import nn
 
 from bench.contracts.cards import DefenseCard, card_of
 from bench.contracts.chunk import Chunk
+from bench.contracts.door import linearize
 from bench.contracts.errors import UserError
 from bench.contracts.norms import NORMS
 from bench.contracts.protocols import ModuleDefense
@@ -122,6 +123,39 @@ def test_the_derivative_holds_search_and_noise_fixed():
     noisy = other + shift[:, 1] + 0.2 * again.normal((3, *SHAPE))[:, 1]
     (expected,) = torch.autograd.grad(base.logits(noisy).log_softmax(1)[:, 1].sum(), other)
     assert torch.allclose(gradient, expected, atol=1e-5)
+
+
+def smooth(classes=3):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.Tanh(), nn.Linear(20, classes))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return ModuleDefense(DefenseCard(name="smooth", datasets=("none",)), net)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_unrolled_derivative_goes_through_the_search(norm, steps):
+    """Where the search ends at a pixel of 0 or 1, the pixel's derivative is 0, here for a fifth of them. In L2, the
+    steps follow the gradient's direction, too."""
+    smoothed = VariationalSmoothing(smooth(), 3, radius=0.2, norm=norm, sigma=0.1, steps=steps, draws=2)
+    smoothed.card = DefenseCard(name="smoothed", datasets=("none",), randomized=True)
+    generator = torch.Generator().manual_seed(2)
+    x, direction = images(), torch.randn(5, *SHAPE, generator=generator)
+    dark = torch.rand(x.shape, generator=generator) < 0.2
+    x, direction = x.masked_fill(dark, 0.02), direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    logits, product = smoothed.unrolled_gradient(x, rows(5))
+    assert torch.allclose(logits, smoothed.logits(x, rows(5)), atol=1e-5)
+    ahead, behind = (smoothed.logits(x + step * direction, rows(5)).double() for step in (0.003, -0.003))
+    difference = (ahead - behind) / 0.006
+    _, held = linearize(smoothed, x, rows(5), 1)
+    slopes, others = (
+        torch.stack([(of(unit.expand(5, 3)) * direction).flatten(1).sum(1) for unit in torch.eye(3)], 1)
+        for of in (product, held)
+    )
+    scale = slopes.abs().amax(1, keepdim=True)
+    assert ((slopes - difference).abs() / scale).median() < 0.003
+    assert ((others - difference).abs() / scale).median() > 0.03
 
 
 @pytest.mark.parametrize("around", [randomized_smoothing, variational_smoothing])
