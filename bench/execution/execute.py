@@ -195,14 +195,16 @@ def manifest(planned: Planned, origin: dict[str, Any]) -> Manifest:
 def _defense_entry(planned: Planned, name: str) -> DefenseEntry:
     """Returns the manifest's entry of a defense. A defense that could not be built has empty ``weights``."""
     loaded = planned.defenses.get(name)
+    made = None if loaded is None else loaded.defense
+    optimizes = isinstance(made, HasInnerSteps) and made.inner_steps > 0
     card = planned.registry.get("defenses", name).defense_card
     plugin, parameters = planned.matrix.variants.get(name, ("", {}))
     return DefenseEntry(
         name=name,
         citation=card.citation,
         randomized=card.randomized,
-        unrolled=loaded is not None
-        and all(isinstance(loaded.defense, of) for of in (HasInnerSteps, HasUnrolledGradient)),
+        unrolled=optimizes and isinstance(made, HasUnrolledGradient),
+        optimizes=optimizes,
         parameters=card.parameters,
         family=card.family,
         parts=card.parts,

@@ -45,6 +45,8 @@ class DefenseEntry(Entry):
     randomized: bool
     unrolled: bool = False
     """Whether it offers gradients through its optimization at inference."""
+    optimizes: bool = False
+    """Whether it optimizes at inference. False in runs from before it was recorded, unless ``unrolled`` is True."""
     parameters: dict[str, Any] = {}
     family: str = ""
     """The ablation family that it belongs to; empty for none."""
@@ -62,7 +64,8 @@ class DefenseEntry(Entry):
     @property
     def measured(self) -> dict[str, Any]:
         """The fields that the defense's numbers depend on."""
-        return self.model_dump(exclude={"citation", "unrolled", "family", "parts", "samples"})
+        described = {"citation", "unrolled", "optimizes", "family", "parts", "samples"}
+        return self.model_dump(exclude=described)
 
 
 class AttackEntry(Entry):

@@ -158,13 +158,17 @@ def judged_before(run: NormRun, defense: str, cells: Collection[str]) -> Doubt |
 
 
 def not_unrolled(attacked: Attacked, access: pd.Series) -> Doubt | None:
-    """Returns a doubt if the defense offers gradients through its own optimization and no attack used them.
+    """Returns a doubt if the defense optimizes at inference and no attack used gradients through that.
 
     ``access`` has the access of each valid record's attack. In norms other than `UNROLLED_NORMS` no attack
     could, so the result is None.
     """
-    offered = attacked.defense in attacked.run.unrolled and attacked.run.norm in UNROLLED_NORMS
-    return Doubt(NOT_UNROLLED, "gradients hold its end fixed") if offered and not (access == "unrolled").any() else None
+    run, defense = attacked.run, attacked.defense
+    if run.norm not in UNROLLED_NORMS or (access == "unrolled").any():
+        return None
+    if defense in run.unrolled:
+        return Doubt(NOT_UNROLLED, "gradients hold its end fixed")
+    return Doubt(NOT_UNROLLED, "the defense gives no gradient through it") if defense in run.optimizing else None
 
 
 def never_succeeds(attacked: Attacked, records: pd.DataFrame) -> Doubt | None:

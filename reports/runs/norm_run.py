@@ -31,6 +31,7 @@ class NormRun:
         distances: the smallest distances over all attacks by sample, for each defense that has some.
         randomized: names of the run's defenses whose answers are random.
         unrolled: names of the run's defenses that offer gradients through their own optimization.
+        optimizing: names of the run's defenses that optimize at inference.
         resubmissions: N of the protocol "best of N"; 0 for a run before version 3 of the ledger.
         all_records: the records of the run.
         places: positions in ``all_records``, keyed by defense and norm.
@@ -47,6 +48,7 @@ class NormRun:
     distances: Mapping[str, pd.Series]
     randomized: Collection[str]
     unrolled: Collection[str]
+    optimizing: Collection[str]
     resubmissions: int
     all_records: pd.DataFrame
     places: Mapping[Any, Any]

@@ -123,6 +123,7 @@ class Run:
             randomized=self.randomized,
             resubmissions=self.manifest.resubmissions,
             unrolled=[defense.name for defense in self.manifest.defenses if defense.unrolled],
+            optimizing=[defense.name for defense in self.manifest.defenses if defense.optimizes],
             all_records=self.records,
             places=self._places,
         )

@@ -92,6 +92,27 @@ def test_a_defense_that_optimizes_wants_an_attack_that_goes_through_that(access,
 
 
 @pytest.mark.parametrize(
+    ("entry", "detail"),
+    [
+        ({"unrolled": True, "optimizes": True}, "gradients hold its end fixed"),
+        ({"unrolled": True}, "gradients hold its end fixed"),  # A run from before `optimizes`.
+        ({"optimizes": True}, "the defense gives no gradient through it"),
+        ({}, None),
+    ],
+)
+def test_a_defense_that_optimizes_is_doubted_for_one_of_two_reasons(entry, detail):
+    maker = RunMaker(["abs"], 2)
+    maker.families = {"abs": entry}
+    maker.attack("pgd", ["L2"])
+    maker.attack("unrolled_pgd", ["L2"], access="unrolled")
+    maker.attack("boundary", ["L2"], access="decision")
+    maker.cell("abs", "pgd", "L2", [1.0] * 2)
+    maker.na("abs", "unrolled_pgd", "L2", "gives no gradient through an optimization")
+    maker.cell("abs", "boundary", "L2", [1.0] * 2)
+    assert doubts(maker.make()) == ([] if detail is None else [(None, NOT_UNROLLED, detail)])
+
+
+@pytest.mark.parametrize(
     ("prepare", "why"),
     [
         (lambda maker: maker.na("abs", "pgd", "L2", "gives decision access only"), "gives decision access only"),

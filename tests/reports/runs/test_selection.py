@@ -53,9 +53,10 @@ def test_runs_on_the_same_images_are_one():
     assert len(run.records) == 4
 
 
-def test_a_run_from_before_a_defense_offered_more_fits():
+@pytest.mark.parametrize("more", ["unrolled", "optimizes"])
+def test_a_run_from_before_a_defense_offered_more_fits(more):
     old, new = made("cnn", "pgd", [1.0, INF]), made("cnn", "ddn", [2.0, 2.0])
-    offering = tuple(defense.model_copy(update={"unrolled": True}) for defense in new.manifest.defenses)
+    offering = tuple(defense.model_copy(update={more: True}) for defense in new.manifest.defenses)
     new = replaced(new, defenses=offering)
     assert len(combined([old, new]).records) == 4
 
