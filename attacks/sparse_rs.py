@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.parts.random_search import random_search
+from attacks.parts.random_search import Walks
 from bench.contracts.cards import attack
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Positive
@@ -13,6 +13,8 @@ from bench.contracts.parameters import Count, Positive
 SCHEDULE = ((0.005, 2), (0.02, 4), (0.05, 5), (0.1, 6), (0.2, 8), (0.4, 10), (0.6, 12), (0.8, 15), (1, 20))
 """Pairs (limit, divisor): up to this share of the steps, the share of swapped pixels is divided by the divisor (the
 authors' schedule)."""
+TIE = 2.0**-48
+"""Breaks ties between float32 draws, which are multiples of 2^-24, in images of up to 2^24 pixels."""
 
 
 @attack(
@@ -20,7 +22,7 @@ authors' schedule)."""
     norms=["L0"],
     access="score",
     stochastic=True,
-    budget=20000,
+    budget=5000,
     citation="Croce, Andriushchenko, Singh, Flammarion & Hein 2022, Sparse-RS",
     short={"steps": 60},
     approximation_ratio={"L0": (1, 1.4)},
@@ -30,7 +32,7 @@ def sparse_rs(
     x: Tensor,
     y: Tensor,
     *,
-    steps: Count = 500,
+    steps: Count = 120,
     share: Positive = 0.3,
     density: Positive = 0.04,
     shrinkage: Positive = 0.3,
@@ -44,42 +46,44 @@ def sparse_rs(
     k pixels are swapped in the first steps, then fewer.
     """
     size = x.shape[2:].numel()
-    z = x.clone()
+    walks = Walks(oracle, y, oracle.ids, x)
     k = torch.full((len(x),), max(round(density * size), 1), device=x.device)
     shrink = torch.full((len(x),), shrinkage, dtype=torch.float64, device=x.device)
+    step = torch.zeros_like(k)
     active = oracle.ids
-    while True:
-        if not len(active := oracle.working(active)):
-            return oracle.closest(z)
-        u = oracle.random.uniform(active, (2 + x.shape[1], *x.shape[2:]))
-        start = with_pixels(x[active], z[active], k[active], u)
-        z[active] = search(oracle, x[active], y[active], active, start, steps, share)
+    while len(active := oracle.working(active)):
+        fresh = active[step[active] == 0]
+        u = oracle.random.uniform(fresh, (2 + x.shape[1], *x.shape[2:]))
+        walks.begin(fresh, with_pixels(x[fresh], walks.z[fresh], k[fresh], u))
+        going = active[step[active] > 0]
+        u = oracle.random.uniform(going, (1 + x.shape[1], *x.shape[2:]))
+        candidate = walks.z.clone()
+        candidate[going] = swapped(x[going], walks.z[going], swaps(k[going], step[going] / steps, share, size), u)
+        hit = walks.query(active, candidate[active])
+        step[active] += 1
+        # A search that has ended does not wait for the others: otherwise most queries would be about few rows.
+        ended = active[hit | (step[active] == steps)]
+        step[ended] = 0
 
-        closest = oracle.closest_distance[active].clamp_max(size + 1)
-        found, failed = closest <= size, closest > k[active]
-        finished = (failed & (k[active] >= closest - 1)) | (closest <= 1)
-        shrink[active[found & failed]] /= 2
-        smaller = torch.minimum(closest * (1 - shrink[active]), closest - 1).long().clamp_min(1)
-        k[active] = torch.where(found, smaller, (2 * k[active]).clamp_max(size))
-        active = active[~finished]
-
-
-def search(oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, start: Tensor, steps: int, share: float) -> Tensor:
-    """Searches from ``start`` (N, C, H, W) by random swaps that keep the number of changed pixels (algorithm 1)."""
-    k = changed(start, x).flatten(1).sum(1)
-
-    def propose(step: int, rows: Tensor, z: Tensor) -> Tensor:
-        wanted = (k[rows] * share_of_swaps(step / steps, share)).long()
-        count = torch.minimum(wanted, x.shape[2:].numel() - k[rows]).clamp_min(1)
-        u = oracle.random.uniform(ids[rows], (1 + x.shape[1], *x.shape[2:]))
-        return swapped(x[rows], z, count, u)
-
-    return random_search(oracle, y, ids, start, steps, propose)
+        closest = oracle.closest_distance[ended].clamp_max(size + 1)
+        found, failed = closest <= size, closest > k[ended]
+        finished = (failed & (k[ended] >= closest - 1)) | (closest <= 1)
+        shrink[ended[found & failed]] /= 2
+        smaller = torch.minimum(closest * (1 - shrink[ended]), closest - 1).long().clamp_min(1)
+        k[ended] = torch.where(found, smaller, (2 * k[ended]).clamp_max(size))
+        step[ended[finished]] = steps
+        active = active[step[active] < steps]
+    return oracle.closest(walks.z)
 
 
-def share_of_swaps(progress: float, share: float) -> float:
-    """Returns the share of the changed pixels that are swapped after the share ``progress`` of the steps."""
-    return share / next(divisor for limit, divisor in SCHEDULE if progress <= limit)
+def swaps(k: Tensor, progress: Tensor, share: float, size: int) -> Tensor:
+    """Returns how many (N,) of ``k`` (N,) changed pixels are swapped after the share ``progress`` (N,) of the steps.
+
+    ``size`` is the number of the image's pixels.
+    """
+    limits, divisors = torch.tensor(SCHEDULE, dtype=torch.float64, device=k.device).T.contiguous()
+    divisor = divisors[torch.bucketize(progress.double(), limits)]
+    return torch.minimum((k * share / divisor).long(), size - k).clamp_min(1)
 
 
 def swapped(x: Tensor, z: Tensor, count: Tensor, u: Tensor) -> Tensor:
@@ -119,10 +123,14 @@ def chosen(candidates: Tensor, u: Tensor, count: Tensor) -> Tensor:
 
     ``u`` (N, H, W) holds the uniform draws.
     """
-    order = u.masked_fill(~candidates, 2.0).flatten(1).argsort(dim=1, stable=True)
-    position = torch.arange(order.shape[1], device=u.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, position)
-    return (rank < count[:, None]).reshape(u.shape) & candidates
+    keys = u.masked_fill(~candidates, 2.0).flatten(1).double()
+    # Distinct keys, because the order of equal draws would depend on the other rows.
+    keys += TIE * torch.arange(keys.shape[1], device=u.device)
+    most = max(count.tolist(), default=0)
+    first = keys.topk(most, dim=1, largest=False).indices
+    marked = torch.zeros_like(keys, dtype=torch.bool)
+    marked.scatter_(1, first, torch.arange(most, device=u.device) < count[:, None])
+    return marked.reshape(u.shape) & candidates
 
 
 def changed(z: Tensor, x: Tensor) -> Tensor:

@@ -18,6 +18,40 @@ Propose = Callable[[int, Tensor, Tensor], Tensor]
 """Draws candidates (N, C, H, W) for a step from the rows' indices (N,) and their points so far (N, C, H, W)."""
 
 
+class Walks:
+    """Random walks, one for each row. A walk moves where the margin of the true class is lower.
+
+    Args:
+        oracle: answers the queries.
+        y: labels (R,).
+        ids: samples of the rows (R,).
+        start: first points (R, C, H, W).
+
+    Attributes:
+        z: the point (R, C, H, W) with the lowest margin of the true class since each walk began.
+    """
+
+    def __init__(self, oracle: Oracle, y: Tensor, ids: Tensor, start: Tensor) -> None:
+        self._oracle, self._y, self._ids = oracle, y, ids
+        self.z = start.clone()
+        self._lowest = torch.full((len(ids),), torch.inf, device=ids.device)
+
+    def begin(self, rows: Tensor, start: Tensor) -> None:
+        """Begins the walks of ``rows`` (N,) anew, at ``start`` (N, C, H, W)."""
+        self.z[rows], self._lowest[rows] = start, torch.inf
+
+    def query(self, rows: Tensor, candidate: Tensor) -> Tensor:
+        """Moves the walks of ``rows`` (N,) to the candidates (N, C, H, W) that lower the margin.
+
+        Returns which candidates (N,) are adversarial.
+        """
+        logits = self._oracle.scores(candidate, self._ids[rows])
+        reached = -logit_margin(logits, self._y[rows])
+        lower = reached < self._lowest[rows] - ROUNDING * logits.abs().amax(1)
+        self.z[rows[lower]], self._lowest[rows[lower]] = candidate[lower], reached[lower]
+        return self._oracle.reached(logits, self._ids[rows])
+
+
 def random_search(oracle: Oracle, y: Tensor, ids: Tensor, start: Tensor, steps: int, propose: Propose) -> Tensor:
     """Queries ``start`` (R, C, H, W) and ``steps - 1`` candidates per row.
 
@@ -34,16 +68,11 @@ def random_search(oracle: Oracle, y: Tensor, ids: Tensor, start: Tensor, steps: 
     Returns:
         The point (R, C, H, W) with the lowest margin of the true class in each row.
     """
-    z = start.clone()
-    lowest = torch.full((len(ids),), torch.inf, device=ids.device)
+    walks = Walks(oracle, y, ids, start)
     rows = torch.arange(len(ids), device=ids.device)
     for step in range(steps):
         if not len(rows := oracle.working(rows, ids)):
             break
-        candidate = z[rows] if step == 0 else propose(step, rows, z[rows])
-        logits = oracle.scores(candidate, ids[rows])
-        reached = -logit_margin(logits, y[rows])
-        lower = reached < lowest[rows] - ROUNDING * logits.abs().amax(1)
-        z[rows[lower]], lowest[rows[lower]] = candidate[lower], reached[lower]
-        rows = rows[~oracle.reached(logits, ids[rows])]
-    return z
+        candidate = walks.z[rows] if step == 0 else propose(step, rows, walks.z[rows])
+        rows = rows[~walks.query(rows, candidate)]
+    return walks.z
