@@ -11,7 +11,9 @@ from bench.contracts.streams import Streams
 from bench.contracts.threat import ThreatModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Maps logits (N, K) and labels (N,) to one loss per row (N,); differentiable by torch."""
+"""Maps logits (N, K) and labels (N,) to one loss per row (N,); differentiable by torch.
+
+The labels are the rows of what a query hands in as ``y``. They may be several per row, such as a label and a target."""
 
 
 AttackFunction = Callable[..., Tensor]

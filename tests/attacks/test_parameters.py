@@ -44,6 +44,7 @@ CHANGED = {
     "step_size": 0.13,
     "step_sizes": 2,
     "steps": 1,
+    "targeting": "malt",
     "targets": 1,
     "version": "rand",
 }

@@ -16,7 +16,9 @@ SCALES = [1e-12, 1e6]
 BALLS = {"L2": 0.5, "Linf": 0.105}
 FEW = {"steps": 5, "binary_search_steps": 2}
 SHORTER = {
-    **dict.fromkeys(("apgd_ce", "apgd_dlr", "apgd_t", "bim_ge", "eot_pgd", "mim_ge", "pgd_ge", "unrolled_pgd"), FEW),
+    **dict.fromkeys(
+        ("apgd_ce", "apgd_dlr", "apgd_t", "bim_ge", "eot_pgd", "mim_ge", "pgd_ge", "pma", "unrolled_pgd"), FEW
+    ),
     "autoattack": {"queries": 10},
     "square": {"search_steps": 20, "binary_search_steps": 2},
 }
@@ -81,7 +83,7 @@ def test_the_scale_of_the_logits_does_not_matter(digits, name):
             assert torch.allclose(scaled.distance, plain.distance, rtol=1e-3), scale
 
 
-@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "bim", "pgd"])
+@pytest.mark.parametrize("name", ["apgd_ce", "apgd_dlr", "bim", "pgd", "pma"])
 @pytest.mark.parametrize("scale", [1.0, 1e-12])
 def test_bounded_attacks_break_what_can_be_broken_at_any_scale(digits, name, scale):
     """Exact values inside the pixel box."""
