@@ -63,6 +63,28 @@ def test_the_best_attack_reaches_the_optimum_of_a_relu_net(relu_net):
     assert (ratio <= 1.01).double().mean() >= 0.95
 
 
+@pytest.mark.parametrize("problem", ["linear", "prototypes"])
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+@pytest.mark.parametrize(("share", "samples"), [(0.99, 1), (1.01, 8)])
+def test_strongest_breaks_what_the_ball_just_holds(problems, problem, norm, share, samples):
+    """The optimum of each sample is known."""
+    whole = problems[problem]
+    for i, optimum in enumerate(whole.optimum(norm)[:samples].tolist()):
+        alone = replace(whole, x=whole.x[i : i + 1], y=whole.y[i : i + 1], optima={})
+        assert bool(run(alone, "strongest", norm, epsilon=share * optimum, rounds=1).found) == (share > 1)
+
+
+def test_strongest_spends_further_rounds_on_samples_near_the_boundary_only(prototypes):
+    """In a ball in which no sample is broken, by the share of the clean image's distance."""
+    epsilon = 0.5 * float(prototypes.optimum("L2").min())
+    none, few, all_of_them = (
+        run(prototypes, "strongest", "L2", epsilon=epsilon, steps=5, rounds=rounds, reach=reach).forwards
+        for rounds, reach in ((0, 0.5), (2, 1e-9), (2, 10.0))
+    )
+    assert torch.equal(none, few)
+    assert (all_of_them > none).all()
+
+
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_hands_in_what_it_found(prototypes, name, norm):
     """The candidates are the closest adversarials, up to the stretch that the engine tries."""

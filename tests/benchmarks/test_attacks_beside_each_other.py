@@ -33,3 +33,25 @@ def test_sparse_rs_beside_pointwise_10x(report, data_dir):
     )
     assert ours.distance.median() <= theirs.distance.median()
     assert spent <= their_spent
+
+
+PARTS = ("pgd", "apgd_ce", "apgd_t")
+
+
+def test_strongest_beside_its_parts(report, data_dir):
+    """More errors than its parts together, in no more time, on adversarial training in its own ball."""
+    adv_linf = problem("adv_linf", 1000, data_dir)
+    found, seconds = {}, {}
+    for name in ("strongest", *PARTS):
+        outcome, seconds[name] = timed(adv_linf, name, "Linf", epsilon=0.3, chunk=adv_linf.defense.card.batch_size)
+        found[name] = outcome.found
+        errors, passes = outcome.found.sum(), (outcome.forwards + outcome.backwards).mean()
+        report(
+            f"{name}, adv_linf on 1,000 images of mnist, Linf .3",
+            f"{errors} errors, {errors / seconds[name]:.2f} a second ({seconds[name]:.0f} s), passes {passes:.0f}",
+        )
+    together = torch.stack([found[name] for name in PARTS]).any(0)
+    spent = sum(seconds[name] for name in PARTS)
+    report("the parts together", f"{together.sum()} errors, {together.sum() / spent:.2f} a second ({spent:.0f} s)")
+    assert found["strongest"].sum() > together.sum()
+    assert seconds["strongest"] <= spent
