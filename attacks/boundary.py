@@ -14,12 +14,11 @@ from torch import Tensor
 
 from attacks.parts.gradients import length, per_image
 from attacks.parts.lines import bisect
+from attacks.parts.starts import starting_points
 from bench.contracts.cards import attack
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Positive
 
-CLASS_BISECTIONS = 5
-NOISE_TRIES = 50
 START_BISECTIONS = 12
 ADAPTATION = 1.5
 CHECK_EVERY = 4
@@ -93,39 +92,6 @@ def boundary(
             spherical *= spherical_factor
             source *= spherical_factor * towards.factors(*SOURCE_RATES)
     return oracle.closest(z)
-
-
-def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns an adversarial example for each sample (n, C, H, W), and True (n,) where one was found.
-
-    The nearest training image of each other class is moved towards the clean image by binary search. The sample starts
-    from the result that gets nearest, because the walk seldom changes the class. Where no training image is
-    adversarial, the sample starts from uniform noise.
-    """
-    images, labels = oracle.pool
-    start, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    nearest = torch.full((len(x),), torch.inf, device=x.device)
-    for label in range(oracle.classes):
-        ids = oracle.ids[y != label]
-        ids = oracle.working(ids)
-        others = images[labels == label]
-        if not len(ids) or not len(others):
-            continue
-        other = torch.stack([others[length(others - image).argmin()] for image in x[ids]])
-        adversarial = oracle.adversarial(other, ids)
-        ids, other = ids[adversarial], other[adversarial]
-        bisected = bisect(oracle, x[ids], other, ids, CLASS_BISECTIONS)
-        distance = length(bisected - x[ids])
-        nearer = distance < nearest[ids]
-        ids = ids[nearer]
-        start[ids], nearest[ids], found[ids] = bisected[nearer], distance[nearer], True
-    for _ in range(NOISE_TRIES):
-        ids = oracle.ids[~found]
-        if not len(ids := oracle.working(ids)):
-            break
-        start[ids] = oracle.random.uniform(ids, x.shape[1:])
-        found[ids] = oracle.adversarial(start[ids], ids)
-    return start, found
 
 
 def biased(noise: Tensor, perturbation: Tensor, *, smooth: bool) -> Tensor:

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.boundary import smoothed, starting_points
+from attacks.boundary import smoothed
 from attacks.parts.gradients import per_image
+from attacks.parts.starts import starting_points
 from bench.contracts.cards import attack
 from bench.contracts.norms import NormName, check_norm, of_norm
 from bench.contracts.oracle import Oracle

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from attacks.parts.gradients import per_image
 from attacks.parts.lines import tightened
+from attacks.parts.starts import densest, first_hit
 from bench.contracts.cards import attack
 from bench.contracts.oracle import Oracle
 from bench.contracts.parameters import Count, Natural
@@ -129,67 +129,3 @@ def salt_and_pepper(
         bottom = torch.where(hit, density / 2, bottom)
         top = torch.where(hit, (1.2 * density).clamp_max(1), top)
     return oracle.closest(densest(oracle, x))
-
-
-def first_hit(
-    oracle: Oracle,
-    x: Tensor,
-    ids: Tensor,
-    bottom: Tensor,
-    top: Tensor,
-    num_scales: int,
-    *,
-    at_once: int = 1,
-    only_closer: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Climbs ``num_scales`` densities from ``bottom`` (R,) to ``top`` (R,), with fresh noise at each, until a hit.
-
-    Args:
-        oracle: answers the queries.
-        x: clean images (R, C, H, W).
-        ids: samples (R,) of ``x``; a sample may have several rows, each with a climb of its own.
-        bottom: density below the lowest one tried in each row, in [0, 1).
-        top: highest density of each row, in (0, 1].
-        num_scales: number of densities.
-        at_once: number of densities per query.
-        only_closer: skips noise at or beyond the sample's closest adversarial example so far.
-
-    Returns:
-        The noisy image (R, C, H, W) and the density (R,) of each adversarial row, else the clean image and infinity.
-    """
-    first, density = x.clone(), torch.full_like(top, torch.inf)
-    climbing = torch.arange(len(ids), device=ids.device)
-    for steps in torch.split(torch.arange(1, num_scales + 1).to(top), at_once):
-        climbing = climbing[~torch.isfinite(density[climbing])]
-        if not len(climbing := oracle.working(climbing, ids)):
-            break
-        rows = climbing.repeat(len(steps))
-        now = torch.lerp(bottom[rows], top[rows], steps.repeat_interleave(len(climbing)) / num_scales)
-        noisy = salted(x[rows], now, oracle.random.uniform(ids[rows], x.shape[2:]))
-        distance = oracle.threat.distance(noisy, x[rows])
-        worth = distance > 0
-        if only_closer:
-            worth &= distance < oracle.closest_distance[ids[rows]]
-        if not worth.any():
-            continue
-        rows, now, noisy = rows[worth], now[worth], noisy[worth]
-        hit = oracle.adversarial(noisy, ids[rows])
-        density.scatter_reduce_(0, rows[hit], now[hit], "amin")
-        lowest = hit & (now == density[rows])
-        first[rows[lowest]] = noisy[lowest]
-    return first, density
-
-
-def densest(oracle: Oracle, x: Tensor) -> Tensor:
-    """Returns ``x`` (n, C, H, W) with salt and pepper on every pixel, the candidate where no hit was found."""
-    return salted(x, torch.ones(len(x), device=x.device), oracle.random.uniform(oracle.ids, x.shape[2:]))
-
-
-def salted(x: Tensor, density: Tensor, u: Tensor) -> Tensor:
-    """Sets the share ``density`` (N,) of the pixels of ``x`` (N, C, H, W) to white or to black, half of them each.
-
-    The uniform draws ``u`` (N, H, W) choose the pixels.
-    """
-    half = per_image(density / 2)
-    u = u[:, None]
-    return torch.where(u >= 1 - half, 1.0, torch.where(u < half, 0.0, x))

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from attacks.noise import densest, first_hit
 from attacks.parts.lines import bisect
+from attacks.parts.starts import densest, first_hit
 from bench.contracts.cards import attack
 from bench.contracts.norms import check_norm
 from bench.contracts.oracle import Oracle

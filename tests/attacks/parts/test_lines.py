@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from attacks.boundary import SuccessQueue, propose
 from attacks.gradient_estimation import EstimatedGradients
 from attacks.iterative_gradient import random_start
-from attacks.noise import salted
 from attacks.parts.epsilon_search import smallest_epsilon
 from attacks.parts.gradients import length, steepest, wrong_odds
 from attacks.parts.lines import bisect, climb
+from attacks.parts.starts import salted
 from attacks.pointwise import next_in_cycle, undo, undo_squares
 from bench.contracts.chunk import Chunk
 from bench.contracts.errors import UserError
