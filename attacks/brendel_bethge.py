@@ -40,7 +40,7 @@ SMALLEST_RADIUS = 3e-3
     citation="Brendel, Rauber, Kümmerer, Ustyuzhaninov & Bethge 2019, Accurate, reliable and fast robustness "
     "evaluation",
     short={"steps": 60},
-    approximation_ratio={"L0": (1.2, 2), "L2": (1.1, 1.6), "Linf": (1.2, 5), "L1": (1.1, 1.7)},
+    approximation_ratio={"L0": (1.01, 1.51), "L2": (1.01, 1.45), "Linf": (1.02, 1.35), "L1": (1.01, 1.6)},
 )
 def brendel_bethge(
     oracle: Oracle,

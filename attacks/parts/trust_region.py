@@ -159,7 +159,8 @@ def on_boundary(at: Boundary, pull: Pull, k: Tensor, t: Tensor) -> tuple[Tensor,
     At last, v at both ends of the interval is blended. The blend lies on the boundary.
     """
     low, high = torch.full_like(k, -torch.inf), torch.full_like(k, torch.inf)
-    tolerance = PRECISION * at.gap.abs() + PRECISION**2 * at.radius
+    # A tolerance that exceeds the overshoot of c would keep the iterates on the clean side.
+    tolerance = PRECISION * at.gap.abs() + torch.finfo(k.dtype).eps * at.radius
     unreachable = torch.zeros_like(k, dtype=torch.bool)
     for tries in range(BOUNDARY_TRIES):
         v, slope = pull(at, k, t)
