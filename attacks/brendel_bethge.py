@@ -8,7 +8,7 @@ size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,8 +23,11 @@ from bench.contracts.parameters import Count, Natural, Positive
 
 NUM_SCALES = 50
 """Densities of the noise to start from."""
-FIRST_RADIUS = 20.0
-"""First radius of the trust regions. Long steps find other parts of the boundary, where it may be nearer."""
+FIRST_RADIUS = 0.7
+"""First radius of the trust regions, as a share of the pixel box's diagonal.
+
+Long steps find other parts of the boundary, where it may be nearer.
+"""
 PATIENCE, PROGRESS = 6, 1e-3
 """Steps without progress before a radius is halved, and the share of the distance that counts as progress."""
 SMALLEST_RADIUS = 3e-3
@@ -63,7 +66,7 @@ def brendel_bethge(
     active = oracle.ids[found]
     z[active] = to_boundary(oracle, x[active], z[active], active, binary_search_steps)
     normal = torch.zeros_like(x)
-    regions = TrustRegions(len(x), x.device)
+    regions = TrustRegions(x)
     for k in range(steps):
         if not len(active := oracle.working(active)):
             break
@@ -109,20 +112,19 @@ def to_boundary(oracle: Oracle, x: Tensor, start: Tensor, ids: Tensor, steps: in
 
 @dataclass
 class TrustRegions:
-    """Radii of the trust regions of samples, and what they were last adapted by."""
+    """Radii of the trust regions of the samples ``x`` (n, C, H, W), and what they were last adapted by."""
 
-    samples: int
-    device: torch.device
+    x: InitVar[Tensor]
     radius: Tensor = field(init=False)
     pull: Tensor = field(init=False)
     reference: Tensor = field(init=False)
     idle: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.radius = torch.full((self.samples,), FIRST_RADIUS, device=self.device)
-        self.pull = torch.ones(self.samples, device=self.device)
-        self.reference = torch.full((self.samples,), torch.inf, dtype=torch.float64, device=self.device)
-        self.idle = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
+    def __post_init__(self, x: Tensor) -> None:
+        self.pull = torch.ones(len(x), device=x.device)
+        self.radius = FIRST_RADIUS * x.shape[1:].numel() ** 0.5 * self.pull
+        self.reference = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        self.idle = torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def adapt(self, ids: Tensor, distance: Tensor) -> None:
         """Halves the radii of samples whose closest ``distance`` (N,) has not fallen for `PATIENCE` steps."""
