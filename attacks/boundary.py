@@ -39,6 +39,7 @@ SMOOTHING = 1 / 16
     norms=["L2"],
     access="decision",
     stochastic=True,
+    refines=True,
     budget=8000,
     citation="Brendel, Rauber & Bethge 2018, Decision-based adversarial attacks",
     short={"steps": 250},

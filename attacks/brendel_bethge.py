@@ -39,6 +39,7 @@ SMALLEST_RADIUS = 3e-3
     norms=["L0", "L2", "Linf", "L1"],
     access="gradient",
     stochastic=True,
+    refines=True,
     budget=1200,
     citation="Brendel, Rauber, Kümmerer, Ustyuzhaninov & Bethge 2019, Accurate, reliable and fast robustness "
     "evaluation",

@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.parts.annealing import cosine
 from attacks.parts.gradients import length, per_image, steepest, wrong_odds
 from attacks.parts.lines import tightened
+from attacks.parts.starts import handed_over
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle
 from bench.contracts.parameters import Count, Natural, Positive
@@ -17,6 +18,7 @@ from bench.contracts.parameters import Count, Natural, Positive
     "ddn",
     norms=["L2"],
     access="gradient",
+    refines=True,
     budget=700,
     citation="Rony et al. 2019, Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and "
     "defenses",
@@ -35,12 +37,13 @@ def ddn(
 ) -> Tensor:
     """Runs algorithm 1, without quantization: steps along the gradient, on a sphere around the clean image.
 
-    The radius shrinks by the share ``gamma`` where the last iterate was adversarial, and grows by it elsewhere. The
-    step size falls from 1 to 0.01 by cosine annealing. The segment from the clean image to the closest adversarial
-    example is then halved ``binary_search_steps`` times, because the radii are ``gamma`` apart.
+    The first radius is ``radius``, or the distance of an adversarial example that another attack found. It shrinks by
+    the share ``gamma`` where the last iterate was adversarial, and grows by it elsewhere. The step size falls from 1 to
+    0.01 by cosine annealing. The segment from the clean image to the closest adversarial example is then halved
+    ``binary_search_steps`` times, because the radii are ``gamma`` apart.
     """
-    z = x.clone()
-    radii = torch.full((len(x),), radius, device=x.device)
+    z, found = handed_over(oracle)
+    radii = torch.where(found, length(z - x), radius)
     active = oracle.ids
     for k in range(steps):
         if not len(active := oracle.working(active)):

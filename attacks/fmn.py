@@ -8,6 +8,7 @@ from torch import Tensor
 from attacks.parts.annealing import cosine
 from attacks.parts.gradients import logit_margin, steepest
 from attacks.parts.lines import tightened
+from attacks.parts.starts import handed_over
 from bench.contracts.cards import attack
 from bench.contracts.norms.l2 import L2
 from bench.contracts.oracle import GradientOracle
@@ -18,6 +19,7 @@ from bench.contracts.parameters import Count, Natural, Positive
     "fmn",
     norms=["Linf"],
     access="gradient",
+    refines=True,
     budget=700,
     citation="Pintor, Roli, Brendel & Biggio 2021, Fast minimum-norm adversarial attacks through adaptive norm "
     "constraints",
@@ -36,12 +38,13 @@ def fmn(
 ) -> Tensor:
     """Runs algorithm 1: gradient steps within a ball whose radius follows the boundary.
 
-    Until a sample is first adversarial, its radius is the linearized distance to the boundary. Then the radius shrinks
-    or grows by the share ``gamma``. Cosine annealing lowers ``gamma`` to 0.001 and ``step_size`` to 0.01 of itself. The
-    segment from the clean image to the closest adversarial example is then halved ``binary_search_steps`` times.
+    A sample may start from an adversarial example of another attack. Until it is first adversarial, its radius is the
+    linearized distance to the boundary. Then the radius shrinks or grows by the share ``gamma``. Cosine annealing
+    lowers ``gamma`` to 0.001 and ``step_size`` to 0.01 of itself. The segment from the clean image to the closest
+    adversarial example is then halved ``binary_search_steps`` times.
     """
-    z = x.clone()
-    radii = torch.full((len(x),), torch.inf, device=x.device)
+    z, found = handed_over(oracle)
+    radii = torch.where(found, oracle.threat.distance(z, x).to(x.dtype), torch.inf)
     active = oracle.ids
     for k in range(steps):
         if not len(active := oracle.working(active)):

@@ -54,6 +54,7 @@ class EstimatedGradients(GradientOracle):
         self._prior: Tensor | None = None
         self._fresh = torch.ones(len(oracle.ids), dtype=torch.bool, device=oracle.ids.device)
         self.ids, self.threat, self.random, self.classes = oracle.ids, oracle.threat, oracle.random, oracle.classes
+        self.starts = oracle.starts
 
     @property
     def lane(self) -> int:

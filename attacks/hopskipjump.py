@@ -31,6 +31,7 @@ HALVINGS = 25
     norms=["L2", "Linf"],
     access="decision",
     stochastic=True,
+    refines=True,
     budget=8000,
     citation="Chen, Jordan & Wainwright 2020, HopSkipJumpAttack: a query-efficient decision-based attack",
     short={"steps": 6, "draws": 30},

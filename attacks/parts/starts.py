@@ -1,4 +1,4 @@
-"""Adversarial examples from which attacks start: training images of other classes, and salt and pepper noise."""
+"""Adversarial examples from which attacks start: other attacks', training images of other classes, and noise."""
 
 from __future__ import annotations
 
@@ -7,24 +7,37 @@ from torch import Tensor
 
 from attacks.parts.gradients import length, per_image
 from attacks.parts.lines import bisect
-from bench.contracts.oracle import Oracle
+from bench.contracts.oracle import GradientOracle, Oracle
 
 CLASS_BISECTIONS = 5
 NOISE_TRIES = 50
 
 
+def handed_over(oracle: GradientOracle) -> tuple[Tensor, Tensor]:
+    """Returns what other attacks found (n, C, H, W), and True (n,) where it is adversarial; else the clean images.
+
+    It is queried, and thus remembered: an attack that starts there never ends farther.
+    """
+    start, there = (each.clone() for each in oracle.starts)
+    found = torch.zeros_like(there)
+    if len(ids := oracle.working(oracle.ids[there])):
+        found[ids] = oracle.adversarial(start[ids], ids)
+    return start, found
+
+
 def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Returns an adversarial example for each sample (n, C, H, W), and True (n,) where one was found.
 
-    The nearest training image of each other class is moved towards the clean image by binary search. The sample starts
-    from the result that gets nearest, because the walk seldom changes the class. Where no training image is
-    adversarial, the sample starts from uniform noise.
+    A sample starts from what other attacks found. Without that, the nearest training image of each other class is moved
+    towards the clean image by binary search. The sample starts from the result that gets nearest, because the walk
+    seldom changes the class. Where no training image is adversarial, the sample starts from uniform noise.
     """
     images, labels = oracle.pool
-    start, found = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    start, found = handed_over(oracle)
+    without = ~found
     nearest = torch.full((len(x),), torch.inf, device=x.device)
     for label in range(oracle.classes):
-        ids = oracle.ids[y != label]
+        ids = oracle.ids[without & (y != label)]
         ids = oracle.working(ids)
         others = images[labels == label]
         if not len(ids) or not len(others):
@@ -49,11 +62,14 @@ def starting_points(oracle: Oracle, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 def noisy_starting_points(oracle: Oracle, x: Tensor, num_scales: int) -> tuple[Tensor, Tensor]:
     """Returns salt and pepper noise (n, C, H, W) on ``x``, and True (n,) where it is adversarial.
 
-    The density climbs ``num_scales`` even steps up to 1. A sample without a hit gets noise on every pixel.
+    A sample starts from what other attacks found, instead. The density climbs ``num_scales`` even steps up to 1. A
+    sample without a hit gets noise on every pixel.
     """
-    one = torch.ones(len(x), device=x.device)
-    start, density = first_hit(oracle, x, oracle.ids, torch.zeros_like(one), one, num_scales)
-    found = torch.isfinite(density)
+    start, found = handed_over(oracle)
+    ids = oracle.ids[~found]
+    one = torch.ones(len(ids), device=x.device)
+    start[ids], density = first_hit(oracle, x[ids], ids, torch.zeros_like(one), one, num_scales)
+    found[ids] = torch.isfinite(density)
     return torch.where(per_image(found), start, densest(oracle, x)), found
 
 

@@ -73,12 +73,15 @@ class GradientOracle(DecisionOracle, Protocol):
         classes: number of classes.
         lane: number of the restart or repetition that the next queries belong to. A defense that answers from earlier
             queries (`bench.contracts.protocols.HasWarmAnswers`) remembers each lane apart. The attack may change it.
+        starts: adversarial examples (n, C, H, W) that other attacks found, the nearest of each sample, and True (n,)
+            where there is one. A matrix names these attacks in ``start``.
     """
 
     threat: ThreatModel
     random: Streams
     classes: int
     lane: int
+    starts: tuple[Tensor, Tensor]
 
     def scores(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the logits (N, K) of images ``x`` (N, C, H, W)."""
@@ -117,15 +120,12 @@ class Oracle(GradientOracle, Protocol):
     Attributes:
         pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk. The adversary is
             assumed to have them. May be empty.
-        starts: adversarial examples (n, C, H, W) that other attacks found, the nearest of each sample, and True (n,)
-            where there is one. A matrix names these attacks in ``start``.
         draws: number of EOT samples (expectation over transformation): the draws over which a randomized defense's
             answers are averaged. The attack may change it.
         remarks: the attack's remarks on the defense, such as a library's warnings. The ledger keeps them.
     """
 
     pool: tuple[Tensor, Tensor]
-    starts: tuple[Tensor, Tensor]
     draws: int
     remarks: list[str]
 

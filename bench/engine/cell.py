@@ -200,7 +200,7 @@ class _Attempt:
             terms,
             chunk.streams(cell.seed, f"attack {cell.attack} {cell.norm}"),
             chunk.streams(cell.seed, f"queries {cell.attack} {cell.norm}"),
-            Resources(self.pool, self._starts(chunk), lambda attack: self._proposed(attack, whole)[rows]),
+            Resources(self.pool, lambda attack: self._proposed(attack, whole)[rows], self._starts(chunk)),
         )
         candidates = self._candidates(oracle, chunk)
         judge = self._judge(chunk)

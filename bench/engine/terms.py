@@ -39,13 +39,13 @@ class Resources:
 
     Attributes:
         pool: clean training images (P, C, H, W) and their labels (P,), the same for every chunk; None for none.
-        starts: adversarial examples (n, C, H, W) of other attacks, and True (n,) where there is one; None for none.
         transferred: maps a gradient attack to what it proposes on the substitute; None where there is no substitute.
+        starts: adversarial examples (n, C, H, W) of other attacks, and True (n,) where there is one; None for none.
     """
 
     pool: tuple[Tensor, Tensor] | None = None
-    starts: tuple[Tensor, Tensor] | None = None
     transferred: Callable[[AttackFunction], Tensor] | None = None
+    starts: tuple[Tensor, Tensor] | None = None
 
 
 NOTHING = Resources()

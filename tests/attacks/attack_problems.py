@@ -208,10 +208,12 @@ def run(
     samples: int | None = None,
     substitute: Defense | None = None,
     start: float | None = None,
+    starts: tuple[Tensor, Tensor] | None = None,
     **parameters: Any,
 ) -> Outcome:
     """Runs an attack chunk by chunk, as the engine does; in a ball of `RADIUS` if it must have one. What transfers does
-    so from ``substitute``, or from the problem's own defense. ``start`` is the attack's own parameter ``epsilon``."""
+    so from ``substitute``, or from the problem's own defense. ``start`` is the attack's own parameter ``epsilon``;
+    ``starts`` is what other attacks found."""
     if start is not None:
         parameters["epsilon"] = start
     card = card_of(ATTACKS[name])
@@ -238,7 +240,7 @@ def run(
             Terms(card.access, ThreatModel(norm, epsilon), allowed, batch_size=64),
             part.streams(seed, "attack"),
             part.streams(seed, "queries"),
-            Resources(problem.pool, transferred),
+            Resources(problem.pool, transferred, None if starts is None else tuple(each[keys] for each in starts)),
         )
         attacked, labels = x.clone(), y.clone()
         try:
