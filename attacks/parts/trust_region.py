@@ -31,6 +31,8 @@ STRONGEST = 100.0
 """Largest t. Values change by at most 1, so that a larger t hardly changes the step."""
 FACTOR = 10.0
 """Largest change of t from one try to the next, until t is known from both sides."""
+ROUNDING = 1e-6
+"""Error of b^T v in float32, ten times over."""
 HUGE, TINY = 1e9, 1e-12
 
 
@@ -160,7 +162,7 @@ def on_boundary(at: Boundary, pull: Pull, k: Tensor, t: Tensor) -> tuple[Tensor,
     """
     low, high = torch.full_like(k, -torch.inf), torch.full_like(k, torch.inf)
     # A tolerance that exceeds the overshoot of c would keep the iterates on the clean side.
-    tolerance = PRECISION * at.gap.abs() + torch.finfo(k.dtype).eps * at.radius
+    tolerance = PRECISION * at.gap.abs() + ROUNDING
     unreachable = torch.zeros_like(k, dtype=torch.bool)
     for tries in range(BOUNDARY_TRIES):
         v, slope = pull(at, k, t)
