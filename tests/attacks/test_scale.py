@@ -12,7 +12,8 @@ from bench.contracts.cards import DefenseCard, card_of
 from bench.datasets.dataset import load_dataset
 
 WITH_SCORES = [name for name in ATTACKS if card_of(ATTACKS[name]).access in ("gradient", "unrolled", "score", "latent")]
-SCALES = [1e-12, 1e6]
+SCALES = [2.0**-40, 2.0**20]
+"""Powers of two, so that nothing is rounded otherwise: rounding may lead an attack to another local optimum."""
 BALLS = {"L2": 0.5, "Linf": 0.105}
 FEW = {"steps": 5, "binary_search_steps": 2}
 SHORTER = {
