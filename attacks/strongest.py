@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.apgd import CITATION, ascend, by_malt, targeted_ratio
+from attacks.apgd import CITATION, ascend, by_malt, difference_of_logits_ratio, targeted_ratio
 from attacks.iterative_gradient import random_start
 from attacks.parts.gradients import wrong_odds
 from bench.contracts.cards import attack
 from bench.contracts.oracle import GradientOracle, Loss
 from bench.contracts.parameters import Count, Natural, Positive
-
-NEAREST = 3
-"""Targets of each sample whose losses came nearest to zero, towards which further rounds ascend."""
 
 
 @attack(
@@ -25,7 +22,7 @@ NEAREST = 3
     budget=10_000,
     citation=f"ascents and losses of {CITATION}; targets of Melamed, Yehudai & Shamir 2024, MALT powers up adversarial "
     "attacks",
-    short={"steps": 5, "rounds": 1, "targets": 2},
+    short={"steps": 5, "rounds": 1},
 )
 def strongest(
     oracle: GradientOracle,
@@ -33,84 +30,70 @@ def strongest(
     y: Tensor,
     *,
     steps: Count = 25,
-    targets: Count = 9,
-    rounds: Natural = 3,
-    reach: Positive = 0.5,
+    targets: Count = 2,
+    rounds: Natural = 2,
+    reach: Positive = 0.6,
 ) -> Tensor:
-    """Tries all targets of all samples in ``steps`` steps, and then spends on the samples nearest to the boundary.
+    """Ascends four losses from one start for all samples, and from many starts for the samples near the boundary.
 
-    Round 0 ascends the cross-entropy, and the targeted difference of logits ratio towards each of the ``targets`` wrong
-    classes, in the order of MALT. ``rounds`` further ones follow, each with twice the steps of the last. Round r takes
-    the samples whose largest ratio so far is above ``-reach / 2^((r-1)/2)``. It ascends both losses again, the ratio
-    towards the `NEAREST` targets only, from random starts and from where the last ascents towards these targets ended.
+    The losses are the cross-entropy, the difference of logits ratio, and the targeted one towards the first ``targets``
+    classes in the order of MALT. Round 0 takes ``steps`` steps of each from a random start. ``rounds`` further ones
+    follow. Each takes twice the steps of the last, from twice the starts. They lie around the point at which the
+    sample's ratio was largest so far. Round r takes only the samples whose largest ratio is above
+    ``-reach / 2^(r-1)``.
 
     This is no published attack, but a schedule of published ones. Each sample's ratio alone decides how much is spent
     on it, so that the chunk does not matter. Broken samples leave.
     """
-    best = _Best(oracle, x, y, by_malt(oracle, x, y)[:, :targets])
+    ranked = by_malt(oracle, x, y)[:, :targets]
+    losses: list[tuple[Loss, Tensor]] = [(wrong_odds, y), (difference_of_logits_ratio, y)]
+    losses += [(targeted_ratio, torch.stack([y, classes], 1)) for classes in ranked.T]
+    nearest = _Nearest(oracle, x, y)
     ids = oracle.ids
     for number in range(1 + rounds):
-        length = steps * 2**number
         if number:
-            nearest = best.ratios.topk(min(NEAREST, best.ratios.shape[1]), dim=1)
-            ids = ids[nearest.values[ids, 0] > -reach / 2 ** ((number - 1) / 2)]
-            places, starts = nearest.indices.T, [best.ends_towards, best.random_starts]
-        else:
-            places = torch.arange(best.ratios.shape[1], device=x.device)[:, None].expand(-1, len(x))
-            starts = [best.random_starts]
-        for start in starts:
-            if len(ids := best.left(ids)):
-                best.ascend(ids, wrong_odds, y[ids], start(ids, places[0, ids]), length)
-            for place in places:
-                if len(ids := best.left(ids)):
-                    best.approach(ids, place[ids], start(ids, place[ids]), length)
-    return oracle.closest(best.last)
+            ids = ids[nearest.ratio[ids] > -reach / 2 ** (number - 1)]
+        for loss, labels in losses:
+            ids = oracle.working(ids[~oracle.found[ids]])
+            if len(ids):
+                nearest.approach(ids, loss, labels, steps=steps * 2**number, starts=2**number)
+    return oracle.closest(nearest.z)
 
 
-class _Best:
-    """The ascents of one chunk: how near each sample came towards each target, and where.
+class _Nearest:
+    """The point of each sample that comes nearest to the boundary.
 
     Args:
         oracle: answers the queries. Its threat model has a ball.
         x: clean images (n, C, H, W).
         y: labels (n,).
-        ranked: target classes (n, M) of each sample.
 
     Attributes:
-        ratios: the largest targeted ratio (n, M) of the ascents towards each target.
-        last: where each sample's last ascent ended (n, C, H, W).
+        z: the point (n, C, H, W).
+        ratio: its difference of logits ratio (n,).
     """
 
-    def __init__(self, oracle: GradientOracle, x: Tensor, y: Tensor, ranked: Tensor) -> None:
-        self._oracle, self._x, self._y, self._ranked = oracle, x, y, ranked
+    def __init__(self, oracle: GradientOracle, x: Tensor, y: Tensor) -> None:
+        self._oracle, self._x, self._y = oracle, x, y
         self._radii = torch.full((len(x),), oracle.threat.epsilon or 0.0, dtype=torch.float64, device=x.device)
-        self._ends = x[:, None].repeat(1, ranked.shape[1], 1, 1, 1)
-        self.ratios = torch.full(ranked.shape, -torch.inf, device=x.device)
-        self.last = x.clone()
+        self.z, self.ratio = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
 
-    def left(self, ids: Tensor) -> Tensor:
-        """Returns the samples (M,) of ``ids`` (N,) that are not broken and have budget left."""
-        return self._oracle.working(ids[~self._oracle.found[ids]])
+    def approach(self, ids: Tensor, loss: Loss, labels: Tensor, *, steps: int, starts: int) -> None:
+        """Ascends ``loss``, which takes ``labels`` (n, ...), for the samples ``ids`` (N,).
 
-    def random_starts(self, ids: Tensor, place: Tensor) -> Tensor:
-        """Draws points (N, C, H, W) in the balls of the samples ``ids`` (N,)."""
-        return random_start(self._oracle, self._x[ids], ids, self._radii[ids])
-
-    def ends_towards(self, ids: Tensor, place: Tensor) -> Tensor:
-        """Returns where the best ascents of the samples ``ids`` (N,) towards their targets at ``place`` (N,) ended."""
-        return self._ends[ids, place]
-
-    def ascend(self, ids: Tensor, loss: Loss, labels: Tensor, start: Tensor, steps: int) -> Tensor:
-        """Ascends a loss from ``start`` (N, C, H, W) and returns the largest values (N,)."""
-        x, radii = self._x[ids], self._radii[ids]
-        self.last[ids], top = ascend(self._oracle, x, labels, ids, radii, loss, start=start, steps=steps)
+        The ``starts`` of a sample are drawn around its point, from balls of 1/starts to all of the threat model's
+        radius. All ascend side by side, because small batches are slow.
+        """
+        rows = ids.repeat(starts)
+        share = torch.arange(1, starts + 1, device=ids.device).repeat_interleave(len(ids)) / starts
+        x, radii = self._x[rows], self._radii[rows]
+        start = random_start(self._oracle, self.z[rows], rows, share * radii)
+        start = self._oracle.threat.norm.project(start, x, radii)
+        ends, _ = ascend(self._oracle, x, labels[rows], rows, radii, loss, start=start, steps=steps)
         self._oracle.lane += 1
-        return top
-
-    def approach(self, ids: Tensor, place: Tensor, start: Tensor, steps: int) -> None:
-        """Ascends the ratio towards each sample's target at ``place`` (N,), and remembers where it was largest."""
-        labels = torch.stack([self._y[ids], self._ranked[ids, place]], 1)
-        ratio = self.ascend(ids, targeted_ratio, labels, start, steps)
-        better = ratio > self.ratios[ids, place]
-        up, where = ids[better], place[better]
-        self._ends[up, where], self.ratios[up, where] = self.last[up], ratio[better]
+        if len(self._oracle.working(ids)):
+            ratio = difference_of_logits_ratio(self._oracle.scores(ends, rows), self._y[rows])
+            top, which = ratio.reshape(starts, -1).max(0)
+            up = top > self.ratio[ids]
+            chosen = which * len(ids) + torch.arange(len(ids), device=ids.device)
+            self.z[ids[up]], self.ratio[ids[up]] = ends[chosen[up]], top[up]
