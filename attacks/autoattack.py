@@ -29,6 +29,8 @@ from bench.contracts.parameters import Count, Natural
 Version = Literal["standard", "rand"]
 RANDOMIZED = "the outputs change from pass to pass"
 PROBABILITIES = "the outputs look like probabilities, not logits"
+BEYOND = 0.02
+"""How far behind a candidate its distance is tried again, as a share of it."""
 ZERO_GRADIENTS = "APGD met gradients that are zero"
 SQUARE_BREAKS = "Square broke images that the attacks with gradients had left"
 
@@ -192,14 +194,20 @@ def seeded(oracle: Oracle) -> Iterator[int]:
 def hand_in(oracle: Oracle, x: Tensor, candidates: Tensor, ids: Tensor) -> None:
     """Shows the library's candidates (N, C, H, W) to the oracle.
 
-    Candidates are first projected into the ball, because rounding pushes them out. Rows that the library left at the
-    clean image ``x`` are failures and are not shown.
+    Candidates are first projected into the ball, because rounding pushes them out. Without a ball, a candidate that is
+    not adversarial is shown again a little farther out, because it lies on the boundary that the library saw, which is
+    not the boundary itself where answers are random or approximate. Rows that the library left at the clean image ``x``
+    are failures and are not shown.
     """
     if oracle.threat.epsilon is not None:
         candidates = oracle.threat.norm.project(candidates, x, oracle.threat.epsilon)
     moved = (candidates != x).flatten(1).any(1)
-    if moved.any():
-        oracle.decision(candidates[moved], ids[moved])
+    if not moved.any():
+        return
+    x, candidates, ids = x[moved], candidates[moved], ids[moved]
+    missed = ~oracle.adversarial(candidates, ids)
+    if oracle.threat.epsilon is None and missed.any():
+        oracle.decision(torch.lerp(x, candidates, 1 + BEYOND)[missed].clamp(0, 1), ids[missed])
 
 
 def farthest(oracle: Oracle, x: Tensor) -> Tensor:

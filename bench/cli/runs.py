@@ -140,7 +140,7 @@ def _show(planned: Planned, why: Mapping[str, str]) -> None:
             cell.attack,
             cell.norm if cell.epsilon is None else f"{cell.norm} {cell.epsilon:g}",
             cell.defense,
-            f"{cell.budget:,}",
+            f"{cell.budget:,}" + (f" ({cell.inner_budget:,} inner steps)" if cell.inner_budget else ""),
             f"{most([cell]):,.0f}",
             *state(cell),
         )

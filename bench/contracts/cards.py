@@ -91,7 +91,8 @@ class AttackCard:
         stochastic: whether it draws random numbers.
         budget: maximum number of forward plus backward passes per sample. The oracle stops a sample there.
         library: whether it runs a library's code through `Oracle.as_module`. These queries carry no sample ids. A
-            sample's counts are then its chunk's mean, and the budget stops the whole chunk.
+            sample's counts are then its chunk's mean, and the budget stops the whole chunk. Each image passes for one
+            of the sample whose clean image is nearest.
         refines: whether it can start from other attacks' adversarial examples (`bench.contracts.oracle.Oracle.starts`).
         citation: where it was published.
         parameters: names and defaults of the parameters that a matrix may set.

@@ -163,7 +163,7 @@ class WarmAnswers(Protocol):
         """Ends a query: from now on, each sample is remembered by its last row."""
 
     def forget(self, samples: Tensor) -> None:
-        """Makes the next answers about ``samples`` (N,) exact."""
+        """Makes the next answers about ``samples`` (N,) start from nothing."""
 
 
 @runtime_checkable

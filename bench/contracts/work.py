@@ -119,6 +119,10 @@ class Cell(Work):
     Attributes:
         attack: the attack's name, with its variant after a colon.
         function: the attack's registered name.
+        budget: maximum number of forward plus backward passes per sample.
+        inner_budget: number of steps per sample of the defense's optimization after which the attack ends; None for no
+            limit.
+        reference_budget: the budget below which its number is doubted. It does not change a result.
         chunk: number of samples that are attacked together.
         substitute: the defense that a transfer attack uses as its source; None for other attacks.
         judging: how a randomized defense is judged; None for a deterministic one.
@@ -134,6 +138,8 @@ class Cell(Work):
     parameters: dict[str, Any]
     budget: int
     chunk: int
+    inner_budget: int | None = None
+    reference_budget: int = 1
     substitute: str | None = None
     judging: Judging | None = None
     as_it_is: bool = False
@@ -158,7 +164,7 @@ class Cell(Work):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that can change the result but the selection of samples: that is in the shards' ids."""
-        own = {key: value for key, value in super().identity.items() if key != "samples"}
+        own = {key: value for key, value in super().identity.items() if key not in ("samples", "reference_budget")}
         return {**own, "starts": [start.id for start in self.starts]}
 
     def shards(self, hashes: Sequence[str]) -> tuple[Shard, ...]:

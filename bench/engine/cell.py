@@ -191,6 +191,7 @@ class _Attempt:
             ThreatModel(cell.norm, cell.epsilon),
             cell.budget,
             rows_per_pass(cell.batch_size, chunk.device),
+            inner_budget=cell.inner_budget,
             deadline=self.deadline,
             warm=cell.inference == "warm",
         )

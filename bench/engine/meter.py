@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,17 +20,28 @@ class Meter:
         batch_size: rows that are evaluated together at most.
         deadline: of the monotonic clock, after which nothing is evaluated; None for none.
         device: of the samples.
+        inner_budget: steps per sample of the defense's optimization after which its queries are refused, too; None for
+            no limit.
+        inner_steps: returns those taken so far (n,).
 
     Attributes:
         refused: True (n,) for samples of which a query was refused because their budget was used up.
     """
 
     def __init__(
-        self, samples: int, budget: int, batch_size: int, deadline: float | None, device: torch.device
+        self,
+        samples: int,
+        budget: int,
+        batch_size: int,
+        deadline: float | None,
+        device: torch.device,
+        inner_budget: int | None = None,
+        inner_steps: Callable[[], Tensor] | None = None,
     ) -> None:
         self.refused = torch.zeros(samples, dtype=torch.bool, device=device)
         self.batch_size = batch_size
         self._samples, self._budget, self._deadline = samples, budget, deadline
+        self._inner_budget, self._inner_steps = inner_budget, inner_steps
         self._forwards = torch.zeros(samples, dtype=torch.int64, device=device)
         self._backwards = torch.zeros_like(self._forwards)
         self._shared_forwards = self._shared_backwards = 0
@@ -40,7 +51,10 @@ class Meter:
         """True (n,) for samples that have used up their budget."""
         shared = (self._shared_forwards + self._shared_backwards) / max(self._samples, 1)
         spent: Tensor = self._forwards + self._backwards
-        return spent >= self._budget - shared
+        exhausted = spent >= self._budget - shared
+        if self._inner_budget is None or self._inner_steps is None:
+            return exhausted
+        return exhausted | (self._inner_steps() >= self._inner_budget)
 
     @property
     def forwards(self) -> Tensor:

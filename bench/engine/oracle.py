@@ -65,10 +65,18 @@ class DefenseOracle:
         lanes = Lanes(defense, len(chunk), chunk.device) if terms.warm and isinstance(defense, HasWarmAnswers) else None
         unrolled = terms.access == "unrolled"
         self._queried = QueriedDefense(defense, noise, goal, y, chunk.classes, unrolled=unrolled, warm=lanes)
-        self._meter = Meter(len(chunk), terms.budget, terms.batch_size, terms.deadline, chunk.device)
+        self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
+        self._meter = Meter(
+            len(chunk),
+            terms.budget,
+            terms.batch_size,
+            terms.deadline,
+            chunk.device,
+            terms.inner_budget,
+            lambda: self.inner_steps,
+        )
         self._audit = GradientAudit(len(chunk), chunk.device)
         self._claims = Claims(chunk, terms.threat, self._queried, self._meter)
-        self._inner_steps = defense.inner_steps if isinstance(defense, HasInnerSteps) else 0
 
     # What an attack asks.
 
@@ -241,7 +249,8 @@ class DefenseOracle:
         warm = self._queried.warm
         if warm is None:
             return self.forwards * self._inner_steps
-        return (self.forwards - warm.passes) * self._inner_steps + warm.evaluations
+        steps = (self.forwards - warm.passes) * self._inner_steps + warm.evaluations
+        return steps.mean().expand_as(steps) if self._meter.hides_samples else steps
 
     @property
     def useless_gradients(self) -> Tensor:
@@ -292,19 +301,30 @@ class DefenseOracle:
         return products, logits_out
 
     def _answer_library(self, x: Tensor, differentiated: bool) -> tuple[Tensor, VectorJacobian | None]:
-        """Returns logits of rows without ids, and their vector-Jacobian product where it is granted and wanted."""
+        """Returns logits of rows without ids, and their vector-Jacobian product where it is granted and wanted.
+
+        A row passes for an image of the sample whose clean image is nearest.
+        """
         self._meter.admit(self.ids)
-        parts = torch.split(torch.arange(len(x), device=x.device), self._meter.batch_size)
+        ids = torch.cdist(x.flatten(1), self._x.flatten(1)).argmin(1)
+        batches = [*zip(*(torch.split(rows, self._meter.batch_size) for rows in (x, ids)), strict=True)]
         self._meter.pay_together(forwards=self._queried.passes * len(x))
         if not differentiated or "gradient" not in self._granted:
             with torch.no_grad():
-                return torch.cat([self._queried.unlabeled(x[part]) for part in parts]), None
-        linear = [self._queried.linearize_unlabeled(x[part]) for part in parts]
+                answers = torch.cat([self._queried.logits(*batch) for batch in batches])
+            self._claims.settle()
+            return answers, None
+        linear = [self._queried.linearize(*batch) for batch in batches]
+        self._claims.settle()
 
         def vector_jacobian(cotangent: Tensor) -> Tensor:
             self._meter.pay_together(backwards=self._queried.passes * len(x))
-            products = torch.cat([product(cotangent[part]) for part, (_, product) in zip(parts, linear, strict=True)])
+            parts = torch.split(cotangent, self._meter.batch_size)
+            products = torch.cat([product(part) for part, (_, product) in zip(parts, linear, strict=True)])
             self._audit.observe_together(cotangent, products)
+            if self._queried.warm is not None:
+                self._queried.warm.weigh(ids, cotangent)
+                self._queried.warm.settle()
             return products
 
         return torch.cat([logits for logits, _ in linear]), vector_jacobian

@@ -41,7 +41,7 @@ class QueriedDefense:
         classes: number of classes.
         unrolled: whether derivatives go through the defense's own optimization, too.
         warm: what is remembered of the samples for faster answers; None for exact ones. Derivatives through the
-            optimization are exact, and so are answers about images whose samples nobody knows.
+            optimization are exact.
 
     Attributes:
         draws: over how many draws the answers of a randomized defense are averaged.
@@ -100,8 +100,12 @@ class QueriedDefense:
 
         A stated number of draws is exact.
         """
+        return self.finite(self.logits(x, ids, draws), ids)
+
+    def logits(self, x: Tensor, ids: Tensor, draws: int | None = None) -> Tensor:
+        """Returns the logits (N, K) of `mean` as the defense gives them."""
         asked = self._asked(ids, self.passes) if draws is None else self._defense
-        return self.finite(mean_logits(asked, x, self._noise.rows(ids), draws or self.draws), ids)
+        return mean_logits(asked, x, self._noise.rows(ids), draws or self.draws)
 
     def majority(self, x: Tensor, ids: Tensor) -> Tensor:
         """Returns the class (N,) that most draws decide for."""
@@ -127,14 +131,6 @@ class QueriedDefense:
             return decisions(asked, x)
         return self._drawn(asked, x, ids)
 
-    def unlabeled(self, x: Tensor) -> Tensor:
-        """Returns the mean logits (N, K) of images whose samples nobody knows."""
-        return mean_logits(self._defense, x, self._noise.rows(_no_ids(x)), self.draws)
-
-    def linearize_unlabeled(self, x: Tensor) -> tuple[Tensor, VectorJacobian]:
-        """Returns what `linearize` does for images whose samples nobody knows."""
-        return linearize(self._defense, x, self._noise.rows(_no_ids(x)), self.draws, unrolled=self._unrolled)
-
     def reconstruct(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """Returns reconstructions (N, C, H, W) under the classes ``y`` (N,), or of the image, if it knows no others."""
         asked = self._asked(ids, 1, y[:, None])
@@ -147,7 +143,3 @@ class QueriedDefense:
         if not isinstance(self._defense, HasDetectionScore):
             raise AccessDenied("the defense has no detection score")
         return detection_scores(self._defense, x)
-
-
-def _no_ids(x: Tensor) -> Tensor:
-    return torch.zeros(len(x), dtype=torch.int64, device=x.device)

@@ -21,6 +21,7 @@ class Terms:
         threat: the threat model under attack.
         budget: passes per sample, forward and backward, after which queries are refused.
         batch_size: rows that are evaluated together at most.
+        inner_budget: steps per sample of the defense's optimization after which queries are refused; None for no limit.
         deadline: of the monotonic clock, after which `CellTimeout` is raised; None for none.
         warm: whether a defense that can (`bench.contracts.protocols.HasWarmAnswers`) answers from earlier queries.
     """
@@ -29,6 +30,7 @@ class Terms:
     threat: ThreatModel
     budget: int
     batch_size: int
+    inner_budget: int | None = None
     deadline: float | None = None
     warm: bool = False
 

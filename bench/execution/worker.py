@@ -109,6 +109,7 @@ class Worker:
             facts |= {
                 "parameters": work.parameters,
                 "budget": work.budget,
+                "inner_budget": work.inner_budget,
                 "chunk": work.chunk,
                 "batch_size": rows_per_pass(work.batch_size, torch.device(self._job.device)),
                 "judging": work.judging and asdict(work.judging),

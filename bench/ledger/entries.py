@@ -110,6 +110,10 @@ class CellEntry(Entry):
     parameters: dict[str, Any]
     budget: int
     """Maximum number of forward plus backward passes per sample."""
+    inner_budget: int | None = None
+    """Maximum number of steps per sample of the defense's optimization; None for no limit."""
+    reference_budget: int = 1
+    """The budget in passes below which the cell's number is doubted."""
     identity: dict[str, Any] | None = None
     """What the id is made of; None for an imported cell, and before schema version 3."""
     alpha: float | None = None
@@ -135,6 +139,8 @@ class CellEntry(Entry):
             attack=cell.attack,
             parameters=cell.parameters,
             budget=cell.budget,
+            inner_budget=cell.inner_budget,
+            reference_budget=cell.reference_budget,
             identity=cell.identity,
             start=tuple(start.attack for start in cell.starts),
             **_terms(cell.judging),

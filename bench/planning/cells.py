@@ -16,6 +16,10 @@ from bench.planning.matrix import AttackEntry, Matrix
 from bench.plugins.registry import Plugin, Registry
 from bench.training.loading import LoadedDefense
 
+REFERENCE_PASSES = 200
+"""Budget below which a number of a randomized defense is doubted: forward and backward passes of 20 answers, each over
+5 draws."""
+
 _Place = tuple[str, NormName, str]
 """An attack's label, a norm and a defense's label."""
 
@@ -74,11 +78,10 @@ def plan(
 def _may_be_warm(card: AttackCard, loaded: LoadedDefense) -> bool:
     """Returns whether queries may be answered from earlier ones.
 
-    Derivatives through the optimization are exact, and so are the queries of libraries, which carry no sample ids.
-    Scores are exact, because their differences, which estimate gradients, would show how far the searches went.
+    Derivatives through the optimization are exact. So are the scores that attacks with access to scores alone get,
+    because their differences, which estimate gradients, would show how far the searches went.
     """
-    may = card.access in ("gradient", "decision", "latent") and not card.library
-    return may and isinstance(loaded.defense, HasWarmAnswers)
+    return card.access not in ("unrolled", "score") and isinstance(loaded.defense, HasWarmAnswers)
 
 
 def _obstacle(loaded: LoadedDefense, attack: Plugin, dataset: Dataset) -> str | None:
@@ -108,6 +111,8 @@ def _cell(
         parameters=entry.effective(card, [norm]),
         # A card's budget assumes one pass per answer.
         budget=entry.budget or card.budget * (DRAWS if loaded.card.randomized else 1),
+        inner_budget=entry.inner_budget,
+        reference_budget=min(card.budget, REFERENCE_PASSES) if loaded.card.randomized else card.budget,
         seed=matrix.seed,
         samples=matrix.samples_of(loaded.card.name),
         chunk=matrix.chunk or loaded.card.batch_size,

@@ -27,6 +27,8 @@ def matrices() -> list[str]:
 def read_matrix(name_or_path: str) -> tuple[str, dict[str, Any]]:
     """Returns the origin of a matrix (for messages) and its TOML as a dictionary with ``name`` filled in.
 
+    With ``extends``, the keys that it does not have are those of the embedded matrix of this name.
+
     Raises:
         UserError: when the matrix does not exist or is not TOML.
     """
@@ -43,16 +45,21 @@ def read_matrix(name_or_path: str) -> tuple[str, dict[str, Any]]:
     else:
         raise UserError(f"{unknown('matrix', name_or_path, matrices())}, or the path of a .toml file")
     try:
-        return where, {"name": path.stem, **tomllib.loads(text)}
+        data = {"name": path.stem, **tomllib.loads(text)}
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: not valid TOML: {error}") from None
+    if (extended := data.pop("extends", None)) is None:
+        return where, data
+    if extended not in matrices() or extended == name_or_path:
+        raise unknown("matrix to extend", str(extended), matrices(), where)
+    return where, read_matrix(extended)[1] | data
 
 
 def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """Returns a matrix with ``key=value`` changes. The values are TOML.
 
     ``thresholds.L2=2`` and ``chunk=7`` change keys of the matrix. ``boundary.steps=100`` changes a parameter of an
-    attack or a defense. ``boundary.budget=500`` changes the budget of an attack.
+    attack or a defense. ``boundary.budget=500`` and ``boundary.inner_budget=10000`` change the budgets of an attack.
 
     Raises:
         UserError: for a setting that is not ``key=value`` or whose key does not exist.
@@ -72,9 +79,9 @@ def with_settings(where: str, data: dict[str, Any], settings: Sequence[str]) -> 
             data = with_entries({**data, head: value})
         elif head == "thresholds":
             data["thresholds"] = {**_table(data, "thresholds"), tail: value}
-        elif tail == "budget" and entries["attacks"]:
+        elif tail in ("budget", "inner_budget") and entries["attacks"]:
             for entry in entries["attacks"]:
-                entry["budget"] = value
+                entry[tail] = value
         elif tail and any(entries.values()):
             for entry in (*entries["defenses"], *entries["attacks"]):
                 entry["parameters"] = {**_table(entry, "parameters"), tail: value}

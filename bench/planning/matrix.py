@@ -81,6 +81,8 @@ class AttackEntry(Entry):
         norms: norms of the threat models (default: all norms that the attack and the matrix share).
         bounded: attack within the ball of the norm's threshold instead of minimizing the distance.
         budget: forward plus backward passes per sample (default: the card's).
+        inner_budget: steps per sample of a defense's optimization, after which the attack ends as at its budget
+            (default: no limit).
         defenses: labels of the only defenses that this entry attacks (default: all that no other entry with the same
             label names).
         start: labels of other attacks. A minimal attack that can starts from the nearest adversarial example that they
@@ -90,6 +92,7 @@ class AttackEntry(Entry):
     norms: tuple[KnownNorm, ...] | None = None
     bounded: bool = False
     budget: int | None = Field(None, ge=1)
+    inner_budget: int | None = Field(None, ge=1)
     defenses: tuple[str, ...] | None = None
     start: tuple[str, ...] = ()
 

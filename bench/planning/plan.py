@@ -236,4 +236,7 @@ def _all_but(
 def cost(shard: Shard, loaded: LoadedDefense) -> float:
     """Returns the maximum cost of a shard, in forward and backward passes. An inner step counts as one pass."""
     inner = loaded.defense.inner_steps if isinstance(loaded.defense, HasInnerSteps) else 0
-    return shard.work.passes * len(shard.samples) * (1.0 + inner)
+    steps = float(shard.work.passes * inner)
+    if isinstance(shard.work, Cell) and shard.work.inner_budget is not None:
+        steps = min(steps, shard.work.inner_budget)
+    return (shard.work.passes + steps) * len(shard.samples)

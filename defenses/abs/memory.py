@@ -1,8 +1,8 @@
 """Faster answers inside an attack: a search goes on from what the last query of the same sample found.
 
 An iterate of an attack lies near the one before it, and so do its optimal latents. The answers are approximate: they
-steer attacks, and no verdict rests on them. Images that lie far from the remembered one are searched in full, and so is
-a sample's first query and one at intervals.
+steer attacks, and no verdict rests on them. Images that lie far from the remembered one are searched anew, and so is a
+sample's first query and one at intervals. In either case, only the classes still in contention are searched.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:  # models make these
 EVALUATIONS = 3
 """Evaluations of a search that goes on, for each class. The last one takes no step."""
 CONTENDERS = 4
-"""Number of classes whose search goes on, those of least energy, besides the classes that the attack names."""
+"""Number of classes that are searched, those of least energy, besides the classes that the attack names."""
 REACH = 1 / 28
 """L2 distance up to which an image lies near the remembered one, in units of the root of the number of its values."""
 FULL_EVERY = 50
-"""Number of queries of a sample from one full search to the next."""
+"""Number of queries of a sample from one new search to the next."""
 
 Found = dict[str, Tensor]
 """What a query finds out about its rows, and what is kept of samples, by name; the first dimension counts them."""
@@ -37,7 +37,7 @@ class Memory:
     """What the queries about the samples of one attack found out (`bench.contracts.protocols.WarmAnswers`).
 
     A search goes on from where the last one ended, with few evaluations of the classes of least energy. The others keep
-    their last energies and reconstructions.
+    their last energies and reconstructions, in a new search those of their best starting points.
 
     Args:
         model: the classifier.
@@ -92,23 +92,30 @@ class Memory:
         """
         model, inference = self._model, self._model.inference()
         full = self._old(samples) | self._far(samples, seen)
-        rows = full.nonzero()[:, 0]
-        searched: Found = {}
-        if len(rows):
-            starts = inference.starts(seen[rows], model.objective)
-            searched = _by_row(inference.descended(seen[rows], model.objective, starts))
-        if len(rows) == len(seen):
-            found, evaluations = searched, full * model.inner_steps
-        else:
-            known = {name: self._kept[name][samples] for name in ("values", "decoded", "p")}
-            for name, values in searched.items():
-                known[name][rows] = values
-            contending = self._contending(known["values"], wanted) & ~full[:, None]
-            ends = Ends(known["values"].T, known["decoded"], known["p"].transpose(0, 1))
-            found = _by_row(inference.resumed(seen, model.objective, ends, contending.T, EVALUATIONS))
-            evaluations = torch.where(full, model.inner_steps, EVALUATIONS * contending.sum(1))
-        self._ask(samples, full, {**found, "seen": seen}, evaluations)
+        parts: list[tuple[Tensor, Found]] = []
+        taken = torch.zeros_like(samples)
+        for anew in (True, False):
+            rows = (full if anew else ~full).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            if anew:
+                starts = inference.starts(seen[rows], model.objective)
+                before, steps = inference.descended(seen[rows], model.objective, starts, 1), inference.search.iterations
+            else:
+                before, steps = self._ends(samples[rows]), EVALUATIONS
+            contending = self._contending(before.values.T, wanted[rows])
+            ends = inference.resumed(seen[rows], model.objective, before, contending.T, steps)
+            taken[rows] = steps * contending.sum(1) + anew * contending.shape[1]
+            parts.append((rows, _by_row(ends)))
+        back = torch.cat([rows for rows, _ in parts]).argsort()
+        found = {name: torch.cat([of[name] for _, of in parts])[back] for name in parts[0][1]}
+        self._ask(samples, full, {**found, "seen": seen}, taken)
         return found["values"], found["decoded"]
+
+    def _ends(self, samples: Tensor) -> Ends:
+        """Where the last searches of ``samples`` (N,) ended."""
+        values, decoded, p = (self._kept[name][samples] for name in ("values", "decoded", "p"))
+        return Ends(values.T, decoded, p.transpose(0, 1))
 
     def decide(self, samples: Tensor, wanted: Tensor, x: Tensor) -> Tensor:
         """Classes (N,) of images (N, C, H, W).

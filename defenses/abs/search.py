@@ -274,14 +274,12 @@ class Inference:
         return torch.cat(found, 1)
 
     @torch.no_grad()
-    def descended(self, x: Tensor, objectives: Objectives, p: Tensor) -> Ends:
+    def descended(self, x: Tensor, objectives: Objectives, p: Tensor, evaluations: int) -> Ends:
         """Where the descents of all classes end that start at parameters ``p`` (K, N, P)."""
         rows, found = features(x), []
         for part in parts_of(x):
             of_groups = [
-                self._descend(
-                    group, rows[part], objectives(group.classes, part), p[group.classes, part], self.search.iterations
-                )
+                self._descend(group, rows[part], objectives(group.classes, part), p[group.classes, part], evaluations)
                 for group in self.groups
             ]
             found.append(_joined(of_groups, 0, 1))

@@ -22,6 +22,7 @@ from reports.evidence.signs import (
     NO_GRADIENTS,
     NOT_UNROLLED,
     OLD_RULE,
+    SMALL_BUDGET,
     Doubt,
     Evidence,
     beaten,
@@ -107,7 +108,7 @@ def cell_doubts(attacked: Attacked, row: AttackRow, smaller: Mapping[str, list[s
     if records is None:
         return []
     cell = row.cells[defense]
-    found = [judged_before(run, defense, [cell])]
+    found = [judged_before(run, defense, [cell]), small_budget(run, cell)]
     if row.epsilon is not None or run.facts[cell].dubious:
         valid = valid_records(records[COLUMNS])
         found += [useless_gradients(valid), vanished(valid), remarks(valid), cut_short(valid), non_finite(valid)]
@@ -155,6 +156,14 @@ def judged_before(run: NormRun, defense: str, cells: Collection[str]) -> Doubt |
     done = [cell for cell in cells if cell in run.records]
     old = [cell for cell in done if not run.entries[cell].alpha]
     return Doubt(OLD_RULE, f"{len(old)} of {len(done)} cells") if old else None
+
+
+def small_budget(run: NormRun, cell: str) -> Doubt | None:
+    """Returns a doubt if a cell's budget is below the attack's default, or allows a randomized defense few answers."""
+    entry = run.entries[cell]
+    if entry.budget >= entry.reference_budget:
+        return None
+    return Doubt(SMALL_BUDGET, f"{entry.budget:,} of {entry.reference_budget:,} passes")
 
 
 def not_unrolled(attacked: Attacked, access: pd.Series) -> Doubt | None:

@@ -28,6 +28,7 @@ NEVER = "a minimal attack with gradients never succeeds, where others do or none
 FALLING = "a larger epsilon or more steps break fewer images"
 LATE = "images still broken in the last quarter of the passes: more steps or restarts may help"
 CUT_SHORT = "the budget ended the attack before it was done: more steps may help"
+SMALL_BUDGET = "the budget is smaller than the attack's default: more steps may help"
 VANISHED = "adversarials of an attack's own queries did not hold on fresh passes"
 NON_FINITE = "candidates were dropped because the defense's logits were not finite"
 FAILED = "attacks failed on images that no other attack broke"

@@ -319,7 +319,7 @@ def test_a_search_goes_on_where_it_is_wanted_and_nowhere_else(kernel):
 
     found = []
     for inference in (by_torch, by_kernel):
-        ends = inference.descended(x, objectives, inference.starts(x, objectives))
+        ends = inference.descended(x, objectives, inference.starts(x, objectives), inference.search.iterations)
         resumed = inference.resumed(x, objectives, ends, wanted, 4)
         assert torch.equal(resumed.values[~wanted], ends.values[~wanted])
         assert torch.equal(resumed.p[~wanted], ends.p[~wanted])

@@ -10,7 +10,7 @@ from bench.contracts.threat import ThreatModel
 from bench.engine.oracle import DefenseOracle
 from bench.engine.terms import Terms
 from bench.plugins.registry import Registry
-from defenses.abs.memory import EVALUATIONS, FULL_EVERY
+from defenses.abs.memory import CONTENDERS, EVALUATIONS, FULL_EVERY
 
 REMEMBERING = ["abs", "binary_abs"]
 """The classifiers whose descent is long enough to go on from its end."""
@@ -31,15 +31,22 @@ def _own(y):
     return y[:, None]
 
 
-def test_the_first_answer_is_exact(defense, split):
+def test_the_first_answer_is_exact_for_the_classes_in_contention(defense, split):
+    """The logits of the others are those of their starting points, which are not larger."""
     x, y = split.images[:N], split.labels[:N]
     assert isinstance(defense, HasWarmAnswers)
-    warm = defense.warm_answers(N).at(torch.arange(N), _own(y))
-    torch.testing.assert_close(warm.logits(x), defense.logits(x))
+    memory = defense.warm_answers(N)
+    warm = memory.at(torch.arange(N), torch.stack([y, (y + 1) % 10], 1))
     logits, product = warm.input_gradient(x)
-    exact_logits, exact_product = defense.input_gradient(x)
-    torch.testing.assert_close(logits, exact_logits)
-    torch.testing.assert_close(product(torch.ones_like(logits)), exact_product(torch.ones_like(logits)))
+    exact, exact_product = defense.input_gradient(x)
+    equal = torch.isclose(logits, exact, rtol=1e-4, atol=1e-5)
+    assert (equal.sum(1) >= CONTENDERS).all()
+    for named in (y, (y + 1) % 10, exact.argmax(1)):
+        assert equal.gather(1, named[:, None]).all()
+        weights = torch.nn.functional.one_hot(named, 10).to(logits)
+        torch.testing.assert_close(product(weights), exact_product(weights), rtol=1e-3, atol=1e-5)
+    assert (logits <= exact + 1e-5).all()
+    assert (memory.evaluations < defense.inner_steps).all()
 
 
 def test_along_an_attacks_path_answers_stay_near_the_exact_ones(defense, split):
@@ -70,11 +77,12 @@ def _margin(logits, y):
 def test_reconstructions_are_those_of_the_class(defense, split):
     x, y = split.images[:N], split.labels[:N]
     memory = defense.warm_answers(N)
-    torch.testing.assert_close(memory.at(torch.arange(N), _own(y)).reconstruct(x, y), defense.reconstruct(x, y))
+    given = memory.at(torch.arange(N), _own(y)).reconstruct(x, y)
+    torch.testing.assert_close(given, defense.reconstruct(x, y), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
-def test_a_search_that_goes_on_takes_few_evaluations_and_is_made_in_full_at_intervals(name, split):
+def test_a_search_that_goes_on_takes_few_evaluations_and_is_made_anew_at_intervals(name, split):
     defense = load_defense(name, dataset="digits")
     x, y, memory, taken = split.images[:N], split.labels[:N], defense.warm_answers(N), []
     for _ in range(FULL_EVERY + 2):
@@ -82,14 +90,14 @@ def test_a_search_that_goes_on_takes_few_evaluations_and_is_made_in_full_at_inte
         memory.settle()
         taken.append(memory.evaluations.clone())
     each = torch.stack(taken).diff(dim=0, prepend=torch.zeros(1, N, dtype=torch.float64))
-    full = (each == defense.inner_steps).all(1)
+    full = (each >= CONTENDERS * defense.inner_steps / 10).all(1)
     assert full.nonzero()[:, 0].tolist() == [0, FULL_EVERY]
     assert (each[~full] <= 5 * EVALUATIONS).all()
     assert (each[~full] >= 4 * EVALUATIONS).all()
 
 
 @pytest.mark.parametrize("name", REMEMBERING)
-def test_what_is_forgotten_or_far_is_searched_in_full(name, split):
+def test_what_is_forgotten_or_far_is_searched_anew(name, split):
     defense = load_defense(name, dataset="digits")
     x, y, memory = split.images[:N], split.labels[:N], defense.warm_answers(N)
     memory.at(torch.arange(N), _own(y)).logits(x)
@@ -98,11 +106,11 @@ def test_what_is_forgotten_or_far_is_searched_in_full(name, split):
     moved = (x + 0.02).clamp(0, 1)
     moved[7] = split.images[40]
     before = memory.evaluations.clone()
-    given, exact = memory.at(torch.arange(N), _own(y)).logits(moved), defense.logits(moved)
-    full = memory.evaluations - before == defense.inner_steps
+    given, first = (kept.at(torch.arange(N), _own(y)).logits(moved) for kept in (memory, defense.warm_answers(N)))
+    full = memory.evaluations - before >= CONTENDERS * defense.inner_steps / 10
     assert {2, 5, 7} <= set(full.nonzero()[:, 0].tolist())
     assert not full.all()
-    torch.testing.assert_close(given[full], exact[full])
+    torch.testing.assert_close(given[full], first[full], rtol=1e-4, atol=1e-5)
 
 
 def test_far_decisions_are_exact_and_leave_the_memory_as_it_is(split):
@@ -115,7 +123,7 @@ def test_far_decisions_are_exact_and_leave_the_memory_as_it_is(split):
     memory.settle()
     before = memory.evaluations.clone()
     memory.at(every, _own(y)).logits(x)
-    assert (memory.evaluations - before < defense.inner_steps).all()
+    assert (memory.evaluations - before <= 5 * EVALUATIONS).all()
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -166,6 +174,15 @@ STRONG = {
     "salt_and_pepper": "L0",
     "pointwise": "L0",
     "pointwise_10x": "L0",
+    "fab": "L2",
+    "brendel_bethge": "L2",
+}
+"""Their norms."""
+SHORTER = {
+    "boundary": {"steps": 200},
+    "hopskipjump": {"steps": 10},
+    "brendel_bethge": {"steps": 50},
+    "fab": {"restarts": 1, "targets": 3},
 }
 
 
@@ -178,7 +195,7 @@ def test_attacks_are_as_strong_as_with_exact_answers(name, attack, split):
     kept = defense.logits(x).argmax(1) == y
     chunk = Chunk(x[kept], y[kept], kept.nonzero()[:, 0].tolist(), 10)
     function, card = Registry().get("attacks", attack).function, Registry().get("attacks", attack).attack_card
-    parameters = {"boundary": {"steps": 200}, "hopskipjump": {"steps": 10}}.get(attack, {})
+    parameters = SHORTER.get(attack, {})
     found, distances = {}, {}
     for warm in (True, False):
         terms = Terms(card.access, ThreatModel(STRONG[attack]), 10**6, 100, warm=warm)

@@ -47,7 +47,18 @@ class RunMaker:
             "citation": citation,
         }
 
-    def cell(self, defense, attack, norm, distances=None, reasons=None, budget=1000, predictions=None, **columns):
+    def cell(
+        self,
+        defense,
+        attack,
+        norm,
+        distances=None,
+        reasons=None,
+        budget=1000,
+        reference_budget=1,
+        predictions=None,
+        **columns,
+    ):
         """One distance per sample: 0 a clean error, infinity unbroken, NaN (with a reason) failed or a violation; no
         distances: the cell has not run. ``columns`` of the records may be given."""
         entry = self.attacks[attack]
@@ -61,6 +72,7 @@ class RunMaker:
             "files": (f"{defense}-{attack}-{norm}.parquet",),
             "parameters": entry["parameters"],
             "budget": budget,
+            "reference_budget": reference_budget,
             "alpha": 0.001 if self.is_randomized(defense) and self.schema > 2 else None,
             "estimation_draws": 20 if self.is_randomized(defense) else 0,
         }

@@ -184,10 +184,20 @@ def test_without_leave_nothing_is_remembered():
     assert memories == []
 
 
-def test_a_library_whose_rows_have_no_samples_gets_exact_answers():
+def test_rows_of_a_library_pass_for_the_sample_whose_clean_image_is_nearest():
     oracle, memories = _asked()
     module = oracle.as_module()
-    for pixel in (0.2, 0.9):
-        assert module(_image(pixel))[:, 1].item() == pytest.approx(pixel - 0.5)
-    assert memories == []
-    assert oracle.inner_steps.tolist() == [STEPS, STEPS]
+    for pixels in ((0.01, 0.2, 0.02), (0.03, 0.5, 0.04)):
+        module(_image(*pixels))
+    assert memories[0].remembered.tolist() == pytest.approx([0.04, 0.5])
+    # Three full answers, and three from memory; a sample's count is the mean.
+    assert oracle.inner_steps.tolist() == [(3 * STEPS + 3 * 5) / 2] * 2
+
+
+def test_the_classes_that_a_librarys_loss_weighs_stay_wanted():
+    oracle, memories = _asked()
+    module = oracle.as_module()
+    leaf = _image(0.0).requires_grad_(True)
+    module(leaf)[0, 1].backward()
+    module(_image(0.0))
+    assert memories[0].wanted[-1][0].tolist()[:2] == [0, 1]

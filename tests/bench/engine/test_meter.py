@@ -40,6 +40,15 @@ def test_rows_of_spent_samples_are_refused_and_the_others_come_in_batches():
     assert counted.affordable(torch.tensor([1, 2])).tolist() == [False, True]
 
 
+def test_rows_are_refused_after_the_steps_of_the_optimization_that_they_may_take():
+    taken = torch.tensor([0.0, 9.0, 10.0])
+    counted = Meter(3, 4, 2, None, CPU, inner_budget=10, inner_steps=lambda: taken)
+    assert counted.affordable(torch.arange(3)).tolist() == [True, True, False]
+    taken += 1
+    assert counted.affordable(torch.arange(3)).tolist() == [True, False, False]
+    assert counted.refused.tolist() == [False, True, True]
+
+
 def test_all_rows_come_as_slices():
     assert list(meter().admit(torch.tensor([0, 1, 2]))) == [slice(0, 2), slice(2, 4)]
 

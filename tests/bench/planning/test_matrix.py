@@ -34,11 +34,13 @@ def test_an_entry_chosen_by_name_and_by_label_runs_once():
 
 
 def test_settings_change_keys_thresholds_parameters_and_budgets():
-    matrix = build(["samples=4", "thresholds.L2=2.5", "boundary.steps=9", "boundary.budget=77"])
+    matrix = build(
+        ["samples=4", "thresholds.L2=2.5", "boundary.steps=9", "boundary.budget=77", "boundary.inner_budget=5000"]
+    )
     assert matrix.samples == 4
     assert matrix.thresholds["L2"] == 2.5
     assert matrix.attacks[0].parameters == {"steps": 9}
-    assert matrix.attacks[0].budget == 77
+    assert (matrix.attacks[0].budget, matrix.attacks[0].inner_budget) == (77, 5000)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +161,23 @@ def test_a_matrix_that_is_not_there_or_not_toml_is_named(tmp_path):
     (tmp_path / "bad.toml").write_text("samples = ")
     with pytest.raises(UserError, match=r"bad.toml: not valid TOML"):
         read_matrix(str(tmp_path / "bad.toml"))
+
+
+def test_a_matrix_may_extend_an_embedded_one(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("extends = 'digits'\nsamples = 7\ndefenses = ['cnn']\n[thresholds]\nL2 = 2")
+    _, data = read_matrix(str(path))
+    assert data == {
+        **read_matrix("digits")[1],
+        "name": "mine",
+        "samples": 7,
+        "defenses": ["cnn"],
+        "thresholds": {"L2": 2},
+    }
+    for extended in ("digit", "mine.toml", 3):
+        path.write_text(f"extends = {extended!r}")
+        with pytest.raises(UserError, match=f"mine.toml: unknown matrix to extend {str(extended)!r}"):
+            read_matrix(str(path))
 
 
 @pytest.mark.parametrize("name", matrices())
@@ -285,11 +304,14 @@ def test_attacks_ask_defenses_that_can_in_the_way_that_the_matrix_says():
         ("boundary", "L2", "warm"),
         ("latent_descent", "L2", "warm"),
         ("pgd_ge", "L2", "exact"),
-        ("fab", "L2", "exact"),
+        ("fab", "L2", "warm"),
+        ("transfer", "L2", "warm"),
+        ("square", "L2", "exact"),
+        ("unrolled_pgd", "L2", "exact"),
     ],
 )
-def test_scores_and_libraries_are_answered_exactly(attack, norm, way):
-    """Differences of approximate scores mislead, and a library's rows name no samples."""
+def test_access_to_scores_alone_is_answered_exactly(attack, norm, way):
+    """Differences of approximate scores mislead. So do derivatives through a part of the optimization."""
     dataset, loaded = load_dataset("digits"), make_defense("abs", load_dataset("digits"), Registry())
     matrix = build(defenses=["abs"], attacks=[attack], norms=[norm])
     assert _cells(matrix, dataset, {"abs": loaded})["abs"].inference == way

@@ -19,6 +19,7 @@ from reports.evidence.signs import (
     NOT_UNROLLED,
     OLD_RULE,
     REMARKS,
+    SMALL_BUDGET,
     UNBROKEN,
     USELESS_GRADIENTS,
     VANISHED,
@@ -398,6 +399,12 @@ def test_a_budget_that_ends_the_attack():
     status = ["budget"] * 2 + ["found"] * 8
     assert doubts(make(pgd=(FOUND, {"status": status}))) == [("pgd", CUT_SHORT, "2 of 10 images")]
     assert doubts(make(pgd=(FOUND, {"status": ["budget"] + ["found"] * 9}))) == []
+
+
+@pytest.mark.parametrize(("budget", "doubted"), [(999, True), (1000, False)])
+def test_a_budget_below_the_reference(budget, doubted):
+    made = make(pgd=(FOUND, {"budget": budget, "reference_budget": 1000}))
+    assert doubts(made) == [("pgd", SMALL_BUDGET, "999 of 1,000 passes")] * doubted
 
 
 def test_success_that_vanishes_on_fresh_draws():
