@@ -135,7 +135,14 @@ class CompiledDecoders:
             x: images as rows (N, D).
             p: parameters (K, N, P) to start from.
             steps: how the search goes on.
+
+        Equal rows, with which verdicts fill up their batches, are searched once.
         """
+        if energy.slack is None and energy.noise is None and len(x) == p.shape[1] > 1:
+            first, back = _distinct(torch.cat([x, p.transpose(0, 1).flatten(1)], 1))
+            if len(first) < len(x):
+                ends = self.minimize(classes, energy, x[first], p[:, first], steps)
+                return Ends(ends.values[:, back], ends.decoded[back], ends.p[:, back])
         ends = Ends(p.new_empty(p.shape[:2]), x.new_empty(len(x), len(p), x.shape[1]), _copied(p))
         self._minimize(self._problem(classes, energy, x, ends.p, steps.learning_rate), energy, steps, ends)
         return ends
@@ -249,6 +256,13 @@ class CompiledDecoders:
         """Returns scratch memory for one call: zeros, as calls may run at the same time."""
         hidden = 0 if energy.discriminators is None else sum(energy.discriminators.widths)
         return torch.zeros(self._scratch + 2 * hidden)
+
+
+def _distinct(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the places of the first of equal rows (N, D), and for each row which of these places is its own (N,)."""
+    back: Tensor = torch.unique(rows, dim=0, return_inverse=True)[1]
+    places = torch.arange(len(rows))
+    return torch.full_like(places[: int(back.amax()) + 1], len(rows)).scatter_reduce_(0, back, places, "amin"), back
 
 
 def _copied(tensor: Tensor) -> Tensor:

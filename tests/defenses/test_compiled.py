@@ -242,6 +242,24 @@ def test_rows_do_not_depend_on_each_other_not_even_by_rounding(kernel):
         assert torch.equal(alone.p[:, 0], whole.p[:, row])
 
 
+def test_equal_rows_are_searched_once_and_answered_each(kernel, monkeypatch):
+    shape = SHAPES["abs of 8x8"]
+    layers, x, p = _problem(shape, 2, 3)
+    decoders = compiled_decoders(layers, ACTIVATIONS[shape.activation], kernel)
+    rows, searched = torch.tensor([2, 0, 0, 1, 2, 2]), []
+    run = decoders._minimize
+    monkeypatch.setattr(decoders, "_minimize", lambda *given: (searched.append(given[0]), run(*given)))
+    alone = decoders.minimize(slice(None), Energy(), x, p, Steps(RATE, 9))
+    given = decoders.minimize(slice(None), Energy(), x[rows], p[:, rows], Steps(RATE, 9))
+    for found, wanted in ((given.values, alone.values[:, rows]), (given.p, alone.p[:, rows])):
+        assert torch.equal(found, wanted)
+    assert torch.equal(given.decoded, alone.decoded[rows])
+    assert [problem.structure.images for problem in searched] == [3, 3]
+    # The same image from elsewhere is another search.
+    elsewhere = decoders.minimize(slice(None), Energy(), x[[0, 0]], p[:, :2], Steps(RATE, 9))
+    assert not torch.equal(elsewhere.p[:, 0], elsewhere.p[:, 1])
+
+
 def test_an_image_that_is_not_finite_has_no_finite_energy_and_harms_no_other(kernel):
     layers, x, p = _problem(SHAPES["abs of 8x8"], 3, 4)
     decoders = compiled_decoders(layers, ELU, kernel)
