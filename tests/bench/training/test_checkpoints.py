@@ -227,4 +227,4 @@ def test_the_zoos_weights_fit_the_present_recipe(card, request, tmp_path, monkey
 
 
 def test_the_zoo_stays_small():
-    assert sum(path.stat().st_size for path in zoo().rglob("*.safetensors")) <= 24e6
+    assert sum(path.stat().st_size for path in zoo().rglob("*.safetensors")) <= 21e6
